@@ -1,0 +1,222 @@
+"""EasyVQA: questions about one colored shape, from the data set that PyPI's ``easy-vqa`` ships (MIT license)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from datamodules.visual_questions import Question, QuestionTable, VisualQuestions, language_prior, split_images
+from datamodules.vocabulary import build_vocab, tokenize
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLORS = {  # as the data set draws them
+    "black": (0, 0, 0),
+    "blue": (0, 0, 255),
+    "brown": (165, 42, 42),
+    "gray": (128, 128, 128),
+    "green": (0, 255, 0),
+    "red": (255, 0, 0),
+    "teal": (0, 128, 128),
+    "yellow": (255, 255, 0),
+}
+HOLDOUT = ("rectangle-red", "rectangle-teal", "circle-blue", "circle-yellow", "triangle-green", "triangle-gray")
+"""A compositional hold-out: each shape loses two colors, and every color and shape still occurs in training."""
+
+IMAGE_SIZE = 64
+
+
+class EasyVQA(VisualQuestions):
+    """Images of one shape in one of eight colors on a pale ground, with questions about its shape and color.
+
+    Validation images are carved from the official *training* images; the test images are the official ones. Training
+    images are mirrored and their shape is moved to a random place, which leaves every answer true.
+
+    Args:
+        batch_size: images per rank and batch; about ten questions come with each.
+        val_fraction: share of the training images that validates.
+        holdout: shape-color pairs, such as ``rectangle-red``, that training and validation never show. Test questions
+            about them are marked ``unseen``.
+        prior_shift: in the manner of VQA-CP (Agrawal et al. 2018), the share of training and validation questions
+            "is there a <color> shape?" in whose image the color *is* there: this for black, blue, brown and gray, and
+            one minus it for green, red, teal and yellow. The test questions have it the other way round, so that what
+            training's language suggests is wrong. Made by leaving questions out. ``null`` leaves the data as it is.
+        augment: mirror and move the training images.
+        split_seed: seed of the validation split and of ``prior_shift``, apart from the run's seed.
+
+    Raises:
+        ValueError: an unknown pair in ``holdout``; a ``val_fraction`` or ``prior_shift`` outside of (0, 1).
+    """
+
+    draws: ClassVar[int] = 3
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        val_fraction: float = 0.1,
+        holdout: Sequence[str] = (),
+        prior_shift: float | None = None,
+        augment: bool = True,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size)
+        known = [f"{shape}-{color}" for shape in SHAPES for color in COLORS]
+        for pair in holdout:
+            if pair not in known:
+                raise ValueError(f"holdout={pair!r}: expected shape-color pairs such as 'rectangle-red'")
+        if prior_shift is not None and not 0 < prior_shift < 1:
+            raise ValueError(f"prior_shift={prior_shift}: expected a share between 0 and 1, both excluded")
+        if not augment:
+            self.draws = 0  # type: ignore[misc]
+        self.holdout = list(holdout)
+        self.prior_shift = prior_shift
+        self.split_seed = split_seed
+        self._train_questions = _read_questions("train")
+        num_images = 1 + max(question.image for question in self._train_questions)
+        self._train_images, self._val_images = split_images(num_images, val_fraction, split_seed)
+
+        chosen = set(self._train_images)
+        train = [question for question in self._train_questions if question.image in chosen]
+        self.vocab = build_vocab(question.text for question in train)
+        self.answers = sorted({question.answer for question in train})
+        self.question_types = sorted({question.kind for question in train})
+        self.image_shape = [3, IMAGE_SIZE, IMAGE_SIZE]
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.tables:
+            return
+        train_images, test_images = _read_images("train"), _read_images("test")
+        train_questions, test_questions = self._train_questions, _read_questions("test")
+        train_pairs, test_pairs = attributes(train_images), attributes(test_images)
+        if self.prior_shift is not None:
+            shift, rng = self.prior_shift, random.Random(self.split_seed)
+            train_questions = _shift_prior(train_questions, train_pairs, shift, rng)
+            test_questions = _shift_prior(test_questions, test_pairs, 1 - shift, rng)
+
+        def part(images: Tensor, questions: list[Question], chosen: Sequence[int]) -> tuple[Tensor, list[Question]]:
+            """The chosen images that still have a question, and those questions with their images renumbered."""
+            asked = {question.image for question in questions}
+            chosen = [image for image in chosen if image in asked]
+            place = {image: i for i, image in enumerate(chosen)}
+            kept = [replace(q, image=place[q.image]) for q in questions if q.image in place]
+            return images[chosen], kept
+
+        shown = [i for i, pair in enumerate(train_pairs) if pair not in self.holdout]
+        test_questions = [replace(q, unseen=test_pairs[q.image] in self.holdout) for q in test_questions]
+        parts = {
+            "train": part(train_images, train_questions, sorted(set(shown) & set(self._train_images))),
+            "val": part(train_images, train_questions, sorted(set(shown) & set(self._val_images))),
+            "test": part(test_images, test_questions, range(len(test_images))),
+        }
+        prior = language_prior(parts["train"][1])
+        for name, (images, questions) in parts.items():
+            self.tables[name] = QuestionTable(
+                images,
+                questions,
+                prior=prior,
+                vocab=self.vocab,
+                answers=self.answers,
+                question_types=self.question_types,
+            )
+
+    def augment(self, images: Tensor, draws: Tensor) -> Tensor:
+        return mirror_and_move(images, draws)
+
+
+def mirror_and_move(images: Tensor, draws: Tensor) -> Tensor:
+    """Each image mirrored with probability ½, its shape moved to a uniformly drawn place where it fits whole.
+
+    Args:
+        images: (N, C, H, W) of one object on an even ground.
+        draws: (N, 3) in [0, 1): vertical place, horizontal place, mirror.
+    """
+    height, width = images.shape[2:]
+    # At most one corner of the image is covered by the object, so the lower median of the four is the ground.
+    ground = images[:, :, :: height - 1, :: width - 1].flatten(2).median(2).values[:, :, None, None]
+    is_object = (images != ground).any(1)
+
+    def source(occupied: Tensor, draw: Tensor) -> Tensor:
+        """(N, S): from which row (or column) each row of the moved image comes; the ground goes round the edge."""
+        size = occupied.shape[1]
+        first = occupied.int().argmax(1)
+        last = size - 1 - occupied.int().flip(1).argmax(1)
+        shift = (draw * (size - (last - first))).long() - first
+        return (torch.arange(size, device=images.device) - shift[:, None]) % size
+
+    rows = source(is_object.any(2), draws[:, 0])
+    columns = source(is_object.any(1), draws[:, 1])
+    columns = torch.where(draws[:, 2:] < 0.5, columns, columns.flip(1))
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    # Channels last, so that the three index tensors are adjacent.
+    return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def attributes(images: Tensor) -> list[str]:
+    """The ``shape-color`` of each image (N, 3, H, W), read off its pixels.
+
+    The color is the palette's nearest to the pixel that differs most from the ground; the shape shows in the share of
+    its bounding box that it fills: rectangle 1, circle π/4, triangle ½.
+    """
+    palette = torch.tensor(list(COLORS.values()))
+    height, width = images.shape[2:]
+    ground = images[:, :, :: height - 1, :: width - 1].flatten(2).median(2).values[:, :, None, None]
+    distance = (images.int() - ground.int()).abs().sum(1)  # (N, H, W)
+    pairs = []
+    for image, contrast in zip(images, distance, strict=True):
+        is_object = contrast > contrast.max() // 2
+        y, x = divmod(int(contrast.argmax()), width)
+        color = list(COLORS)[int((palette - image[:, y, x].int()).abs().sum(1).argmin())]
+        rows, columns = is_object.any(1).nonzero(), is_object.any(0).nonzero()
+        area = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+        filled = float(is_object.sum() / area)
+        shape = "rectangle" if filled > 0.92 else "circle" if filled > 0.64 else "triangle"
+        pairs.append(f"{shape}-{color}")
+    return pairs
+
+
+def _read_questions(part: str) -> list[Question]:
+    import easy_vqa
+
+    texts, answers, images = getattr(easy_vqa, f"get_{part}_questions")()
+    return [
+        Question(image=image, text=text, answer=answer, kind=_kind(text, answer))
+        for text, answer, image in zip(texts, answers, images, strict=True)
+    ]
+
+
+def _kind(text: str, answer: str) -> str:
+    if answer in ("yes", "no"):
+        return "yes_no_color" if set(tokenize(text)) & set(COLORS) else "yes_no_shape"
+    return "shape" if answer in SHAPES else "color"
+
+
+def _read_images(part: str) -> Tensor:
+    """(N, 3, 64, 64) uint8 in the order of their numbers."""
+    import easy_vqa
+    from torchvision.io import ImageReadMode, decode_image
+
+    paths = getattr(easy_vqa, f"get_{part}_image_paths")()
+    return torch.stack([decode_image(paths[i], ImageReadMode.RGB) for i in range(len(paths))])
+
+
+def _shift_prior(
+    questions: list[Question], pairs: list[str], share_present: float, rng: random.Random
+) -> list[Question]:
+    """``questions`` less as many yes/no questions about each color as make the asked color present in that share."""
+    by_color: dict[tuple[str, bool], list[int]] = {(color, there): [] for color in COLORS for there in (True, False)}
+    for i, question in enumerate(questions):
+        if question.kind == "yes_no_color":
+            (asked,) = set(tokenize(question.text)) & set(COLORS)
+            by_color[asked, pairs[question.image].endswith(asked)].append(i)
+    dropped: set[int] = set()
+    for rank, color in enumerate(COLORS):
+        share = share_present if rank < len(COLORS) // 2 else 1 - share_present
+        present, absent = by_color[color, True], by_color[color, False]
+        total = min(len(present) / share, len(absent) / (1 - share))
+        for group, size in ((present, round(total * share)), (absent, round(total * (1 - share)))):
+            dropped.update(rng.sample(group, len(group) - size))
+    return [question for i, question in enumerate(questions) if i not in dropped]

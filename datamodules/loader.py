@@ -1,0 +1,175 @@
+"""TensorLoader: whole-batch indexing over data in memory, sharded over ranks, resumable at any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+
+class BatchSource(Protocol):
+    """Anything that answers a vector of sample indices with one whole batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor) -> Any: ...
+
+
+def keyed_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator whose draws are a function of ``key`` alone, e.g. of (seed, epoch, step, purpose).
+
+    Neighbouring keys give unrelated streams, which ``manual_seed(seed + epoch)`` would not: seed 1 in epoch 0 would
+    see what seed 0 sees in epoch 1.
+    """
+    digest = blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside a distributed run."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def draws_per_sample(trainer: Trainer, num_samples: int, num_draws: int, seed: int) -> Tensor:
+    """Uniform draws (num_samples, num_draws) for the training batch that is being prepared, one row a sample.
+
+    They are a function of (seed, epoch, batch, place in the global batch): drawn for the samples of all ranks, of which
+    each rank takes those that :class:`TensorLoader` gave it. So a resumed run repeats them, and two ranks augment just
+    as one would.
+    """
+    rank, world_size = rank_and_world_size()
+    batch_idx = trainer.fit_loop.batch_idx + 1  # the loop counts a batch only once it is on the device
+    generator = keyed_generator(seed, "augment", trainer.current_epoch, batch_idx)
+    draws = torch.rand(num_samples * world_size, num_draws, generator=generator)[rank::world_size]
+    return draws.to(trainer.strategy.root_device, non_blocking=True)
+
+
+class TensorLoader:
+    """Batches of a source that fits memory, by one indexing operation a batch instead of one a sample.
+
+    The order of an epoch is a function of (seed, epoch). A *global* batch is a run of ``batch_size × ranks``
+    consecutive samples of that order; rank r takes every ranks-th sample of it, starting at r. So any number of ranks
+    goes through the same global batches, and in evaluation every sample is seen exactly once.
+
+    Args:
+        source: a (named) tuple of tensors with equal first dimension, or a :class:`BatchSource`.
+        batch_size: samples per rank and batch.
+        shuffle: draw a new order each epoch; otherwise the source's own order.
+        drop_last: leave out the last global batch if it is not full. When it is kept and has fewer samples than there
+            are ranks, they join the batch before, so that no rank ever sees an empty batch.
+        seed: the order's seed.
+        pin_memory: pin each batch for a fast transfer; by default when there is a CUDA device.
+
+    ``state_dict`` and ``load_state_dict`` hold the position within the epoch: an iterator that is made after loading
+    goes on at the next batch. Lightning stores both in the checkpoint and calls ``set_epoch``.
+
+    Raises:
+        ValueError: the source is empty or its tensors differ in length; the batch size is not positive; there are
+            fewer samples than ranks, or, with ``drop_last``, than one global batch.
+    """
+
+    def __init__(
+        self,
+        source: BatchSource | tuple[Tensor, ...],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        pin_memory: bool | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        if isinstance(source, tuple):
+            lengths = {len(tensor) for tensor in source}
+            if len(lengths) != 1:
+                raise ValueError(f"tensors of {sorted(lengths)} samples: expected the same number in each")
+            self.num_samples = lengths.pop()
+        else:
+            self.num_samples = len(source)
+        if self.num_samples == 0:
+            raise ValueError("the data set is empty: expected at least one sample")
+        self.source = source
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self.epoch = 0
+        self._position = 0  # batches of this epoch that were handed out
+        self._resumed = False  # the next iterator goes on at _position
+
+    @property
+    def sampler(self) -> TensorLoader:
+        """Itself: Lightning looks for ``set_epoch`` on a loader's sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        # An epoch that was handed out whole is over: who resumes starts the next one at its first batch.
+        return {"position": self._position % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._position = state["position"]
+        self._resumed = True
+
+    def _boundaries(self) -> list[int]:
+        """Where the global batches begin, and where the last one ends."""
+        _, world_size = rank_and_world_size()
+        if self.num_samples < world_size:
+            raise ValueError(f"{self.num_samples} samples for {world_size} ranks: expected at least one each")
+        step = self.batch_size * world_size
+        starts = list(range(0, self.num_samples + 1, step))  # the end of the last full batch included
+        left_over = self.num_samples - starts[-1]
+        if left_over and not self.drop_last:
+            if left_over < world_size:
+                starts.pop()
+            starts.append(self.num_samples)
+        if len(starts) < 2:
+            raise ValueError(
+                f"batch_size={self.batch_size} on {world_size} ranks: expected at most the {self.num_samples} samples "
+                "there are, since the incomplete last batch is dropped"
+            )
+        return starts
+
+    def __len__(self) -> int:
+        return len(self._boundaries()) - 1
+
+    def __iter__(self) -> Iterator[Any]:
+        # A generator: the epoch is read when the first batch is asked for, which is after Lightning's set_epoch.
+        position = self._position if self._resumed else 0
+        self._resumed = False
+        rank, world_size = rank_and_world_size()
+        boundaries = self._boundaries()
+        if self.shuffle:
+            order = torch.randperm(self.num_samples, generator=keyed_generator(self.seed, self.epoch))
+        else:
+            order = torch.arange(self.num_samples)
+        while position + 1 < len(boundaries):
+            indices = order[boundaries[position] + rank : boundaries[position + 1] : world_size]
+            position += 1
+            self._position = position
+            yield self._batch(indices)
+
+    def _batch(self, indices: Tensor) -> Any:
+        if isinstance(self.source, tuple):
+            batch = _rebuild(self.source, [tensor[indices] for tensor in self.source])
+        else:
+            batch = self.source[indices]
+        if self.pin_memory:
+            batch = _rebuild(batch, [tensor.pin_memory() for tensor in batch])
+        return batch
+
+
+def _rebuild(like: tuple[Tensor, ...], tensors: list[Tensor]) -> Any:
+    """``tensors`` as the same kind of (named) tuple as ``like``."""
+    return type(like)(*tensors) if hasattr(like, "_fields") else tuple(tensors)
