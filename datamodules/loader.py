@@ -106,6 +106,8 @@ class TensorLoader:
         self._position = 0  # batches of this epoch that were handed out
         self._resumed = False  # the next iterator goes on at _position
 
+    batch_sampler = None  # Lightning asks every loader that has a sampler
+
     @property
     def sampler(self) -> TensorLoader:
         """Itself: Lightning looks for ``set_epoch`` on a loader's sampler."""

@@ -1,0 +1,503 @@
+"""VQAv2: open-ended questions about COCO photographs, from the official files of VQA v1 and v2.
+
+Antol et al. 2015 (v1), Goyal et al. 2017 (v2). Ten people answered each question, and a candidate answer is scored
+against all ten, so that targets are soft: :func:`soft_scores`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.loader import BatchSource, TensorLoader, keyed_generator
+from datamodules.visual_questions import (
+    Question,
+    QuestionTable,
+    VisualQuestions,
+    VQABatch,
+    language_prior,
+    split_images,
+)
+from datamodules.vocabulary import build_vocab, tokenize
+
+DOWNLOAD_PAGE = "https://visualqa.org/download.html"
+NUM_HUMANS = 10
+ANSWER_TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
+"""the files' names of the answer types, and ours"""
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # the apostrophe and the colon are not in it
+_NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+_NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+_CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've
+    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
+""".split()  # noqa: SIM905 - a hundred lines otherwise
+# Each is restored where exactly one of its apostrophes is lost, and one goes the wrong way in the official table too.
+_CONTRACTIONS = {
+    word[: mark.start()] + word[mark.end() :]: word for word in _CONTRACTED for mark in re.finditer("'", word)
+} | {"somebody'd": "somebodyd"}
+
+
+def _strip(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+@lru_cache(maxsize=1 << 17)
+def normalize_answer(answer: str) -> str:
+    """An answer as the public VQA evaluation code (``vqaEval.py``) compares it, its quirks included.
+
+    1. Newlines and tabs become spaces, and the ends are stripped.
+    2. A punctuation mark is removed *everywhere* if it stands beside a space *anywhere*, or if the text has a comma
+       between two digits, which removes all marks: ``1,000`` is ``1000``. Otherwise it becomes a space: ``t-shirt`` is
+       ``t shirt``. Apostrophes and colons stay.
+    3. A period is removed unless a digit follows it. The code means to keep it *between* digits, but its look-behind
+       ``(?!<=\\d)`` is written as a look-ahead for the characters ``<=``, which always holds: so ``.5`` stays and
+       ``2.`` becomes ``2``. And as the regular expression's flag is passed in the place of the count, only the first 32
+       are removed.
+    4. Lower case; *none*, *zero* … *ten* become digits, *a*, *an* and *the* are dropped, a lost apostrophe is restored
+       (``dont`` is ``don't``). So the answer ``a`` is empty.
+    """
+    answer = _strip(answer)
+    has_digit_comma = re.search(r"\d,\d", answer) is not None
+    text = answer
+    for mark in _PUNCTUATION:
+        beside_space = f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if beside_space or has_digit_comma else " ")
+    text = re.sub(r"\.(?!\d)", "", text, count=32)
+    words = [_NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
+def soft_scores(answers: Sequence[str]) -> dict[str, float]:
+    """The official accuracy of each distinct answer among the ten that people gave to a question.
+
+    It is the mean over the ten subsets that leave one person out of min(number in it who gave the answer / 3, 1): 0.3,
+    0.6, 0.9 and 1 for one, two, three and more people. Answers are normalized first, *unless all ten are the same*:
+    then the evaluation normalizes neither them nor the prediction, and ten times "none" is not met by "0".
+
+    Source: Antol et al. 2015 and the public VQA evaluation code. Versions of that code differ: an early one normalizes
+    every prediction, and of the ten answers, unless all are the same, only the punctuation.
+    """
+    answers = [_strip(answer) for answer in answers]
+    if len(set(answers)) > 1:
+        answers = [normalize_answer(answer) for answer in answers]
+    people = len(answers)
+    return {
+        # Of the subsets, n leave out one who gave this answer.
+        answer: (n * min((n - 1) / 3, 1) + (people - n) * min(n / 3, 1)) / people
+        for answer, n in Counter(answers).items()
+    }
+
+
+@dataclass(kw_only=True)
+class RatedQuestion(Question):
+    """A question whose ``answer`` is the most frequent one, with the score of every answer that was given."""
+
+    scores: dict[str, float]
+
+
+def read_questions(questions_path: Path, annotations_path: Path) -> list[RatedQuestion]:
+    """The questions of an official pair of files, in the order of their ids; ``image`` is the COCO image id.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file or a record of it is malformed; names the file and the question id.
+    """
+    asked, annotated = _read_records(questions_path, "questions"), _read_records(annotations_path, "annotations")
+    for question_id in sorted(annotated.keys() - asked.keys()):
+        raise _malformed(annotations_path, question_id, f"a question of that id in {questions_path.name}")
+    questions = []
+    for question_id in sorted(asked):
+        question, annotation = asked[question_id], annotated.pop(question_id, None)  # popped: half of the memory
+        if annotation is None:
+            raise _malformed(questions_path, question_id, f"an annotation in {annotations_path.name}")
+        image, text = question.get("image_id"), question.get("question")
+        if not isinstance(image, int):
+            raise _malformed(questions_path, question_id, "a whole number as 'image_id'")
+        if not isinstance(text, str) or not tokenize(text):
+            raise _malformed(questions_path, question_id, "words as 'question'")
+        if annotation.get("image_id") != image:
+            raise _malformed(annotations_path, question_id, f"image_id {image}, as in {questions_path.name}")
+        kind, answer = str(annotation.get("answer_type")), annotation.get("multiple_choice_answer")
+        if kind not in ANSWER_TYPES:
+            raise _malformed(annotations_path, question_id, f"one of {list(ANSWER_TYPES)} as 'answer_type'")
+        if not isinstance(answer, str):
+            raise _malformed(annotations_path, question_id, "a text as 'multiple_choice_answer'")
+        given = annotation.get("answers")
+        entries = given if isinstance(given, list) else []
+        texts: list[Any] = [entry.get("answer") if isinstance(entry, dict) else None for entry in entries]
+        if len(texts) != NUM_HUMANS or not all(isinstance(answer, str) for answer in texts):
+            raise _malformed(annotations_path, question_id, f"{NUM_HUMANS} 'answers', each with a text as 'answer'")
+        scores = soft_scores(texts)
+        questions.append(RatedQuestion(image, text, normalize_answer(answer), ANSWER_TYPES[kind], scores=scores))
+    return questions
+
+
+def _malformed(path: Path, question_id: int, expected: str) -> ValueError:
+    return ValueError(f"{path}: question_id {question_id}: expected {expected}")
+
+
+def _read_records(path: Path, key: str) -> dict[int, dict[str, Any]]:
+    """The records that an official file holds under ``key``, by their question ids."""
+    content = _read_json(path)
+    records = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: expected an official VQA file, with a list of records under {key!r}")
+    by_id: dict[int, dict[str, Any]] = {}
+    for place, record in enumerate(records):
+        question_id = record.get("question_id") if isinstance(record, dict) else None
+        if not isinstance(question_id, int):
+            raise ValueError(f"{path}: record {place} of {key!r}: expected a whole number as 'question_id'")
+        if question_id in by_id:
+            raise _malformed(path, question_id, "it only once")
+        by_id[question_id] = record
+    return by_id
+
+
+def _read_json(path: Path) -> Any:
+    _require(path)
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not found; download it from {DOWNLOAD_PAGE}, unpack it and put it there")
+
+
+class CocoImages:
+    """The images of a COCO folder such as ``train2014``, decoded when asked for: (I, 3, size, size) uint8.
+
+    Images are squeezed to a square, not cropped: what a question is about may be at the edge.
+
+    Raises:
+        FileNotFoundError: the folder is not there.
+        ValueError: when asked for, an image cannot be decoded; names the file and the image id.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        _require(folder)
+        self.folder, self.size = folder, size
+
+    def path(self, image_id: int) -> Path:
+        return self.folder / f"COCO_{self.folder.name}_{image_id:012d}.jpg"
+
+    def ids(self) -> list[int]:
+        """Of all images in the folder, in ascending order."""
+        return sorted(int(path.stem[-12:]) for path in self.folder.glob(f"COCO_{self.folder.name}_{'[0-9]' * 12}.jpg"))
+
+    def check(self, image_ids: Iterable[int]) -> None:
+        """Raises FileNotFoundError at the first image that is not there."""
+        there = set(self.ids())  # one look at the folder instead of one per image
+        for image_id in image_ids:
+            if image_id not in there:
+                raise FileNotFoundError(
+                    f"{self.path(image_id)}: image_id {image_id} not found; {self.folder.name} is at {DOWNLOAD_PAGE}"
+                )
+
+    def __call__(self, image_ids: Sequence[int]) -> Tensor:
+        return torch.stack([self._decode(image_id) for image_id in image_ids])
+
+    def _decode(self, image_id: int) -> Tensor:
+        from PIL import Image
+
+        path = self.path(image_id)
+        try:
+            with Image.open(path) as image:  # some are gray
+                pixels = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises at broken files
+            raise ValueError(f"{path}: image_id {image_id} cannot be decoded: {error}") from error
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+
+
+class CachedFeatures:
+    """Image features in ``<prefix>.npy``, read from disk as asked for: (I, C, h, w) float32, (I, C, 1, 1) of vectors.
+
+    ``<prefix>.npy`` holds (N, C) or (N, C, h, w) in float16 or float32, and ``<prefix>.json`` the list of the N image
+    ids in the order of its rows; :func:`cache_features` writes both.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file is malformed, the two do not fit, or an image is not in them; names the file and the id.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        self.path, ids_path = Path(f"{prefix}.npy"), Path(f"{prefix}.json")
+        for path in (self.path, ids_path):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: not found; datamodules.vqa_v2.cache_features writes it")
+        try:
+            self.array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path}: not a whole .npy file of numbers: {error}") from error
+        if getattr(self.array, "dtype", None) not in (np.float16, np.float32) or self.array.ndim not in (2, 4):
+            raise ValueError(f"{self.path}: expected (N, C) or (N, C, h, w) in float16 or float32")
+        ids = _read_json(ids_path)
+        if not isinstance(ids, list) or len(ids) != len(self.array) or len(set(map(str, ids))) != len(ids):
+            raise ValueError(f"{ids_path}: expected a list of {len(self.array)} different image ids, one a row")
+        self.rows = {image_id: row for row, image_id in enumerate(ids)}
+        self.shape = [*self.array.shape[1:], 1, 1][:3]
+        """C, h, w"""
+
+    def check(self, image_ids: Iterable[int]) -> None:
+        """Raises ValueError at the first image that is not there."""
+        for image_id in image_ids:
+            if image_id not in self.rows:
+                raise ValueError(f"{self.path}: image_id {image_id}: no features, expected those of every image")
+
+    def __call__(self, image_ids: Sequence[int]) -> Tensor:
+        rows = np.asarray(self.array[[self.rows[image_id] for image_id in image_ids]])  # a copy: only these are read
+        return torch.from_numpy(rows).float().view(len(rows), *self.shape)
+
+
+@torch.inference_mode()
+def cache_features(
+    encoder: nn.Module, folders: Sequence[Path], prefix: Path, size: int = 224, batch_size: int = 64
+) -> None:
+    """Writes the features of all images in COCO ``folders`` as :class:`CachedFeatures` reads them, in float16.
+
+    ``encoder``, in the mode and on the device that it is in, gets (B, 3, size, size) in 0..1 and gives (B, C) or
+    (B, C, h, w). The files get their names when they are whole.
+    """
+    images = [(source, image_id) for source in (CocoImages(f, size) for f in folders) for image_id in source.ids()]
+    if not images:
+        raise FileNotFoundError(f"{[str(f) for f in folders]}: no COCO images; download them from {DOWNLOAD_PAGE}")
+    device = next((parameter.device for parameter in encoder.parameters()), None)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    array: Any = None
+    for start in range(0, len(images), batch_size):
+        pixels = torch.cat([source([image_id]) for source, image_id in images[start : start + batch_size]])
+        features = encoder(pixels.to(device).float() / 255).half().cpu().numpy()
+        if array is None:
+            shape = (len(images), *features.shape[1:])
+            array = np.lib.format.open_memmap(f"{prefix}.npy.part", "w+", np.float16, shape)
+        array[start : start + batch_size] = features
+    array.flush()
+    Path(f"{prefix}.json.part").write_text(json.dumps([image_id for _, image_id in images]))
+    Path(f"{prefix}.npy").unlink(missing_ok=True)  # an older one must not meet the new list
+    for suffix in ("json", "npy"):
+        os.replace(f"{prefix}.{suffix}.part", f"{prefix}.{suffix}")
+
+
+class RatedQuestionTable(QuestionTable):
+    """A :class:`QuestionTable` that fetches its images when a batch is formed, and whose ``answers`` are (Q, A) scores.
+
+    ``questions`` name their images by id. The scores are kept as at most ten per question: in full, those of VQA v2's
+    training questions would fill 1.8 GB.
+    """
+
+    def __init__(
+        self,
+        images: CocoImages | CachedFeatures,
+        questions: Sequence[RatedQuestion],
+        answers: Sequence[str],
+        **facts: Any,
+    ) -> None:
+        questions = sorted(questions, key=lambda question: question.image)  # as the base class sorts them
+        ids = sorted({question.image for question in questions})
+        images.check(ids)
+        row = {image_id: i for i, image_id in enumerate(ids)}
+        column = {answer: i for i, answer in enumerate(answers)}
+        columns = np.zeros((len(questions), NUM_HUMANS), np.int64)
+        scores = np.zeros((len(questions), NUM_HUMANS), np.float32)
+        for i, question in enumerate(questions):
+            for j, answer in enumerate(answer for answer in question.scores if answer in column):
+                columns[i, j], scores[i, j] = column[answer], question.scores[answer]
+        # The base class wants one answer that is a class; it is not looked at again.
+        super().__init__(
+            torch.tensor(ids),
+            [replace(question, image=row[question.image], answer=answers[0]) for question in questions],
+            answers=answers,
+            **facts,
+        )
+        self.source, self.num_answers = images, len(answers)
+        self.columns, self.scores = torch.from_numpy(columns), torch.from_numpy(scores)
+        self.answers = torch.arange(len(questions))  # a question's row, for its scores
+
+    def __getitem__(self, indices: Tensor) -> VQABatch:
+        batch = super().__getitem__(indices)
+        # Unused places add a score of 0 to answer 0.
+        answers = torch.zeros(len(batch.answers), self.num_answers)
+        answers.scatter_add_(1, self.columns[batch.answers], self.scores[batch.answers])
+        return batch._replace(images=self.source(batch.images.tolist()), answers=answers)
+
+
+class WorkerLoader(TensorLoader):
+    """A :class:`TensorLoader` whose batches are formed by ``num_workers`` processes, in the same order."""
+
+    def __init__(self, source: BatchSource, batch_size: int, *, num_workers: int, **options: Any) -> None:
+        super().__init__(source, batch_size, **options)
+        self.num_workers = num_workers
+
+    def _batch(self, indices: Tensor) -> Tensor:
+        return indices
+
+    def __iter__(self) -> Iterator[Any]:
+        order = list(super().__iter__())
+        # Workers run ahead: the position counts the batches that were handed out, not those that were asked for.
+        self._position = len(self) - len(order)
+        batches = DataLoader(
+            _Guarded(self.source),
+            batch_size=None,
+            sampler=order,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            generator=keyed_generator(self.seed, "workers"),  # else it draws from the run's own generator
+        )
+        for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
+            self._position += 1
+            yield batch
+
+
+class _Guarded(Dataset):
+    """Hands broken data's error over as it is: from a worker, a DataLoader would wrap it in a traceback."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __getitem__(self, indices: Tensor) -> Any:
+        try:
+            return self.source[indices]
+        except (OSError, ValueError) as error:
+            return error
+
+
+class VQAv2(VisualQuestions):
+    """The official VQA v2 (or v1) questions about COCO photographs, with soft targets.
+
+    Trains on train2014 less a validation split of its *images*, and tests on val2014, as the test set's answers are
+    not public. The candidate answers are the most frequent ``multiple_choice_answer`` of the training part, and the
+    vocabulary is that of its questions. Training questions that no candidate answers are left out; validation and test
+    keep theirs, and any prediction is wrong there. ``question_types`` are the official answer types.
+
+    Args:
+        root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``vqa_v2/``. The names
+            below count from there, and may be absolute.
+        train_questions, train_annotations, test_questions, test_annotations: official files of VQA v2. Those of v1 are
+            ``OpenEnded_mscoco_train2014_questions.json``, ``mscoco_train2014_annotations.json`` and so on.
+        train_images, test_images: COCO folders; the images are ``<folder>/COCO_<folder>_<12 digits>.jpg``.
+        features: ``<prefix>`` of the image features to be used instead, both folders' together: see
+            :class:`CachedFeatures`. ``null`` decodes the images.
+        image_size: height and width to which images are resized.
+        num_workers: processes that decode images.
+        batch_size: images per rank and batch; about 5.4 questions come with each (in v1, 3).
+        val_fraction: share of the training images that validates.
+        num_answers: candidate answers, at most.
+        min_count: training questions have a word so often, or it is ``<unk>``.
+        split_seed: seed of the validation split, apart from the run's seed.
+
+    Raises:
+        FileNotFoundError: a file or an image is not there; says where to get it.
+        ValueError: an argument is out of range, or a file is malformed; names the file and the record.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train_questions: str = "v2_OpenEnded_mscoco_train2014_questions.json",
+        train_annotations: str = "v2_mscoco_train2014_annotations.json",
+        test_questions: str = "v2_OpenEnded_mscoco_val2014_questions.json",
+        test_annotations: str = "v2_mscoco_val2014_annotations.json",
+        train_images: str = "train2014",
+        test_images: str = "val2014",
+        features: str | None = None,
+        image_size: int = 224,
+        num_workers: int = 4,
+        batch_size: int = 92,
+        val_fraction: float = 0.1,
+        num_answers: int = 1000,
+        min_count: int = 1,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size)
+        for name, value, least in (
+            ("image_size", image_size, 1),
+            ("num_workers", num_workers, 0),
+            ("num_answers", num_answers, 1),
+            ("min_count", min_count, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value}: expected at least {least}")
+        folder = Path(root or os.environ.get("LIT_DATA") or "data") / "vqa_v2"
+        self.test_files = folder / test_questions, folder / test_annotations
+        self.image_folders = {
+            "train": folder / train_images,
+            "val": folder / train_images,
+            "test": folder / test_images,
+        }
+        self.features = None if features is None else folder / features
+        self.image_size = image_size
+        self.num_workers = num_workers
+        for path in self.test_files:  # not only when the training is over
+            _require(path)
+
+        questions = read_questions(folder / train_questions, folder / train_annotations)
+        images = sorted({question.image for question in questions})
+        val_images = {images[i] for i in split_images(len(images), val_fraction, split_seed)[1]}
+        train = [question for question in questions if question.image not in val_images]
+        self.answers = top_answers((question.answer for question in train), num_answers)
+        candidates = set(self.answers)
+        train = [question for question in train if not candidates.isdisjoint(question.scores)]
+        self._questions = {"train": train, "val": [q for q in questions if q.image in val_images]}
+        self._prior = language_prior([question for question in train if question.answer in candidates])
+        self.vocab = build_vocab((question.text for question in train), min_count)
+        self.question_types = list(ANSWER_TYPES.values())
+        self.image_shape = [3, image_size, image_size] if self.features is None else CachedFeatures(self.features).shape
+
+    def setup(self, stage: str | None = None) -> None:
+        parts = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        for part in parts.get(stage or "", ("train", "val", "test")):
+            if part not in self.tables:
+                # The lists are dropped as they are used up: the tables hold all that is needed.
+                questions = read_questions(*self.test_files) if part == "test" else self._questions.pop(part)
+                self.tables[part] = RatedQuestionTable(
+                    CocoImages(self.image_folders[part], self.image_size)
+                    if self.features is None
+                    else CachedFeatures(self.features),
+                    questions,
+                    self.answers,
+                    prior=self._prior,
+                    vocab=self.vocab,
+                    question_types=self.question_types,
+                )
+
+    def _loader(self, part: str, **options: Any) -> TensorLoader:
+        if self.features is None:
+            return WorkerLoader(self.tables[part], self.batch_size, num_workers=self.num_workers, **options)
+        return TensorLoader(self.tables[part], self.batch_size, **options)
+
+    def train_dataloader(self) -> TensorLoader:
+        return self._loader("train", shuffle=True, drop_last=True, seed=self.order_seed)
+
+    def val_dataloader(self) -> TensorLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> TensorLoader:
+        return self._loader("test")
+
+
+def top_answers(answers: Iterable[str], num_answers: int) -> list[str]:
+    """The most frequent answers, the most frequent first; ties in alphabetical order. An empty one is none."""
+    counts = Counter(answer for answer in answers if answer)
+    return sorted(counts, key=lambda answer: (-counts[answer], answer))[:num_answers]

@@ -1,0 +1,126 @@
+"""What a run leaves behind besides metrics and checkpoints: its configuration, manifest and summary."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from experiments.callbacks.training_metrics import TrainingMetrics
+from experiments.metrics_csv import MetricsCSV
+from experiments.run_folder import RunFolder, read_json, write_atomically, write_manifest
+
+
+class RunRecord(Callback):
+    """Writes ``config.yaml`` and ``manifest.json`` when a run starts and keeps ``summary.json`` up to date.
+
+    In the summary, ``best`` are the validation metrics of the checkpoint that was chosen (by ``best.monitor``), ``last``
+    those of the last validation, ``test`` the test metrics; ``wall_seconds`` counts training and validation over all
+    restarts.
+
+    Args:
+        folder: the run's.
+        config: the complete configuration as YAML.
+        seed, tags: for the manifest.
+        best: the callback that chooses the best checkpoint.
+        metrics: the logger whose rows a restart cuts back to the checkpoint's.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: str,
+        seed: int | None,
+        tags: list[str],
+        best: ModelCheckpoint,
+        metrics: MetricsCSV,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.seed = seed
+        self.tags = tags
+        self.best = best
+        self.metrics = metrics
+        self.values: dict[str, Any] = {"best": {}, "last": {}, "test": {}}
+        self.wall_seconds = 0.0
+        self._since: float | None = None
+        self._started = False
+        self._rows = 0  # of metrics.csv when the checkpoint was saved
+
+    @property
+    def _wall(self) -> float:
+        return self.wall_seconds + (time.perf_counter() - self._since if self._since is not None else 0)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and not self._started:
+            if stage == "fit":
+                write_atomically(self.folder.config, self.config)
+            write_manifest(self.folder, self.seed, self.tags)
+            if stage != "fit":  # evaluating a run that was trained before
+                self.values |= read_json(self.folder.summary)
+                self.wall_seconds = self.values.get("wall_seconds", 0.0)
+        self._started = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Rows that a killed process wrote after its last checkpoint will be written again.
+        self.metrics.truncate(self._rows)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        values = _figures(trainer, "val/")
+        self.values["last"] = {"step": trainer.global_step, "epoch": trainer.current_epoch, **values}
+        if self._is_best(values):
+            self.values["best"] = dict(self.values["last"])
+        self._write(trainer)
+
+    def _is_best(self, values: dict[str, float]) -> bool:
+        new, old = values.get(self.best.monitor or ""), self.values["best"].get(self.best.monitor)
+        if new is None or old is None:
+            return new is not None
+        return new > old if self.best.mode == "max" else new < old
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.wall_seconds, self._since = self._wall, None
+        self._write(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.values["test"] = _figures(trainer, "test/")
+        self._write(trainer)
+
+    @rank_zero_only
+    def _write(self, trainer: Trainer) -> None:
+        self.values["wall_seconds"] = round(self._wall, 3)
+        for callback in trainer.callbacks:
+            if isinstance(callback, TrainingMetrics) and callback.total_seconds:
+                self.values["samples_per_second"] = callback.total_samples / callback.total_seconds
+        write_atomically(self.folder.summary, json.dumps(self.values, indent=2) + "\n")
+        for logger in trainer.loggers:
+            summary = getattr(getattr(logger, "experiment", None), "summary", None)
+            if summary is not None:  # Weights & Biases
+                chosen = {f"best/{name}": value for name, value in self.values["best"].items()}
+                last = {f"last/{name}": value for name, value in self.values["last"].items()}
+                rest = {key: self.values[key] for key in ("wall_seconds", "samples_per_second") if key in self.values}
+                summary.update(chosen | last | self.values["test"] | rest)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values, "wall_seconds": self._wall, "metrics_rows": self.metrics.num_rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.values = state_dict["values"]
+        self.wall_seconds = state_dict["wall_seconds"]
+        self._rows = state_dict["metrics_rows"]
+
+
+def _figures(trainer: Trainer, prefix: str) -> dict[str, float]:
+    """The Trainer's metrics of one stage as plain numbers; NaN, which JSON does not know, as None."""
+    values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    return {name: None if math.isnan(value) else value for name, value in sorted(values.items())}  # type: ignore[misc]

@@ -1,0 +1,325 @@
+"""The command line: Lightning's own, with runs that are recorded and mistakes that are said in one line.
+
+    train.py fit|validate|test|predict [-c FILE …] [--model.X …] [--data.X …] [--trainer.X …]
+
+``configs/base.yaml`` is always underneath; later files and options win. Facts of the data (its vocabulary, number of
+classes, …) are handed to whatever model has an argument of that name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from experiments.callbacks.figures import Figures
+from experiments.callbacks.run_record import RunRecord
+from experiments.callbacks.training_metrics import TrainingMetrics
+from experiments.metrics_csv import MetricsCSV
+from experiments.mistakes import Mistake, Parser, mistake_in, nearest
+from experiments.run_folder import (
+    REPOSITORY,
+    RunFolder,
+    RunOptions,
+    find_runs,
+    folder_of_checkpoint,
+    new_run_id,
+    runs_root,
+    write_atomically,
+)
+
+DATA_FACTS = ("vocab", "answers", "question_types", "image_shape", "num_classes", "scale_factor")
+"""attributes of a data module that are linked to a model's argument of the same name"""
+
+BASE_CONFIG = REPOSITORY / "configs" / "base.yaml"
+RUN_ID = "LIT_RUN_ID"
+"""environment variable that tells the processes which a run starts on its other devices which run they belong to"""
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``checkpoints/best.ckpt``: the state of the best ``monitor`` so far.
+
+    Args:
+        monitor: a metric that validation logs.
+        mode: ``min`` or ``max``.
+    """
+
+    def __init__(self, monitor: str = "val/loss", mode: str = "min") -> None:
+        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+
+
+class RecoveryCheckpoint(ModelCheckpoint):
+    """``checkpoints/step=….ckpt``: the newest two states, from which a run goes on.
+
+    Args:
+        every_n_epochs: save after the validation of each n-th epoch.
+        every_n_train_steps: save after each n-th step instead.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, every_n_train_steps: int | None = None) -> None:
+        super().__init__(
+            filename="{step:08d}",
+            monitor="step",
+            mode="max",
+            save_top_k=2,
+            every_n_epochs=None if every_n_train_steps else every_n_epochs,
+            every_n_train_steps=every_n_train_steps,
+            enable_version_counter=False,
+        )
+
+
+class CLI(LightningCLI):
+    """LightningCLI with run folders, linked data facts, safe resuming, and a test at the end of ``fit``."""
+
+    folder: RunFolder
+    building = True
+    """still making the objects that the configuration names"""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunOptions, "run")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="Whether fit ends by testing the best checkpoint."
+        )
+        parser.add_lightning_class_args(BestCheckpoint, "best")
+        parser.add_lightning_class_args(RecoveryCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Figures, "figures")
+        for fact in DATA_FACTS:
+            parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        # Building a parser takes a while: only the one that is asked for is built.
+        known = LightningCLI.subcommands()
+        asked = sys.argv[1] if len(sys.argv) > 1 else ""
+        return {asked: known[asked]} if asked in known else known
+
+    def _parse_ckpt_path(self) -> None:
+        """Finds the run's folder and the checkpoint to start from.
+
+        Lightning would let the checkpoint's hyper-parameters win over the command line without a word.
+        """
+        config = self.config[self.config.subcommand]
+        self.folder, checkpoint = locate(self.config.subcommand, config)
+        config.ckpt_path = str(checkpoint) if checkpoint else None
+        if checkpoint:
+            self._refuse_contradictions(config, checkpoint)
+
+    def _refuse_contradictions(self, config: Any, checkpoint: Path) -> None:
+        asked = config.model.as_dict()
+        saved = read_hyper_parameters(checkpoint)
+        if (saved_class := saved.get("_class_path", asked["class_path"])) != asked["class_path"]:
+            raise Mistake(f"ckpt_path={checkpoint}: holds a {saved_class}, expected a {asked['class_path']}")
+        pairs = {f"model.{key}": (value, saved.get(key, value)) for key, value in asked.get("init_args", {}).items()}
+        origin = folder_of_checkpoint(checkpoint)
+        if self.config.subcommand == "fit" and origin is not None:
+            run = yaml.safe_load(origin.config.read_text())
+            now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
+            for part in ("model", "data"):
+                old, new = run[part].get("init_args", {}), now[part].get("init_args", {})
+                pairs |= {f"{part}.{key}": (value, old.get(key, value)) for key, value in new.items()}
+            pairs["seed_everything"] = (now["seed_everything"], run["seed_everything"])
+        for key, (new, old) in pairs.items():
+            if _plain(new) != _plain(old) and key.split(".")[1:] != ["vocab"]:
+                raise Mistake(
+                    f"{key}={_plain(new)}: contradicts the checkpoint {checkpoint}, which was made with {_plain(old)}; "
+                    "expected the same, or a new run without --ckpt_path"
+                )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config, options = self._get(self.config_init, "trainer"), self._get(self.config_init, "run")
+        best, recovery, figures = (self._get(self.config_init, key) for key in ("best", "checkpoint", "figures"))
+        seed = self._get(self.config, "seed_everything")
+        metrics = MetricsCSV(self.folder.metrics)
+        extra: list[Callback] = [TrainingMetrics()]
+        if not config.fast_dev_run:
+            best.dirpath = recovery.dirpath = str(self.folder.checkpoints)
+            figures.folder = self.folder.figures
+            record = RunRecord(self.folder, self._rerunnable_config(), seed, options.tags, best, metrics)
+            extra.append(record)
+        if config.enable_progress_bar is not False:
+            from lightning.pytorch.callbacks import RichProgressBar
+
+            extra.append(RichProgressBar(refresh_rate=20))
+        loggers: Any = config.logger
+        if loggers in (None, True):
+            loggers = [metrics]
+            if not config.fast_dev_run and (wandb := self._wandb(options)):
+                loggers.append(wandb)
+        kwargs["callbacks"] = [*(config.callbacks or []), *extra]
+        kwargs["default_root_dir"] = config.default_root_dir or str(self.folder.path)
+        unchecked = config.enable_checkpointing is False or config.fast_dev_run
+        wanted = [figures] if unchecked else [figures, best, recovery]
+        return self._instantiate_trainer({**config, **kwargs, "logger": loggers}, wanted)
+
+    def _rerunnable_config(self) -> str:
+        """The complete configuration as YAML, less what ties it to this one run."""
+        config = self.config[self.subcommand].clone()
+        config.ckpt_path = config.run.id = None
+        text: str = self._parser(self.subcommand).dump(config, skip_none=False)
+        return f"# python train.py {self.subcommand} -c THIS_FILE\n{text}"
+
+    def _wandb(self, options: RunOptions) -> Any:
+        from experiments.weights_and_biases import wandb_logger
+
+        config = yaml.safe_load(self._rerunnable_config())
+        linked = {key: value for key, value in self.model.hparams.items() if key in DATA_FACTS}
+        config["model"]["init_args"] |= {key: value for key, value in linked.items() if len(str(value)) < 1000}
+        return wandb_logger(self.folder, config, options.project, str(self.subcommand), options.tags)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        CLI.building = False
+        os.environ[RUN_ID] = self.folder.id
+        super()._run_subcommand(subcommand)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["weights_only"] = True  # a checkpoint is data, not code
+        if "verbose" in kwargs:
+            kwargs["verbose"] = False
+        return kwargs
+
+    def after_fit(self) -> None:
+        best = self.folder.best_checkpoint()
+        tests = self._get(self.config, "test_after_fit") and not self.trainer.fast_dev_run
+        if tests and best and not self.trainer.interrupted and self.trainer.limit_test_batches != 0:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        self._report()
+
+    def after_validate(self) -> None:
+        self._report()
+
+    def after_test(self) -> None:
+        self._report()
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predicts, and writes ``predictions.json`` into the run's folder: what ``predict_step`` returned, in order."""
+        batches = self.trainer.predict(**kwargs) or []
+        items = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
+        file = self.folder.path / "predictions.json"
+        if self.trainer.is_global_zero:
+            write_atomically(file, json.dumps(items, indent=0) + "\n")
+            print(f"{len(items)} predictions: {file}")
+
+    def _report(self) -> None:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            from experiments.report import print_report
+
+            print_report(self.folder, str(self.subcommand), dict(self.trainer.callback_metrics))
+
+
+def locate(subcommand: str, config: Any) -> tuple[RunFolder, Path | None]:
+    """The folder of the run and the checkpoint to start from, if any.
+
+    ``ckpt_path`` may be a file, ``last`` (the newest state of the run ``run.id``, or of the newest run of this name;
+    for ``fit`` none is a fresh start) or ``best`` (likewise). A file in a run's folder belongs to that run.
+
+    Raises:
+        Mistake: no such checkpoint.
+    """
+    options = config.run
+    name = options.name or f"{_technique(config.model.class_path)}/{_snake_case(config.data.class_path)}"
+    if len(name.split("/")) != 2:
+        raise Mistake(f"run.name={name}: expected <technique>/<data set>")
+    root = runs_root(options)
+    run_id = options.id or os.environ.get(RUN_ID)
+    wanted = config.ckpt_path
+    if wanted in ("last", "best"):
+        folders = [RunFolder(root / name / run_id)] if run_id else find_runs(root, name)[::-1]
+        for folder in folders:
+            found = folder.newest_checkpoint() if wanted == "last" else folder.best_checkpoint()
+            if found:
+                return folder, found
+        if subcommand != "fit" or wanted == "best":
+            raise Mistake(f"ckpt_path={wanted}: no run of {name} in {root} has such a checkpoint")
+        wanted = None
+    if wanted:
+        path = Path(wanted)
+        if not path.is_file():
+            near = nearest(path.name, (file.name for file in path.parent.glob("*.ckpt")))
+            raise Mistake(f"ckpt_path={wanted}: no such file; expected a checkpoint, 'last' or 'best'{near}")
+        if (folder := folder_of_checkpoint(path)) and not options.id:
+            return folder, path
+        return RunFolder(root / name / (run_id or new_run_id())), path
+    return RunFolder(root / name / (run_id or new_run_id())), None
+
+
+def read_hyper_parameters(checkpoint: Path) -> dict[str, Any]:
+    """The constructor's arguments of the model in a checkpoint.
+
+    Raises:
+        Mistake: the file is broken, holds more than tensors and plain data, or is no checkpoint of Lightning.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise Mistake(
+            f"ckpt_path={checkpoint}: refused, for it holds more than tensors and plain data "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise Mistake(f"ckpt_path={checkpoint}: broken ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise Mistake(f"ckpt_path={checkpoint}: expected a checkpoint of Lightning, which has a 'state_dict'")
+    return dict(content.get("hyper_parameters", {}))
+
+
+def _plain(value: Any) -> Any:
+    return yaml.safe_load(yaml.safe_dump(value)) if not hasattr(value, "as_dict") else value.as_dict()
+
+
+def _technique(class_path: str) -> str:
+    """``lit_models.vqa.VQA`` is ``vqa``."""
+    return class_path.split(".")[-2] if "." in class_path else class_path.lower()
+
+
+def _snake_case(class_path: str) -> str:
+    """``datamodules.easy_vqa.EasyVQA`` is ``easy_vqa``."""
+    name = class_path.rpartition(".")[2]
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _with_own_config(args: list[str]) -> list[str]:
+    """A checkpoint in a run's folder brings its configuration along where none is given."""
+    given = any(arg in ("-c", "--config") or arg.startswith(("-c=", "--config=")) for arg in args)
+    for i, arg in enumerate(args):
+        if not given and arg.split("=")[0] == "--ckpt_path":
+            path = arg.partition("=")[2] or "".join(args[i + 1 : i + 2])
+            if folder := folder_of_checkpoint(Path(path)):
+                return [args[0], "-c", str(folder.config), *args[1:]]
+    return args
+
+
+def main() -> None:
+    """What ``train.py`` calls. A user's mistake ends with one line and exit status 2; LIT_TRACEBACK=1 shows it all."""
+    CLI.building = True
+    sys.argv[1:] = _with_own_config(sys.argv[1:])
+    try:
+        CLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            parser_class=Parser,
+            parser_kwargs={"allow_abbrev": False}
+            | {name: {"default_config_files": [str(BASE_CONFIG)], "allow_abbrev": False} for name in CLI.subcommands()},
+        )
+    except Exception as error:
+        line = mistake_in(error, CLI.building)
+        if line is None or os.environ.get("LIT_TRACEBACK"):
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+    finally:
+        os.environ.pop(RUN_ID, None)

@@ -1,0 +1,59 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.run_folder import RunFolder, read_json
+
+
+def print_report(folder: RunFolder, subcommand: str, metrics: dict[str, Any]) -> None:
+    """Metrics, time, speed, where everything is and how to go on: for ``fit`` from its summary, else ``metrics``."""
+    summary = read_json(folder.summary) if subcommand == "fit" else {}
+    table = Table(title=f"{folder.name}  {folder.id}", title_justify="left")
+    table.add_column("metric")
+    stages = {"val": "best", "test": "test"} if summary else {"": subcommand}
+    columns = {heading: _values(summary.get(heading, metrics), stage) for stage, heading in stages.items()}
+    for heading in columns:
+        table.add_column(heading if not summary else {"best": "validation (best)", "test": "test"}[heading], justify="right")
+    names = dict.fromkeys(name for values in columns.values() for name in values)
+    for name in names:
+        table.add_row(name, *(_number(values.get(name)) for values in columns.values()))
+    if summary:
+        table.add_section()
+        table.add_row("wall time", f"{summary['wall_seconds']:.0f} s")
+        if "samples_per_second" in summary:
+            table.add_row("samples per second", f"{summary['samples_per_second']:.0f}")
+    console = Console(width=None if os.isatty(1) else 100)
+    console.print(table)
+    path = _relative(folder.path)
+    lines = {"run": path}
+    if folder.figures.is_dir():
+        lines["figures"] = f"{path}/figures"
+    if subcommand == "fit":
+        lines["go on"] = f"python train.py fit -c {path}/config.yaml --ckpt_path last --run.id {folder.id}"
+        if folder.best_checkpoint():
+            lines["test again"] = f"python train.py test --ckpt_path {path}/checkpoints/best.ckpt"
+    for name, text in lines.items():
+        console.print(f"{name:>10}  {text}", soft_wrap=True, highlight=False)
+
+
+def _values(metrics: dict[str, Any], stage: str) -> dict[str, float | None]:
+    """The metrics of a stage, without its name in front."""
+    chosen = {name: value for name, value in metrics.items() if name.startswith(stage) and "/" in name}
+    return {name.partition("/")[2]: None if value is None else float(value) for name, value in chosen.items()}
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _relative(path: Path) -> str:
+    """From the working directory where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if not relative.startswith("..") else str(path)

@@ -1,0 +1,192 @@
+"""A run's folder: its id, what is written there, and how it is found again.
+
+    runs/<technique>/<data set>/<run id>/
+        config.yaml      complete: `train.py fit -c` it to run the same again
+        manifest.json    commit and uncommitted changes, versions, hardware, seed, command of every (re)start
+        metrics.csv      one row a logging step
+        summary.json     best and last val/*, test/*, wall time, samples per second
+        checkpoints/  figures/  wandb/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import secrets
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "wandb", "numpy")
+
+
+@dataclass
+class RunOptions:
+    """Where a run is kept and how it is shown.
+
+    Args:
+        name: ``<technique>/<data set>``; by default from the names of the model's file and the data's class.
+        id: name of the run's folder; by default the date, the time and a random part, or the SLURM job's number.
+        root: the folder of all runs; by default the environment's ``LIT_RUNS``, or ``runs``.
+        project: of Weights & Biases.
+        tags: labels for Weights & Biases and the manifest.
+    """
+
+    name: str | None = None
+    id: str | None = None
+    root: str | None = None
+    project: str = "lit-baselines"
+    tags: list[str] = field(default_factory=list)
+
+
+class RunFolder:
+    """The paths of one run. Nothing is created before it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.metrics = path / "metrics.csv"
+        self.summary = path / "summary.json"
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.parent.parent.name}/{self.path.parent.name}"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint of the highest step that was saved for recovery; None when there is none."""
+        found = [(int(match[1]), path) for path in self.checkpoints.glob("*.ckpt") if (match := _STEP.match(path.name))]
+        return max(found)[1] if found else None
+
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint that validation chose; None when there is none."""
+        path = self.checkpoints / "best.ckpt"
+        return path if path.is_file() else None
+
+
+_STEP = re.compile(r"step=(\d+)\.ckpt$")
+
+
+def runs_root(options: RunOptions) -> Path:
+    return Path(options.root or os.environ.get("LIT_RUNS") or "runs")
+
+
+def new_run_id() -> str:
+    """An id that every process of a run agrees on: its SLURM job or torchrun's, else one of date, time and chance.
+
+    Raises:
+        ValueError: several processes were started by something that gave them no common id.
+    """
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return f"slurm-{job}"
+    torchrun = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if torchrun != "none":
+        return f"torchrun-{torchrun}"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LIGHTNING_RANK" not in os.environ:
+        raise ValueError(
+            f"run.id: {os.environ['WORLD_SIZE']} processes were started without a common id; expected --run.id ID, "
+            "or torchrun's --rdzv-id"
+        )
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def find_runs(root: Path, name: str) -> list[RunFolder]:
+    """The runs of one name, oldest first by when they were last started."""
+    folders = [RunFolder(path.parent) for path in (root / name).glob("*/manifest.json")]
+    return sorted(folders, key=lambda folder: folder.manifest.stat().st_mtime)
+
+
+def folder_of_checkpoint(checkpoint: Path) -> RunFolder | None:
+    """The run that a checkpoint belongs to; None for a file from elsewhere."""
+    folder = RunFolder(checkpoint.resolve().parent.parent)
+    return folder if checkpoint.parent.name == "checkpoints" and folder.config.is_file() else None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """``text`` under a temporary name in the same folder, renamed when whole: no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's content; empty when there is no such file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def write_manifest(folder: RunFolder, seed: int | None, tags: list[str]) -> None:
+    """Everything that the configuration does not say about how this run came about; a restart is added to it."""
+    start = {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "directory": str(Path.cwd()),
+        "git": _git_state(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "hardware": _hardware(),
+    }
+    manifest = read_json(folder.manifest) or {
+        "id": folder.id,
+        "name": folder.name,
+        "seed": seed,
+        "tags": tags,
+        "starts": [],
+    }
+    manifest["starts"].append(start)
+    write_atomically(folder.manifest, json.dumps(manifest, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the code that runs; None where it is no git checkout."""
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", "-C", str(REPOSITORY), *args], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").strip()
+        diff = git("diff", "HEAD")
+        untracked = git("ls-files", "--others", "--exclude-standard").split()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(diff or untracked), "diff": diff, "untracked": untracked}
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).is_file() and (match := re.search(r"model name\s*: (.*)", info.read_text())):
+        cpu = match[1]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"host": platform.node(), "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}

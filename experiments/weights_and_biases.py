@@ -1,0 +1,54 @@
+"""The Weights & Biases logger of a run: online when logged in, else into the run's folder."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from experiments.run_folder import RunFolder
+
+
+def wandb_mode() -> str:
+    """``WANDB_MODE`` where it is set; else online for who is logged in (an API key is known), and offline."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline"}.get(mode, mode)
+    import wandb
+
+    return "online" if wandb.login(prompt=False) else "offline"
+
+
+def wandb_logger(
+    folder: RunFolder, config: dict[str, Any], project: str, job_type: str, tags: list[str]
+) -> WandbLogger | None:
+    """A logger that groups by technique and data set and keeps one W&B run over restarts; None when disabled.
+
+    Only the first rank reports.
+
+    Raises:
+        ValueError: ``WANDB_MODE`` is none of W&B's modes.
+    """
+    mode = wandb_mode()
+    if mode == "disabled" or rank_zero_only.rank != 0:
+        return None
+    if mode not in ("online", "offline", "shared"):
+        raise ValueError(f"WANDB_MODE={mode!r}: expected 'online', 'offline' or 'disabled'")
+    import wandb
+
+    folder.path.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project=project,
+        name=folder.id,
+        id=folder.id,
+        dir=str(folder.path),
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        group=folder.name,
+        job_type=job_type,
+        tags=[*folder.name.split("/"), *tags],
+        config=config,
+        settings=wandb.Settings(silent=True),  # the report at the end says where everything is
+    )
+    return WandbLogger(experiment=run, log_model=mode == "online")

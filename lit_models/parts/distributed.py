@@ -1,0 +1,58 @@
+"""What makes several ranks with a part of a batch each compute what one rank with all of it would."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 outside a distributed run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def global_mean(values: Tensor) -> Tensor:
+    """The mean of ``values`` (N,) over the samples of all ranks, as far as gradients go; N may differ between ranks.
+
+    DDP averages the ranks' gradients. The mean of means that this gives is right only for equal N, so the local sum is
+    divided by the *average* N instead.
+    """
+    count = torch.tensor(values.numel(), dtype=values.dtype, device=values.device)
+    if world_size() > 1:
+        dist.all_reduce(count)
+        count = count / world_size()
+    return values.sum() / count
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization over the samples of all ranks, on any device.
+
+    In one process it *is* ``nn.BatchNorm2d``. Across ranks it sums Σx, Σx² and the count with their gradients
+    (``nn.SyncBatchNorm`` does so on GPUs only; Lightning's ``sync_batchnorm`` replaces this class by it there).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and world_size() > 1):
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce
+
+        x = input.float()
+        count = x.new_tensor(x.numel() / x.shape[1])
+        sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count[None]])
+        sums = all_reduce(sums)
+        total = sums[-1].detach()
+        mean, mean_square = (sums[:-1] / total).chunk(2)
+        variance = mean_square - mean.square()  # biased, as in the forward pass of batch norm
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                unbiased = variance * (total / (total - 1))
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        scale = (variance + self.eps).rsqrt()
+        shift = -mean * scale
+        if self.affine:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)

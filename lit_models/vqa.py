@@ -1,0 +1,368 @@
+"""Visual question answering: a CNN reads the image, an LSTM the question, and their *fact embedding* gives the answer.
+
+Antol et al., "VQA: Visual Question Answering" (ICCV 2015): the image's feature v and the LSTM's last state q
+are mapped to one vector, the fact, and a softmax over a fixed list of answers is put on it.
+
+    v = CNN(image)      q = LSTM(w_1 … w_T)      fact = F(v, q)      p(answer | image, question) = softmax(MLP(fact))
+
+Four ways to form the fact:
+
+    product     tanh(W v) ⊙ tanh(U q)                        Antol et al. 2015, "deeper LSTM Q + norm I"
+    concat      [relu(W v); relu(U q)]                       the CNN+LSTM+MLP baseline of Santoro et al. 2017
+    attention   v̂ = Σ_k α_k v_k over the image's grid,       Xu et al. 2016 and Yang et al. 2016, one glimpse
+                α = softmax(a·tanh(W v_k + U q)); fact = tanh(W' v̂) ⊙ tanh(U' q)
+    relation    Σ_ij g(o_i, o_j, q) over pairs of cells      Santoro et al. 2017
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from datamodules.vocabulary import encode
+from lit_models.parts.distributed import global_mean
+from lit_models.parts.encoders import Backbone, ConvEncoder
+from lit_models.parts.images import to_image_batch
+from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.vqa_scores import VQAScores, score_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from datamodules.visual_questions import VQABatch
+
+
+def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
+    """(Q,) nats: cross-entropy of logits (Q, A) with classes (Q,), or with soft scores (Q, A).
+
+    Ten annotators disagree, so a soft score says what an answer *would get*: several answers can be right. Each answer
+    is then a yes/no decision of its own (Teney et al. 2018) and the loss their sum.
+    """
+    if answers.dim() == 1:
+        return F.cross_entropy(logits, answers, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, answers.to(logits.dtype), reduction="none").sum(1)
+
+
+class ProductFact(nn.Module):
+    """fact = tanh(W v) ⊙ tanh(U q), with v the strongest response of each channel, or its unit vector."""
+
+    def __init__(self, image_dim: int, question_dim: int, fact_dim: int, normalize: bool = False) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.image = nn.Linear(image_dim, fact_dim)
+        self.question = nn.Linear(question_dim, fact_dim)
+        self.out_dim = fact_dim
+
+    def forward(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
+        v = grid.amax((2, 3))
+        v = F.normalize(v, dim=1) if self.normalize else v
+        return torch.tanh(self.image(v))[image_index] * torch.tanh(self.question(question))[question_index]
+
+
+class ConcatFact(nn.Module):
+    """fact = [relu(W v); relu(U q)], with v the strongest response of each channel."""
+
+    def __init__(self, image_dim: int, question_dim: int, fact_dim: int) -> None:
+        super().__init__()
+        self.image = nn.Linear(image_dim, fact_dim)
+        self.question = nn.Linear(question_dim, fact_dim)
+        self.out_dim = 2 * fact_dim
+
+    def forward(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
+        v, q = torch.relu(self.image(grid.amax((2, 3)))), torch.relu(self.question(question))
+        return torch.cat([v[image_index], q[question_index]], 1)
+
+
+class AttentionFact(nn.Module):
+    """fact = tanh(W' v̂) ⊙ tanh(U' q), where v̂ is the grid averaged by how well each cell fits the question."""
+
+    def __init__(self, image_dim: int, question_dim: int, fact_dim: int) -> None:
+        super().__init__()
+        self.image_key = nn.Linear(image_dim, fact_dim)
+        self.question_key = nn.Linear(question_dim, fact_dim)
+        self.score = nn.Linear(fact_dim, 1)
+        self.image = nn.Linear(image_dim, fact_dim)
+        self.question = nn.Linear(question_dim, fact_dim)
+        self.out_dim = fact_dim
+
+    def attend(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
+        """(Q, h·w): the share of each cell, row by row, which sums to 1."""
+        cells = grid.flatten(2).transpose(1, 2)  # (I, h·w, C)
+        keys = self.image_key(cells)[image_index] + self.question_key(question)[question_index][:, None]
+        return self.score(torch.tanh(keys))[..., 0].softmax(1)
+
+    def forward(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
+        share = self.attend(grid, question, image_index, question_index)
+        seen = torch.einsum("qk,qck->qc", share, grid.flatten(2)[image_index])
+        return torch.tanh(self.image(seen)) * torch.tanh(self.question(question))[question_index]
+
+
+class RelationFact(nn.Module):
+    """fact = Σ_ij g(o_i, o_j, q), an object o being a cell of the grid with its two coordinates.
+
+    The first layer of g is linear in (o_i, o_j, q), so each of its three parts is computed once an object and once a
+    question and then added up for each pair: the same function at a fraction of the cost.
+    """
+
+    def __init__(self, image_dim: int, question_dim: int, fact_dim: int, layers: int = 4) -> None:
+        super().__init__()
+        self.first = nn.Linear(image_dim + 2, fact_dim)
+        self.second = nn.Linear(image_dim + 2, fact_dim, bias=False)
+        self.question = nn.Linear(question_dim, fact_dim, bias=False)
+        rest: list[nn.Module] = [nn.ReLU()]
+        for _ in range(layers - 1):
+            rest += [nn.Linear(fact_dim, fact_dim), nn.ReLU(inplace=True)]
+        self.rest = nn.Sequential(*rest)
+        self.out_dim = fact_dim
+
+    def forward(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
+        objects = with_coordinates(grid).flatten(2).transpose(1, 2)  # (I, n, C + 2)
+        pairs = self.first(objects)[:, :, None] + self.second(objects)[:, None]  # (I, n, n, F)
+        pairs = pairs[image_index] + self.question(question)[question_index][:, None, None]
+        return self.rest(pairs).sum((1, 2))
+
+
+def with_coordinates(grid: Tensor) -> Tensor:
+    """(I, C + 2, h, w): two channels more, the row and the column of each cell from -1 to 1."""
+    images, _, height, width = grid.shape
+    rows = torch.linspace(-1, 1, height, dtype=grid.dtype, device=grid.device)
+    columns = torch.linspace(-1, 1, width, dtype=grid.dtype, device=grid.device)
+    place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+    return torch.cat([grid, place.expand(images, -1, -1, -1)], 1)
+
+
+class VQA(LightningModule):
+    """CNN + LSTM → fact embedding → answer.
+
+    Args:
+        vocab: the words that questions are made of, ``<pad>`` and ``<unk>`` first.
+        answers: the answers to choose from.
+        question_types: names of the kinds of questions, for the metrics.
+        image_shape: (C, H, W) of an image, or of cached image features.
+        encoder: ``conv``, a small CNN; a ResNet of torchvision or ``timm/<name>``; ``features`` when the data has
+            cached image features.
+        channels: of the small CNN's layers, each of stride 2.
+        pretrained, frozen: of a torchvision or timm encoder.
+        embedding_dim, hidden_dim, lstm_layers: of the question encoder.
+        fusion: how the fact embedding is formed: see the top of this file.
+        fact_dim: width of the fact embedding (of g's layers, for ``relation``).
+        normalize_image: for ``product``: scale the image's feature to unit length ("norm I").
+        classifier_dim: width of the classifier's hidden layer.
+        dropout: on the fact embedding and in the classifier.
+        blind: answer from the question alone: the language prior, learned.
+        image_only: answer from the image alone.
+        optimizer, scheduler: callables, as Lightning's CLI makes them.
+
+    Raises:
+        ValueError: ``blind`` and ``image_only`` at once; an unknown encoder or fusion.
+    """
+
+    def __init__(
+        self,
+        vocab: list[str],
+        answers: list[str],
+        question_types: list[str],
+        image_shape: Sequence[int] = (3, 64, 64),
+        encoder: str = "conv",
+        channels: Sequence[int] = (32, 64, 64, 128),
+        pretrained: bool = False,
+        frozen: bool = False,
+        embedding_dim: int = 64,
+        hidden_dim: int = 128,
+        lstm_layers: int = 1,
+        fusion: Literal["product", "concat", "attention", "relation"] = "concat",
+        fact_dim: int = 256,
+        normalize_image: bool = False,
+        classifier_dim: int = 256,
+        dropout: float = 0.0,
+        blind: bool = False,
+        image_only: bool = False,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-3),
+        scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.1),
+    ) -> None:
+        super().__init__()
+        if blind and image_only:
+            raise ValueError("blind and image_only are both true: expected at most one, or there is nothing to go by")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.vocab, self.answers, self.question_types = list(vocab), list(answers), list(question_types)
+        self.image_shape = list(image_shape)
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.blind, self.image_only = blind, image_only
+
+        self.embedding = nn.Embedding(len(vocab), embedding_dim, padding_idx=0)
+        self.lstm = nn.LSTM(embedding_dim, hidden_dim, lstm_layers, batch_first=True)
+        self.encoder: nn.Module | None = None
+        self.fact: nn.Module | None = None
+        fact_out = hidden_dim
+        if not blind:
+            self.encoder, image_dim = make_encoder(encoder, self.image_shape, channels, pretrained, frozen)
+            self.fact = make_fact(fusion, image_dim, hidden_dim, fact_dim, normalize_image)
+            fact_out = self.fact.out_dim
+        self.classifier = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(fact_out, classifier_dim),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(classifier_dim, len(answers)),
+        )
+        self.scores = VQAScores(question_types, len(answers))
+        self._shown: VQABatch | None = None  # for illustrate(): the first batch of the last evaluation,
+        self._confusions: Tensor | None = None  # and the confusions of the whole of it
+
+    def encode_question(self, questions: Tensor, lengths: Tensor) -> Tensor:
+        """Token ids (D, T) and lengths (D,) → the LSTM's state after each question's last word (D, hidden)."""
+        if self.image_only:
+            return self.embedding.weight.new_zeros(len(questions), self.lstm.hidden_size)
+        packed = pack_padded_sequence(
+            self.embedding(questions), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        _, (hidden, _) = self.lstm(packed)
+        return hidden[-1]
+
+    def forward(self, batch: VQABatch) -> Tensor:
+        """Logits (Q, A) of every pair of an image and a question."""
+        question = self.encode_question(batch.questions, batch.lengths)
+        if self.encoder is None or self.fact is None:  # blind
+            return self.classifier(question)[batch.question_index]
+        grid = self.encoder(batch.images)
+        return self.classifier(self.fact(grid, question, batch.image_index, batch.question_index))
+
+    def training_step(self, batch: VQABatch, batch_idx: int) -> dict[str, Tensor]:
+        logits = self(batch)
+        accuracy = score_of(logits.detach().argmax(1), batch.answers).mean()
+        return {"loss": global_mean(answer_loss(logits, batch.answers)), "accuracy": accuracy}
+
+    def validation_step(self, batch: VQABatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: VQABatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: VQABatch, batch_idx: int, stage: str) -> None:
+        logits = self(batch)
+        if batch_idx == 0:
+            self._shown = batch
+        self.log(
+            f"{stage}/loss",
+            answer_loss(logits, batch.answers).mean(),
+            batch_size=len(batch.image_index),
+            sync_dist=True,
+            on_epoch=True,
+        )
+        self.scores.update(
+            logits.argmax(1),
+            batch.answers,
+            batch.question_types,
+            batch.question_ids,
+            batch.prior_answers,
+            batch.unseen,
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, stage: str) -> None:
+        # Every rank computes the same figures from what all have gathered.
+        scores = self.scores.compute()
+        self._confusions = self.scores.confusions()
+        self.scores.reset()
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != "accuracy"})
+        self.log(f"{stage}/accuracy", scores["accuracy"], prog_bar=True)
+
+    def predict_step(self, batch: VQABatch, batch_idx: int) -> list[str]:
+        """The answer to each question of the batch."""
+        return [self.answers[i] for i in self(batch).argmax(1).tolist()]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return configure_optimizers(self, self.optimizer, self.scheduler)
+
+    @torch.inference_mode()
+    def answer(self, image: Any, question: str, top: int = 3) -> list[tuple[str, float]]:
+        """The ``top`` answers to a question about one image, with their probabilities, the likeliest first.
+
+        Args:
+            image: a PIL image, an array (H, W[, C]) or a tensor ([C, ]H, W): uint8 or float in 0..1, of any size, gray,
+                RGB or RGBA.
+            question: plain text; words that training never showed count as ``<unk>``.
+
+        Raises:
+            TypeError, ValueError: what was given is not an image, the question has no word, or ``top`` is not positive.
+        """
+        if top < 1:
+            raise ValueError(f"top={top}: expected at least 1")
+        if not isinstance(question, str):
+            raise TypeError(f"question of type {type(question).__name__}: expected text")
+        tokens, lengths = encode([question], self.vocab)
+        images = to_image_batch(image, self.image_shape, self.device)
+        was_training = self.training
+        self.eval()
+        try:
+            state = self.encode_question(tokens.to(self.device), lengths)
+            first = torch.zeros(1, dtype=torch.long, device=self.device)
+            if self.encoder is None or self.fact is None:
+                logits = self.classifier(state)
+            else:
+                logits = self.classifier(self.fact(self.encoder(images), state, first, first))
+        finally:
+            self.train(was_training)
+        best = logits[0].float().softmax(0).topk(min(top, len(self.answers)))
+        return [(self.answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    @torch.no_grad()
+    def illustrate(self) -> dict[str, Figure]:
+        """Questions with their images, truths and answers; where the model attends; confusions by question type.
+
+        Made of the last evaluation. Empty before any.
+        """
+        from lit_models.parts.vqa_figures import confusion_figure, question_figure
+
+        if self._shown is None or self._confusions is None:
+            return {}
+        batch = self._shown
+        was_training = self.training
+        self.eval()
+        logits = self(batch)
+        attention = None
+        if isinstance(self.fact, AttentionFact) and self.encoder is not None:
+            grid = self.encoder(batch.images)
+            question = self.encode_question(batch.questions, batch.lengths)
+            attention = self.fact.attend(grid, question, batch.image_index, batch.question_index)
+            attention = attention.unflatten(1, grid.shape[2:])
+        self.train(was_training)
+        figures = {"confusion": confusion_figure(self._confusions, self.answers, self.question_types)}
+        if batch.images.shape[1] in (1, 3):  # pictures, not cached features
+            figures["questions"] = question_figure(logits, batch, self.vocab, self.answers, attention)
+        return figures
+
+
+def make_encoder(
+    name: str, image_shape: Sequence[int], channels: Sequence[int], pretrained: bool, frozen: bool
+) -> tuple[nn.Module, int]:
+    """The image encoder and the channels of the map that it gives."""
+    if name == "features":
+        return nn.Identity(), image_shape[0]
+    if name == "conv":
+        conv = ConvEncoder(image_shape[0], channels)
+        return conv, conv.out_channels
+    backbone = Backbone(name, pretrained, frozen)
+    return backbone, backbone.out_channels
+
+
+def make_fact(fusion: str, image_dim: int, question_dim: int, fact_dim: int, normalize_image: bool) -> nn.Module:
+    """The module that forms the fact embedding; its ``out_dim`` is the embedding's width."""
+    if fusion == "product":
+        return ProductFact(image_dim, question_dim, fact_dim, normalize_image)
+    kinds = {"concat": ConcatFact, "attention": AttentionFact, "relation": RelationFact}
+    if fusion not in kinds:
+        raise ValueError(f"fusion={fusion!r}: expected 'product', 'concat', 'attention' or 'relation'")
+    return kinds[fusion](image_dim, question_dim, fact_dim)
