@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 
 class BatchSource(Protocol):
@@ -148,19 +150,22 @@ class TensorLoader:
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: the epoch is read when the first batch is asked for, which is after Lightning's set_epoch.
-        position = self._position if self._resumed else 0
+        for indices in self._remaining():
+            self._position += 1
+            yield self._batch(indices)
+
+    def _remaining(self) -> list[Tensor]:
+        """The samples of each batch of this rank from the position on, which is the epoch's start unless resumed."""
+        if not self._resumed:
+            self._position = 0
         self._resumed = False
         rank, world_size = rank_and_world_size()
-        boundaries = self._boundaries()
         if self.shuffle:
             order = torch.randperm(self.num_samples, generator=keyed_generator(self.seed, self.epoch))
         else:
             order = torch.arange(self.num_samples)
-        while position + 1 < len(boundaries):
-            indices = order[boundaries[position] + rank : boundaries[position + 1] : world_size]
-            position += 1
-            self._position = position
-            yield self._batch(indices)
+        bounds = self._boundaries()[self._position :]
+        return [order[start + rank : end : world_size] for start, end in pairwise(bounds)]
 
     def _batch(self, indices: Tensor) -> Any:
         if isinstance(self.source, tuple):
@@ -170,6 +175,45 @@ class TensorLoader:
         if self.pin_memory:
             batch = _rebuild(batch, [tensor.pin_memory() for tensor in batch])
         return batch
+
+
+class WorkerLoader(TensorLoader):
+    """A :class:`TensorLoader` whose batches are formed by ``num_workers`` processes, in the same order.
+
+    For sources that are slow to answer: images that are decoded, say.
+    """
+
+    def __init__(self, source: BatchSource, batch_size: int, *, num_workers: int, **options: Any) -> None:
+        super().__init__(source, batch_size, **options)
+        self.num_workers = num_workers
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = DataLoader(
+            _Guarded(self.source),
+            batch_size=None,
+            sampler=self._remaining(),
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            generator=keyed_generator(self.seed, "workers"),  # else it draws from the run's own generator
+        )
+        for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
+            self._position += 1  # of batches that were handed out: workers run ahead of it
+            yield batch
+
+
+class _Guarded(Dataset):
+    """Hands broken data's error over as it is: from a worker, a DataLoader would wrap it in a traceback."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __getitem__(self, indices: Tensor) -> Any:
+        try:
+            return self.source[indices]
+        except (OSError, ValueError) as error:
+            return error
 
 
 def _rebuild(like: tuple[Tensor, ...], tensors: list[Tensor]) -> Any:

@@ -10,7 +10,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -202,16 +202,18 @@ class VisualQuestions(LightningDataModule):
         """Training images (I, C, H, W) changed such that every answer stays true; ``draws`` (I, K) are in [0, 1)."""
         return images
 
+    def loader(self, part: str, **options: Any) -> TensorLoader:
+        """Batches of "train", "val" or "test"."""
+        return TensorLoader(self.tables[part], self.batch_size, **options)
+
     def train_dataloader(self) -> TensorLoader:
-        return TensorLoader(
-            self.tables["train"], self.batch_size, shuffle=True, drop_last=True, seed=self.order_seed
-        )
+        return self.loader("train", shuffle=True, drop_last=True, seed=self.order_seed)
 
     def val_dataloader(self) -> TensorLoader:
-        return TensorLoader(self.tables["val"], self.batch_size)
+        return self.loader("val")
 
     def test_dataloader(self) -> TensorLoader:
-        return TensorLoader(self.tables["test"], self.batch_size)
+        return self.loader("test")
 
     def predict_dataloader(self) -> TensorLoader:
         return self.test_dataloader()

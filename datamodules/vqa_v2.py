@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from datamodules.loader import BatchSource, TensorLoader, keyed_generator
+from datamodules.loader import TensorLoader, WorkerLoader
 from datamodules.visual_questions import (
     Question,
     QuestionTable,
@@ -31,80 +28,11 @@ from datamodules.visual_questions import (
     split_images,
 )
 from datamodules.vocabulary import build_vocab, tokenize
+from datamodules.vqa_accuracy import NUM_HUMANS, normalize_answer, soft_scores
 
 DOWNLOAD_PAGE = "https://visualqa.org/download.html"
-NUM_HUMANS = 10
 ANSWER_TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
 """the files' names of the answer types, and ours"""
-
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # the apostrophe and the colon are not in it
-_NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
-_NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
-_CONTRACTED = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've
-    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
-    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
-    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
-    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
-    wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
-""".split()  # noqa: SIM905 - a hundred lines otherwise
-# Each is restored where exactly one of its apostrophes is lost, and one goes the wrong way in the official table too.
-_CONTRACTIONS = {
-    word[: mark.start()] + word[mark.end() :]: word for word in _CONTRACTED for mark in re.finditer("'", word)
-} | {"somebody'd": "somebodyd"}
-
-
-def _strip(answer: str) -> str:
-    return answer.replace("\n", " ").replace("\t", " ").strip()
-
-
-@lru_cache(maxsize=1 << 17)
-def normalize_answer(answer: str) -> str:
-    """An answer as the public VQA evaluation code (``vqaEval.py``) compares it, its quirks included.
-
-    1. Newlines and tabs become spaces, and the ends are stripped.
-    2. A punctuation mark is removed *everywhere* if it stands beside a space *anywhere*, or if the text has a comma
-       between two digits, which removes all marks: ``1,000`` is ``1000``. Otherwise it becomes a space: ``t-shirt`` is
-       ``t shirt``. Apostrophes and colons stay.
-    3. A period is removed unless a digit follows it. The code means to keep it *between* digits, but its look-behind
-       ``(?!<=\\d)`` is written as a look-ahead for the characters ``<=``, which always holds: so ``.5`` stays and
-       ``2.`` becomes ``2``. And as the regular expression's flag is passed in the place of the count, only the first 32
-       are removed.
-    4. Lower case; *none*, *zero* … *ten* become digits, *a*, *an* and *the* are dropped, a lost apostrophe is restored
-       (``dont`` is ``don't``). So the answer ``a`` is empty.
-    """
-    answer = _strip(answer)
-    has_digit_comma = re.search(r"\d,\d", answer) is not None
-    text = answer
-    for mark in _PUNCTUATION:
-        beside_space = f"{mark} " in answer or f" {mark}" in answer
-        text = text.replace(mark, "" if beside_space or has_digit_comma else " ")
-    text = re.sub(r"\.(?!\d)", "", text, count=32)
-    words = [_NUMBERS.get(word, word) for word in text.lower().split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
-
-
-def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """The official accuracy of each distinct answer among the ten that people gave to a question.
-
-    It is the mean over the ten subsets that leave one person out of min(number in it who gave the answer / 3, 1): 0.3,
-    0.6, 0.9 and 1 for one, two, three and more people. Answers are normalized first, *unless all ten are the same*:
-    then the evaluation normalizes neither them nor the prediction, and ten times "none" is not met by "0".
-
-    Source: Antol et al. 2015 and the public VQA evaluation code. Versions of that code differ: an early one normalizes
-    every prediction, and of the ten answers, unless all are the same, only the punctuation.
-    """
-    answers = [_strip(answer) for answer in answers]
-    if len(set(answers)) > 1:
-        answers = [normalize_answer(answer) for answer in answers]
-    people = len(answers)
-    return {
-        # Of the subsets, n leave out one who gave this answer.
-        answer: (n * min((n - 1) / 3, 1) + (people - n) * min(n / 3, 1)) / people
-        for answer, n in Counter(answers).items()
-    }
-
 
 @dataclass(kw_only=True)
 class RatedQuestion(Question):
@@ -341,48 +269,6 @@ class RatedQuestionTable(QuestionTable):
         return batch._replace(images=self.source(batch.images.tolist()), answers=answers)
 
 
-class WorkerLoader(TensorLoader):
-    """A :class:`TensorLoader` whose batches are formed by ``num_workers`` processes, in the same order."""
-
-    def __init__(self, source: BatchSource, batch_size: int, *, num_workers: int, **options: Any) -> None:
-        super().__init__(source, batch_size, **options)
-        self.num_workers = num_workers
-
-    def _batch(self, indices: Tensor) -> Tensor:
-        return indices
-
-    def __iter__(self) -> Iterator[Any]:
-        order = list(super().__iter__())
-        # Workers run ahead: the position counts the batches that were handed out, not those that were asked for.
-        self._position = len(self) - len(order)
-        batches = DataLoader(
-            _Guarded(self.source),
-            batch_size=None,
-            sampler=order,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            generator=keyed_generator(self.seed, "workers"),  # else it draws from the run's own generator
-        )
-        for batch in batches:
-            if isinstance(batch, Exception):
-                raise batch
-            self._position += 1
-            yield batch
-
-
-class _Guarded(Dataset):
-    """Hands broken data's error over as it is: from a worker, a DataLoader would wrap it in a traceback."""
-
-    def __init__(self, source: Any) -> None:
-        self.source = source
-
-    def __getitem__(self, indices: Tensor) -> Any:
-        try:
-            return self.source[indices]
-        except (OSError, ValueError) as error:
-            return error
-
-
 class VQAv2(VisualQuestions):
     """The official VQA v2 (or v1) questions about COCO photographs, with soft targets.
 
@@ -482,19 +368,10 @@ class VQAv2(VisualQuestions):
                     question_types=self.question_types,
                 )
 
-    def _loader(self, part: str, **options: Any) -> TensorLoader:
+    def loader(self, part: str, **options: Any) -> TensorLoader:
         if self.features is None:
             return WorkerLoader(self.tables[part], self.batch_size, num_workers=self.num_workers, **options)
-        return TensorLoader(self.tables[part], self.batch_size, **options)
-
-    def train_dataloader(self) -> TensorLoader:
-        return self._loader("train", shuffle=True, drop_last=True, seed=self.order_seed)
-
-    def val_dataloader(self) -> TensorLoader:
-        return self._loader("val")
-
-    def test_dataloader(self) -> TensorLoader:
-        return self._loader("test")
+        return super().loader(part, **options)
 
 
 def top_answers(answers: Iterable[str], num_answers: int) -> list[str]:

@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,6 @@ class CLI(LightningCLI):
     """LightningCLI with run folders, linked data facts, safe resuming, and a test at the end of ``fit``."""
 
     folder: RunFolder
-    building = True
-    """still making the objects that the configuration names"""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
@@ -129,7 +128,8 @@ class CLI(LightningCLI):
                 pairs |= {f"{part}.{key}": (value, old.get(key, value)) for key, value in new.items()}
             pairs["seed_everything"] = (now["seed_everything"], run["seed_everything"])
         for key, (new, old) in pairs.items():
-            if _plain(new) != _plain(old) and key.split(".")[1:] != ["vocab"]:
+            linked = key.removeprefix("model.") in DATA_FACTS
+            if _plain(new) != _plain(old) and not linked:
                 raise Mistake(
                     f"{key}={_plain(new)}: contradicts the checkpoint {checkpoint}, which was made with {_plain(old)}; "
                     "expected the same, or a new run without --ckpt_path"
@@ -177,9 +177,15 @@ class CLI(LightningCLI):
         return wandb_logger(self.folder, config, options.project, str(self.subcommand), options.tags)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        CLI.building = False
-        os.environ[RUN_ID] = self.folder.id
-        super()._run_subcommand(subcommand)
+        """Nothing yet: making the objects and running them are told apart, see :meth:`execute`."""
+
+    def execute(self) -> None:
+        """Runs the subcommand."""
+        os.environ[RUN_ID] = self.folder.id  # for the processes that a strategy starts
+        try:
+            super()._run_subcommand(str(self.subcommand))
+        finally:
+            os.environ.pop(RUN_ID, None)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -288,6 +294,16 @@ def _snake_case(class_path: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
+def _check_yaml(args: list[str]) -> None:
+    """Says in which file the configuration is no YAML, which jsonargparse does not."""
+    for option, path in pairwise(args):
+        if option in ("-c", "--config") and Path(path).is_file():
+            try:
+                yaml.safe_load(Path(path).read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise Mistake(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
 def _with_own_config(args: list[str]) -> list[str]:
     """A checkpoint in a run's folder brings its configuration along where none is given."""
     given = any(arg in ("-c", "--config") or arg.startswith(("-c=", "--config=")) for arg in args)
@@ -299,27 +315,35 @@ def _with_own_config(args: list[str]) -> list[str]:
     return args
 
 
+def build(args: list[str] | None = None) -> CLI:
+    """Reads the command line (by default ``sys.argv``) and makes model, data and trainer; ``execute`` runs them."""
+    if args is not None:
+        sys.argv[1:] = args
+    sys.argv[1:] = _with_own_config(sys.argv[1:])
+    _check_yaml(sys.argv[1:])
+    return CLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=None,
+        parser_class=Parser,
+        parser_kwargs={"allow_abbrev": False}
+        | {name: {"default_config_files": [str(BASE_CONFIG)], "allow_abbrev": False} for name in CLI.subcommands()},
+    )
+
+
 def main() -> None:
     """What ``train.py`` calls. A user's mistake ends with one line and exit status 2; LIT_TRACEBACK=1 shows it all."""
-    CLI.building = True
-    sys.argv[1:] = _with_own_config(sys.argv[1:])
+    building = True
     try:
-        CLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            parser_class=Parser,
-            parser_kwargs={"allow_abbrev": False}
-            | {name: {"default_config_files": [str(BASE_CONFIG)], "allow_abbrev": False} for name in CLI.subcommands()},
-        )
+        cli = build()
+        building = False
+        cli.execute()
     except Exception as error:
-        line = mistake_in(error, CLI.building)
+        line = mistake_in(error, building)
         if line is None or os.environ.get("LIT_TRACEBACK"):
             raise
         print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
-    finally:
-        os.environ.pop(RUN_ID, None)

@@ -43,6 +43,8 @@ def mistake_in(error: BaseException, while_building: bool) -> str | None:
     what Lightning calls a misconfiguration, and, ``while_building`` the objects that the configuration names, any
     ValueError or OSError.
     """
+    while str(error).startswith("Does not validate against any of the Union") and error.__cause__ is not None:
+        error = error.__cause__  # what the class itself said, which jsonargparse wraps
     if isinstance(error, (Mistake, MisconfigurationException)):
         return _flat(str(error))
     if not isinstance(error, (ValueError, TypeError, OSError)):
@@ -66,13 +68,16 @@ def one_line(message: str, parser: LightningArgumentParser) -> str:
 
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         return f"{match[1]}: no such option{nearest(match[1].split('=')[0], _options(parser))}"
-    if match := re.search(r"(?:Option|Key|Group key) '([^']+)' is not (?:accepted|expected)", message):
+    if match := _UNKNOWN_KEY.search(message):
         owner = classes[-1] if classes else ""
         known = _arguments(owner) if owner else [option.lstrip("-") for option in _options(parser)]
         prefix = keys[0] if keys else ""
         what = f"{owner} has no argument {match[1]!r}" if owner else "no such key"
         return f"{prefix}.{match[1]}: {what}{nearest(match[1], known)}".lstrip(".")
     if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
+        module = f"{match[1]}.{match[2]}"
+        if classes and classes[-1].startswith(f"{module}."):
+            return f"{path}: no module named {module!r}{nearest(module, _modules())}"
         return f"{path}: {match[1]} has no class {match[2]!r}{nearest(match[2], _classes(match[1]))}"
     if match := re.search(r"No module named '([^']+)'", message):
         return f"{path}: no module named {match[1]!r}{nearest(match[1], _modules())}"
@@ -90,6 +95,7 @@ def one_line(message: str, parser: LightningArgumentParser) -> str:
     return f"{path}={value}: {detail}" if path and value else f"{path}: {detail}" if path else detail
 
 
+_UNKNOWN_KEY = re.compile(r"(?:Option|Key|Group key|does not accept option) '([^']+)'")
 _NOISE = re.compile(
     r"Parser key|Does not validate|Subtypes|Errors:|Expected a <class 'NoneType'>|Given value|Expected a path but"
     r"|Expected a dot import path|Problem with given class_path|Type typing"

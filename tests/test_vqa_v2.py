@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from datamodules.vqa_accuracy import normalize_answer, soft_scores
 from datamodules.vqa_v2 import (
     CachedFeatures,
     CocoImages,
     VQAv2,
     cache_features,
-    normalize_answer,
-    soft_scores,
     top_answers,
 )
 
@@ -60,11 +59,10 @@ def records(image_ids: list[int]) -> tuple[list[dict], list[dict]]:
     return questions, annotations
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def write_data_set(folder: Path) -> None:
+    """A small data set in the official format."""
     from PIL import Image
 
-    folder = tmp_path / "vqa_v2"
     for part, ids, names in (("train2014", TRAIN_IDS, TRAIN), ("val2014", TEST_IDS, TEST)):
         (folder / part).mkdir(parents=True)
         for image_id in ids:  # of one gray, so that a batch tells which images it has
@@ -73,6 +71,11 @@ def root(tmp_path: Path) -> Path:
         questions, annotations = records(ids)
         (folder / names[0]).write_text(json.dumps({"info": {}, "questions": questions}))
         (folder / names[1]).write_text(json.dumps({"info": {}, "annotations": annotations}))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_data_set(tmp_path / "vqa_v2")
     return tmp_path
 
 

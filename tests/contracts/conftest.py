@@ -1,0 +1,41 @@
+"""The configurations, each made small by ``shrink/<technique>/<data set>.yaml``.
+
+A configuration whose data has to be made first has ``shrink/<technique>/<data set>.py`` beside it, whose
+``prepare(folder)`` writes it to a folder that then is LIT_DATA.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DATA, REPOSITORY
+
+SHRINK = Path(__file__).parent / "shrink"
+NOT_TECHNIQUES = ("overlays", "sweeps", "cluster")
+CONFIGS = sorted(
+    path.relative_to(REPOSITORY / "configs").with_suffix("").as_posix()
+    for path in REPOSITORY.glob("configs/*/*.yaml")
+    if path.parent.name not in NOT_TECHNIQUES
+)
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The options that choose one configuration, made small."""
+    name = request.param
+    options = ["-c", str(REPOSITORY / "configs" / f"{name}.yaml")]
+    if (smaller := SHRINK / f"{name}.yaml").is_file():
+        options += ["-c", str(smaller)]
+    if (maker := SHRINK / f"{name}.py").is_file():
+        spec = importlib.util.spec_from_file_location("maker", maker)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.prepare(tmp_path / "data")
+        monkeypatch.setenv("LIT_DATA", str(tmp_path / "data"))
+    else:
+        monkeypatch.setenv("LIT_DATA", str(DATA))
+    return options

@@ -1,0 +1,114 @@
+"""What every configuration must do: each technique is found by its files in ``configs/``."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from experiments.cli import CLI, build
+from tests.conftest import QUIET
+
+STEPS = 3
+TINY = [
+    *("--trainer.max_epochs", "1", "--trainer.max_steps", str(STEPS)),
+    *("--trainer.limit_train_batches", str(STEPS), "--trainer.limit_val_batches", "2"),
+    *("--trainer.limit_test_batches", "2", "--trainer.log_every_n_steps", "2"),
+]
+
+
+def test_parses_and_prints_itself(config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        build(["fit", *config, "--print_config"])
+    assert exit_status.value.code in (0, None)
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["class_path"].startswith("lit_models.")
+    assert printed["run"]["name"], "a configuration names its runs"
+
+
+def test_a_tiny_run_leaves_everything(config: list[str], fit: Callable[..., CLI]) -> None:
+    cli = fit(*config, *TINY)
+    folder = cli.folder
+
+    saved = yaml.safe_load(folder.config.read_text())
+    assert saved["trainer"]["max_steps"] == STEPS
+    assert saved["run"]["id"] is None, "the saved configuration starts a run of its own"
+    manifest = json.loads(folder.manifest.read_text())
+    assert manifest["id"] == folder.id
+    assert torch.__version__.startswith(manifest["starts"][0]["versions"]["torch"])
+    assert len(manifest["starts"]) == 1, "the test after the training is no start of its own"
+
+    with folder.metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows if row.get("train/loss")]
+    assert steps == [2, STEPS]
+    assert any(row.get("perf/samples_per_second") for row in rows)
+
+    summary = json.loads(folder.summary.read_text())
+    monitor = saved["best"]["monitor"]
+    assert summary["best"][monitor] == summary["last"][monitor]
+    assert summary["best"]["step"] == STEPS
+    assert any(name.startswith("test/") for name in summary["test"])
+    assert summary["wall_seconds"] > 0
+    assert summary["samples_per_second"] > 0
+
+    assert folder.best_checkpoint() is not None
+    assert folder.newest_checkpoint() is not None
+    for moment in ("epoch_0001", "test"):
+        pictures = list((folder.figures / moment).iterdir())
+        assert pictures, f"no figures in {moment}"
+        assert all(picture.stat().st_size > 1000 for picture in pictures)
+
+
+def test_a_loaded_checkpoint_is_the_same_model(config: list[str], fit: Callable[..., CLI]) -> None:
+    cli = fit(*config, *TINY, "--test_after_fit", "false")
+    checkpoint = cli.folder.newest_checkpoint()
+    assert checkpoint is not None
+    torch.load(checkpoint, weights_only=True)  # plain data only
+
+    loaded = type(cli.model).load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+
+    cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
+    expected = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    other = build(["fit", *config, *TINY, *QUIET])
+    other.trainer.validate(loaded, cli.datamodule, verbose=False)
+    found = {name: float(value) for name, value in other.trainer.callback_metrics.items()}
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+class Repeated:
+    """The same batch again and again."""
+
+    def __init__(self, batch: Any, times: int) -> None:
+        self.batch, self.times = batch, times
+
+    def __len__(self) -> int:
+        return self.times
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self.batch] * self.times)
+
+
+def test_overfits_one_batch(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 60
+    # A schedule that decays over the whole of a real training would hardly move in so few steps, or start too slowly.
+    cli = build(
+        [
+            "fit",
+            *config,
+            *("--trainer.max_epochs", "1", "--trainer.max_steps", str(steps), "--trainer.log_every_n_steps", "5"),
+            *("--trainer.limit_val_batches", "0", "--test_after_fit", "false", *QUIET),
+        ]
+    )
+    cli.datamodule.setup("fit")
+    batch = next(iter(cli.datamodule.train_dataloader()))
+    monkeypatch.setattr(cli.datamodule, "train_dataloader", lambda: Repeated(batch, steps))
+    cli.execute()
+    with cli.folder.metrics.open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert losses[-1] < 0.5 * losses[0], losses
