@@ -5,13 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.visual_questions import Question, QuestionTable, VisualQuestions, language_prior, split_images
+from datamodules.visual_questions import (
+    NOT_OF_PAIRS,
+    Question,
+    QuestionTable,
+    VisualQuestions,
+    VQABatch,
+    language_prior,
+    split_images,
+)
 from datamodules.vocabulary import build_vocab, tokenize
 
 SHAPES = ("circle", "rectangle", "triangle")
@@ -47,13 +54,13 @@ class EasyVQA(VisualQuestions):
             one minus it for green, red, teal and yellow. The test questions have it the other way round, so that what
             training's language suggests is wrong. Made by leaving questions out. ``null`` leaves the data as it is.
         augment: mirror and move the training images.
+        paint: share of the training images whose shape is painted in an arbitrary color, and of which only
+            questions without a color are asked: so the network's notion of a shape cannot depend on its color.
         split_seed: seed of the validation split and of ``prior_shift``, apart from the run's seed.
 
     Raises:
         ValueError: an unknown pair in ``holdout``; a ``val_fraction`` or ``prior_shift`` outside of (0, 1).
     """
-
-    draws: ClassVar[int] = 3
 
     def __init__(
         self,
@@ -62,6 +69,7 @@ class EasyVQA(VisualQuestions):
         holdout: Sequence[str] = (),
         prior_shift: float | None = None,
         augment: bool = True,
+        paint: float = 0.0,
         split_seed: int = 0,
     ) -> None:
         super().__init__(batch_size)
@@ -71,8 +79,12 @@ class EasyVQA(VisualQuestions):
                 raise ValueError(f"holdout={pair!r}: expected shape-color pairs such as 'rectangle-red'")
         if prior_shift is not None and not 0 < prior_shift < 1:
             raise ValueError(f"prior_shift={prior_shift}: expected a share between 0 and 1, both excluded")
-        if not augment:
-            self.draws = 0  # type: ignore[misc]
+        if not 0 <= paint <= 1:
+            raise ValueError(f"paint={paint}: expected a share in [0, 1]")
+        if paint and not augment:
+            raise ValueError(f"paint={paint}: expected 0 where augment is false")
+        self.draws = 0 if not augment else 3 if not paint else 7
+        self.paint = paint
         self.holdout = list(holdout)
         self.prior_shift = prior_shift
         self.split_seed = split_seed
@@ -124,8 +136,17 @@ class EasyVQA(VisualQuestions):
                 question_types=self.question_types,
             )
 
-    def augment(self, images: Tensor, draws: Tensor) -> Tensor:
-        return mirror_and_move(images, draws)
+    def augment(self, batch: VQABatch, draws: Tensor) -> VQABatch:
+        batch = batch._replace(images=mirror_and_move(batch.images, draws[:, :3]))
+        if not self.paint:
+            return batch
+        painted = draws[:, 3] < self.paint
+        images = torch.where(painted[:, None, None, None], repaint(batch.images, draws[:, 4:]), batch.images)
+        words = [i for i, word in enumerate(self.vocab) if word == "color" or word in COLORS]
+        about_color = torch.isin(batch.questions, torch.tensor(words, device=images.device)).any(1)
+        kept = ~(painted[batch.image_index] & about_color[batch.question_index])
+        pairs = {name: getattr(batch, name)[kept] for name in batch._fields if name not in NOT_OF_PAIRS}
+        return batch._replace(images=images, **pairs)
 
 
 def mirror_and_move(images: Tensor, draws: Tensor) -> Tensor:
@@ -135,10 +156,7 @@ def mirror_and_move(images: Tensor, draws: Tensor) -> Tensor:
         images: (N, C, H, W) of one object on an even ground.
         draws: (N, 3) in [0, 1): vertical place, horizontal place, mirror.
     """
-    height, width = images.shape[2:]
-    # At most one corner of the image is covered by the object, so the lower median of the four is the ground.
-    ground = images[:, :, :: height - 1, :: width - 1].flatten(2).median(2).values[:, :, None, None]
-    is_object = (images != ground).any(1)
+    is_object = (images != ground_of(images)).any(1)
 
     def source(occupied: Tensor, draw: Tensor) -> Tensor:
         """(N, S): from which row (or column) each row of the moved image comes; the ground goes round the edge."""
@@ -156,6 +174,20 @@ def mirror_and_move(images: Tensor, draws: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def repaint(images: Tensor, colors: Tensor) -> Tensor:
+    """The object of each image (N, 3, H, W) uint8 in another color (N, 3) of 0..1, its soft edges kept."""
+    images, ground = images.float(), ground_of(images).float()
+    contrast = (images - ground).abs().sum(1, keepdim=True)
+    opacity = contrast / contrast.amax((2, 3), keepdim=True).clamp_min(1)
+    return (ground + opacity * (255 * colors[:, :, None, None] - ground)).round().to(torch.uint8)
+
+
+def ground_of(images: Tensor) -> Tensor:
+    """(N, C, 1, 1): at most one corner is covered by the object, so the lower median of the four is the ground."""
+    height, width = images.shape[2:]
+    return images[:, :, :: height - 1, :: width - 1].flatten(2).median(2).values[:, :, None, None]
+
+
 def attributes(images: Tensor) -> list[str]:
     """The ``shape-color`` of each image (N, 3, H, W), read off its pixels.
 
@@ -163,9 +195,8 @@ def attributes(images: Tensor) -> list[str]:
     its bounding box that it fills: rectangle 1, circle π/4, triangle ½.
     """
     palette = torch.tensor(list(COLORS.values()))
-    height, width = images.shape[2:]
-    ground = images[:, :, :: height - 1, :: width - 1].flatten(2).median(2).values[:, :, None, None]
-    distance = (images.int() - ground.int()).abs().sum(1)  # (N, H, W)
+    width = images.shape[3]
+    distance = (images.int() - ground_of(images).int()).abs().sum(1)  # (N, H, W)
     pairs = []
     for image, contrast in zip(images, distance, strict=True):
         is_object = contrast > contrast.max() // 2

@@ -108,7 +108,7 @@ def render(scenes: Scenes) -> Tensor:
         rows = scenes.centers[:, k, 0, None, None] + offset[:, None]
         columns = scenes.centers[:, k, 1, None, None] + offset
         covered = stamps[scenes.shapes[:, k]][..., None]
-        images[scene, rows, columns] = np.where(covered, np.uint8(color), images[scene, rows, columns])
+        images[scene, rows, columns] = np.where(covered, np.array(color, np.uint8), images[scene, rows, columns])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 

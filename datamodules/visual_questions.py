@@ -10,7 +10,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -47,6 +47,10 @@ class VQABatch(NamedTuple):
     """(Q,) the answer that language alone suggests: see :func:`language_prior`"""
     unseen: Tensor
     """(Q,) bool: the image shows a combination of attributes that training held out"""
+
+
+NOT_OF_PAIRS = ("images", "questions", "lengths")
+"""the fields of a batch that have no row per pair"""
 
 
 @dataclass
@@ -189,7 +193,7 @@ class VisualQuestions(LightningDataModule):
     question_types: list[str]
     image_shape: list[int]
 
-    draws: ClassVar[int] = 0
+    draws: int = 0
     """uniform numbers that :meth:`augment` wants for each image; 0 for a source without augmentation"""
 
     def __init__(self, batch_size: int) -> None:
@@ -198,9 +202,9 @@ class VisualQuestions(LightningDataModule):
         self.order_seed = torch.initial_seed()  # of seed_everything
         self.tables: dict[str, BatchSource] = {}
 
-    def augment(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Training images (I, C, H, W) changed such that every answer stays true; ``draws`` (I, K) are in [0, 1)."""
-        return images
+    def augment(self, batch: VQABatch, draws: Tensor) -> VQABatch:
+        """A training batch whose images are changed such that every answer stays true; ``draws`` (I, K) in [0, 1)."""
+        return batch
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         """Batches of "train", "val" or "test"."""
@@ -219,9 +223,9 @@ class VisualQuestions(LightningDataModule):
         return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: VQABatch, dataloader_idx: int) -> VQABatch:
-        images = batch.images
         if self.draws and self.trainer is not None and self.trainer.training:
-            images = self.augment(images, draws_per_sample(self.trainer, len(images), self.draws, self.order_seed))
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        return batch._replace(images=images)
+            draws = draws_per_sample(self.trainer, len(batch.images), self.draws, self.order_seed)
+            batch = self.augment(batch, draws)
+        if batch.images.dtype == torch.uint8:
+            batch = batch._replace(images=batch.images.float() / 255)
+        return batch

@@ -34,6 +34,7 @@ DOWNLOAD_PAGE = "https://visualqa.org/download.html"
 ANSWER_TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
 """the files' names of the answer types, and ours"""
 
+
 @dataclass(kw_only=True)
 class RatedQuestion(Question):
     """A question whose ``answer`` is the most frequent one, with the score of every answer that was given."""

@@ -196,8 +196,9 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         best = self.folder.best_checkpoint()
-        tests = self._get(self.config, "test_after_fit") and not self.trainer.fast_dev_run
-        if tests and best and not self.trainer.interrupted and self.trainer.limit_test_batches != 0:
+        config = self._get(self.config, "trainer")
+        tests = self._get(self.config, "test_after_fit") and not config.fast_dev_run and config.limit_test_batches != 0
+        if tests and best and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         self._report()
 
@@ -217,7 +218,7 @@ class CLI(LightningCLI):
             print(f"{len(items)} predictions: {file}")
 
     def _report(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run:
             from experiments.report import print_report
 
             print_report(self.folder, str(self.subcommand), dict(self.trainer.callback_metrics))
@@ -253,8 +254,8 @@ def locate(subcommand: str, config: Any) -> tuple[RunFolder, Path | None]:
         if not path.is_file():
             near = nearest(path.name, (file.name for file in path.parent.glob("*.ckpt")))
             raise Mistake(f"ckpt_path={wanted}: no such file; expected a checkpoint, 'last' or 'best'{near}")
-        if (folder := folder_of_checkpoint(path)) and not options.id:
-            return folder, path
+        if (origin := folder_of_checkpoint(path)) and not options.id:
+            return origin, path
         return RunFolder(root / name / (run_id or new_run_id())), path
     return RunFolder(root / name / (run_id or new_run_id())), None
 

@@ -20,7 +20,7 @@ def print_report(folder: RunFolder, subcommand: str, metrics: dict[str, Any]) ->
     stages = {"val": "best", "test": "test"} if summary else {"": subcommand}
     columns = {heading: _values(summary.get(heading, metrics), stage) for stage, heading in stages.items()}
     for heading in columns:
-        table.add_column(heading if not summary else {"best": "validation (best)", "test": "test"}[heading], justify="right")
+        table.add_column({"best": "validation (best)"}.get(heading, heading), justify="right")
     names = dict.fromkeys(name for values in columns.values() for name in values)
     for name in names:
         table.add_row(name, *(_number(values.get(name)) for values in columns.values()))

@@ -1,11 +1,11 @@
 """A run's folder: its id, what is written there, and how it is found again.
 
-    runs/<technique>/<data set>/<run id>/
-        config.yaml      complete: `train.py fit -c` it to run the same again
-        manifest.json    commit and uncommitted changes, versions, hardware, seed, command of every (re)start
-        metrics.csv      one row a logging step
-        summary.json     best and last val/*, test/*, wall time, samples per second
-        checkpoints/  figures/  wandb/
+runs/<technique>/<data set>/<run id>/
+    config.yaml      complete: `train.py fit -c` it to run the same again
+    manifest.json    commit and uncommitted changes, versions, hardware, seed, command of every (re)start
+    metrics.csv      one row a logging step
+    summary.json     best and last val/*, test/*, wall time, samples per second
+    checkpoints/  figures/  wandb/
 """
 
 from __future__ import annotations
@@ -189,4 +189,5 @@ def _hardware() -> dict[str, Any]:
     if (info := Path("/proc/cpuinfo")).is_file() and (match := re.search(r"model name\s*: (.*)", info.read_text())):
         cpu = match[1]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"host": platform.node(), "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+    counts = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"host": platform.node(), "cpu": cpu, **counts, "gpus": gpus}

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from experiments.run_folder import RunFolder
 
@@ -31,7 +30,7 @@ def wandb_logger(
         ValueError: ``WANDB_MODE`` is none of W&B's modes.
     """
     mode = wandb_mode()
-    if mode == "disabled" or rank_zero_only.rank != 0:
+    if mode == "disabled" or int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) != 0:
         return None
     if mode not in ("online", "offline", "shared"):
         raise ValueError(f"WANDB_MODE={mode!r}: expected 'online', 'offline' or 'disabled'")
@@ -43,7 +42,7 @@ def wandb_logger(
         name=folder.id,
         id=folder.id,
         dir=str(folder.path),
-        mode=mode,
+        mode=mode,  # type: ignore[arg-type]
         resume="allow" if mode == "online" else None,
         group=folder.name,
         job_type=job_type,

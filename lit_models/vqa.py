@@ -11,7 +11,7 @@ Four ways to form the fact:
     concat      [relu(W v); relu(U q)]                       the CNN+LSTM+MLP baseline of Santoro et al. 2017
     attention   v̂ = Σ_k α_k v_k over the image's grid,       Xu et al. 2016 and Yang et al. 2016, one glimpse
                 α = softmax(a·tanh(W v_k + U q)); fact = tanh(W' v̂) ⊙ tanh(U' q)
-    relation    Σ_ij g(o_i, o_j, q) over pairs of cells      Santoro et al. 2017
+    relation    mean_ij g(o_i, o_j, q) over pairs of cells   Santoro et al. 2017
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -105,10 +106,11 @@ class AttentionFact(nn.Module):
 
 
 class RelationFact(nn.Module):
-    """fact = Σ_ij g(o_i, o_j, q), an object o being a cell of the grid with its two coordinates.
+    """fact = mean_ij g(o_i, o_j, q), an object o being a cell of the grid with its two coordinates.
 
     The first layer of g is linear in (o_i, o_j, q), so each of its three parts is computed once an object and once a
-    question and then added up for each pair: the same function at a fraction of the cost.
+    question and then added up for each pair: the same function at a fraction of the cost. The paper has the sum over
+    pairs; the mean differs by a factor that the next layer can learn, and starts training at a sane scale.
     """
 
     def __init__(self, image_dim: int, question_dim: int, fact_dim: int, layers: int = 4) -> None:
@@ -116,7 +118,7 @@ class RelationFact(nn.Module):
         self.first = nn.Linear(image_dim + 2, fact_dim)
         self.second = nn.Linear(image_dim + 2, fact_dim, bias=False)
         self.question = nn.Linear(question_dim, fact_dim, bias=False)
-        rest: list[nn.Module] = [nn.ReLU()]
+        rest: list[nn.Module] = [nn.ReLU(inplace=True)]
         for _ in range(layers - 1):
             rest += [nn.Linear(fact_dim, fact_dim), nn.ReLU(inplace=True)]
         self.rest = nn.Sequential(*rest)
@@ -124,9 +126,9 @@ class RelationFact(nn.Module):
 
     def forward(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
         objects = with_coordinates(grid).flatten(2).transpose(1, 2)  # (I, n, C + 2)
-        pairs = self.first(objects)[:, :, None] + self.second(objects)[:, None]  # (I, n, n, F)
-        pairs = pairs[image_index] + self.question(question)[question_index][:, None, None]
-        return self.rest(pairs).sum((1, 2))
+        first = self.first(objects)[image_index] + self.question(question)[question_index][:, None]
+        second = self.second(objects)[image_index]
+        return self.rest(first[:, :, None] + second[:, None]).mean((1, 2))  # over (Q, n, n, F)
 
 
 def with_coordinates(grid: Tensor) -> Tensor:
@@ -153,6 +155,7 @@ class VQA(LightningModule):
         embedding_dim, hidden_dim, lstm_layers: of the question encoder.
         fusion: how the fact embedding is formed: see the top of this file.
         fact_dim: width of the fact embedding (of g's layers, for ``relation``).
+        relation_layers: for ``relation``: layers of g, each ``fact_dim`` wide.
         normalize_image: for ``product``: scale the image's feature to unit length ("norm I").
         classifier_dim: width of the classifier's hidden layer.
         dropout: on the fact embedding and in the classifier.
@@ -179,6 +182,7 @@ class VQA(LightningModule):
         lstm_layers: int = 1,
         fusion: Literal["product", "concat", "attention", "relation"] = "concat",
         fact_dim: int = 256,
+        relation_layers: int = 4,
         normalize_image: bool = False,
         classifier_dim: int = 256,
         dropout: float = 0.0,
@@ -203,8 +207,8 @@ class VQA(LightningModule):
         fact_out = hidden_dim
         if not blind:
             self.encoder, image_dim = make_encoder(encoder, self.image_shape, channels, pretrained, frozen)
-            self.fact = make_fact(fusion, image_dim, hidden_dim, fact_dim, normalize_image)
-            fact_out = self.fact.out_dim
+            fact = make_fact(fusion, image_dim, hidden_dim, fact_dim, relation_layers, normalize_image)
+            self.fact, fact_out = fact, fact.out_dim
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(fact_out, classifier_dim),
@@ -220,9 +224,7 @@ class VQA(LightningModule):
         """Token ids (D, T) and lengths (D,) → the LSTM's state after each question's last word (D, hidden)."""
         if self.image_only:
             return self.embedding.weight.new_zeros(len(questions), self.lstm.hidden_size)
-        packed = pack_padded_sequence(
-            self.embedding(questions), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
+        packed = pack_padded_sequence(self.embedding(questions), lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (hidden, _) = self.lstm(packed)
         return hidden[-1]
 
@@ -283,7 +285,7 @@ class VQA(LightningModule):
         """The answer to each question of the batch."""
         return [self.answers[i] for i in self(batch).argmax(1).tolist()]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
     @torch.inference_mode()
@@ -358,11 +360,14 @@ def make_encoder(
     return backbone, backbone.out_channels
 
 
-def make_fact(fusion: str, image_dim: int, question_dim: int, fact_dim: int, normalize_image: bool) -> nn.Module:
+def make_fact(
+    fusion: str, image_dim: int, question_dim: int, fact_dim: int, relation_layers: int, normalize_image: bool
+) -> ProductFact | ConcatFact | AttentionFact | RelationFact:
     """The module that forms the fact embedding; its ``out_dim`` is the embedding's width."""
     if fusion == "product":
         return ProductFact(image_dim, question_dim, fact_dim, normalize_image)
-    kinds = {"concat": ConcatFact, "attention": AttentionFact, "relation": RelationFact}
-    if fusion not in kinds:
-        raise ValueError(f"fusion={fusion!r}: expected 'product', 'concat', 'attention' or 'relation'")
-    return kinds[fusion](image_dim, question_dim, fact_dim)
+    if fusion == "relation":
+        return RelationFact(image_dim, question_dim, fact_dim, relation_layers)
+    if fusion in ("concat", "attention"):
+        return (ConcatFact if fusion == "concat" else AttentionFact)(image_dim, question_dim, fact_dim)
+    raise ValueError(f"fusion={fusion!r}: expected 'product', 'concat', 'attention' or 'relation'")

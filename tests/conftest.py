@@ -16,7 +16,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("LIT_DATA", REPOSITORY.parent / "shared" / "data"))
 """real data, where there is some; tests that need it skip where there is not"""
 
-QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
+QUIET = [
+    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+    *("--trainer.accelerator", "cpu"),
+]
 
 
 @pytest.fixture(autouse=True)

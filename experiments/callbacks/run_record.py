@@ -19,9 +19,9 @@ from experiments.run_folder import RunFolder, read_json, write_atomically, write
 class RunRecord(Callback):
     """Writes ``config.yaml`` and ``manifest.json`` when a run starts and keeps ``summary.json`` up to date.
 
-    In the summary, ``best`` are the validation metrics of the checkpoint that was chosen (by ``best.monitor``), ``last``
-    those of the last validation, ``test`` the test metrics; ``wall_seconds`` counts training and validation over all
-    restarts.
+    In the summary, ``best`` are the validation metrics of the checkpoint that was chosen (by ``best.monitor``),
+    ``last`` those of the last validation, ``test`` the test metrics; ``wall_seconds`` counts training and validation
+    over all restarts.
 
     Args:
         folder: the run's.
@@ -99,7 +99,7 @@ class RunRecord(Callback):
     @rank_zero_only
     def _write(self, trainer: Trainer) -> None:
         self.values["wall_seconds"] = round(self._wall, 3)
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TrainingMetrics) and callback.total_seconds:
                 self.values["samples_per_second"] = callback.total_samples / callback.total_seconds
         write_atomically(self.folder.summary, json.dumps(self.values, indent=2) + "\n")

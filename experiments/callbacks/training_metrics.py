@@ -55,13 +55,14 @@ class TrainingMetrics(Callback):
             total += outputs[name].detach()
         self.steps += 1
         self.samples += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        due = (batch_idx + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if due or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._log(trainer, pl_module)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         means = torch.stack(list(self.sums.values())) / self.steps
-        means = trainer.strategy.reduce(means, reduce_op="mean").tolist()
-        metrics = {f"train/{name}": mean for name, mean in zip(self.sums, means, strict=True)}
+        values: list[float] = trainer.strategy.reduce(means, reduce_op="mean").tolist()
+        metrics = {f"train/{name}": value for name, value in zip(self.sums, values, strict=True)}
         self._stop_clock()  # after the reading above, which waits for the device
         self.samples *= trainer.world_size
         metrics["perf/samples_per_second"] = self.samples / max(self.seconds, 1e-9)

@@ -44,7 +44,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         total = sums[-1].detach()
         mean, mean_square = (sums[:-1] / total).chunk(2)
         variance = mean_square - mean.square()  # biased, as in the forward pass of batch norm
-        if self.track_running_stats:
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
                 momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum

@@ -29,6 +29,9 @@ class ConvEncoder(nn.Sequential):
 class Rescale(nn.Module):
     """Pixels in 0..1 to zero mean and unit deviation, channel by channel; by default 0..1 to -1..1."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float] = (0.5,), std: Sequence[float] = (0.5,)) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
@@ -76,9 +79,7 @@ def _torchvision_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
 
     from torchvision import models
 
-    resnets = [known for known in models.list_models() if "resne" in known and "quantized" not in known]
-    resnets = [known for known in resnets if "/" not in known and not known.startswith(("fcn", "deeplab", "quant"))]
-    resnets = [known for known in resnets if hasattr(models.resnet, known)]
+    resnets = models.list_models(module=models.resnet)
     if name not in resnets:
         near = get_close_matches(name, resnets, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -99,4 +100,5 @@ def _timm_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
         near = timm.list_models(f"*{name[:6]}*")[:3]
         raise ValueError(f"encoder='timm/{name}': expected a model of timm, such as {', '.join(near) or 'resnet50d'}")
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
-    return network, network.num_features
+    channels: int = network.num_features  # type: ignore[assignment]
+    return network, channels

@@ -40,8 +40,9 @@ def to_image_batch(image: Any, shape: Sequence[int], device: torch.device | str 
         raise ValueError(f"image of shape {tuple(image.shape)}: expected {expected} with 1, 3 or 4 channels")
     if tensor.is_floating_point():
         low, high = float(tensor.min()), float(tensor.max())
-        if not (-1e-3 <= low and high <= 1 + 1e-3):  # false for NaN too
-            raise ValueError(f"image with values in {low:.4g}..{high:.4g}: expected floats in 0..1 (or integers 0..255)")
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # so for NaN too
+            values = f"{low:.4g}..{high:.4g}"
+            raise ValueError(f"image with values in {values}: expected floats in 0..1 (or integers 0..255)")
         tensor = tensor.float().clamp(0, 1)
     else:
         tensor = tensor.float() / (1 if tensor.dtype == torch.bool else 255)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -44,13 +45,13 @@ class WarmupCosine(LRScheduler):
             return (step + 1) / (warm + 1)
         return 0.5 * (1 + math.cos(math.pi * min(1, (step - warm) / max(1, total - warm))))
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
 
 def configure_optimizers(
     module: LightningModule, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None
-) -> dict[str, Any]:
+) -> OptimizerLRScheduler:
     """What a technique with one optimizer returns from ``configure_optimizers``.
 
     Only parameters that require a gradient are optimized. :class:`WarmupCosine` goes by steps, every other schedule by
@@ -60,10 +61,10 @@ def configure_optimizers(
     if scheduler is None:
         return {"optimizer": made}
     schedule = scheduler(made)
-    config: dict[str, Any] = {"scheduler": schedule, "interval": "epoch"}
     if isinstance(schedule, WarmupCosine):
         schedule.set_total_steps(int(module.trainer.estimated_stepping_batches))
-        config["interval"] = "step"
+        return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
     if isinstance(schedule, ReduceLROnPlateau):
-        config["monitor"] = getattr(schedule, "monitor", "val/loss")
-    return {"optimizer": made, "lr_scheduler": config}
+        monitor = getattr(schedule, "monitor", "val/loss")
+        return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "monitor": monitor}}
+    return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}

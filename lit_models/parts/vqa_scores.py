@@ -28,8 +28,8 @@ class VQAScores(Metric):
     """
 
     full_state_update = False
-    rows: list[Tensor] | Tensor
-    scores: list[Tensor] | Tensor
+    rows: list[Tensor]
+    scores: list[Tensor]
 
     def __init__(self, question_types: Sequence[str], num_answers: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class VQAScores(Metric):
         self.scores.append(torch.stack(scores, 1))
 
     def compute(self) -> dict[str, Tensor]:
-        predicted, truth, kinds, ids, unseen = dim_zero_cat(self.rows).unbind(1)
+        _, truth, kinds, ids, unseen = dim_zero_cat(self.rows).unbind(1)
         scores, blind = dim_zero_cat(self.scores).double().unbind(1)
         result = {"accuracy": scores.mean()}
         groups: dict[str, list[Tensor]] = {}

@@ -31,7 +31,8 @@ def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         options += ["-c", str(smaller)]
     if (maker := SHRINK / f"{name}.py").is_file():
         spec = importlib.util.spec_from_file_location("maker", maker)
-        assert spec and spec.loader
+        assert spec
+        assert spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.prepare(tmp_path / "data")
