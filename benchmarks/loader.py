@@ -32,15 +32,19 @@ def batch_seconds(loader: Iterable[Any], epochs: int) -> Callable[[], float]:
 
 def main() -> int:
     parser = options(__doc__)
-    parser.add_argument("--samples", type=int, default=20_000, help="of 16 floats and a label (default: 20000)")
+    parser.add_argument("--samples", type=int, default=20_000, help="and a label for each (default: 20000)")
+    parser.add_argument("--shape", type=int, nargs="+", default=[16], help="of a sample (default: 16)")
+    parser.add_argument("--dtype", choices=("float32", "uint8"), default="float32", help="of a sample")
     args = parser.parse_args()
-    tensors = torch.randn(args.samples, 16), torch.randint(10, (args.samples,))
+    samples = (255 * torch.rand(args.samples, *args.shape)).to(getattr(torch, args.dtype))
+    tensors = samples, torch.randint(10, (args.samples,))
     cases = {
         "DataLoader": batch_seconds(DataLoader(TensorDataset(*tensors), BATCH_SIZE, shuffle=True), epochs=1),
-        "TensorLoader": batch_seconds(TensorLoader(tensors, BATCH_SIZE, shuffle=True), epochs=20),
+        "TensorLoader": batch_seconds(TensorLoader(tensors, BATCH_SIZE, shuffle=True), epochs=10),
     }
     times = interleaved(cases, args.repeats)
-    report(f"one batch of {BATCH_SIZE} of {args.samples} shuffled samples", times, "TensorLoader")
+    title = f"a batch of {BATCH_SIZE} shuffled samples of {tuple(samples.shape[1:])} {args.dtype}"
+    report(title, times, "TensorLoader")
     print("\nbatches per second:", ", ".join(f"{name} {1 / median(seconds):,.0f}" for name, seconds in times.items()))
     return verdict(ratios(times, "TensorLoader")["DataLoader"], args.check, at_least=True)
 

@@ -17,17 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.harness import (
-    against_floor,
-    command_line,
-    device,
-    now,
-    options,
-    ratios,
-    report,
-    training_seconds,
-    verdict,
-)
+from benchmarks.floor import against_floor, command_line, device, now, training_seconds
+from benchmarks.harness import options, ratios, report, verdict
 from datamodules.easy_vqa import mirror_and_move
 from experiments.run_folder import REPOSITORY
 

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
+import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from experiments.callbacks.checkpoints import BestCheckpoint, RecoveryCheckpoint
+from experiments.callbacks.exact_resume import ExactResume
 from experiments.callbacks.figures import Figures
+from experiments.callbacks.graceful_stop import GracefulStop, Stopped, requeue_job
 from experiments.callbacks.run_record import RunRecord
 from experiments.callbacks.training_metrics import TrainingMetrics
+from experiments.checkpoint_io import AtomicCheckpointIO, BrokenCheckpoint, read_checkpoint
 from experiments.metrics_csv import MetricsCSV
 from experiments.mistakes import Mistake, Parser, mistake_in, nearest
 from experiments.run_folder import (
@@ -34,6 +36,7 @@ from experiments.run_folder import (
     RunOptions,
     find_runs,
     folder_of_checkpoint,
+    is_first_process,
     new_run_id,
     runs_root,
     write_atomically,
@@ -45,38 +48,6 @@ DATA_FACTS = ("vocab", "answers", "question_types", "image_shape", "num_classes"
 BASE_CONFIG = REPOSITORY / "configs" / "base.yaml"
 RUN_ID = "LIT_RUN_ID"
 """environment variable that tells the processes which a run starts on its other devices which run they belong to"""
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """``checkpoints/best.ckpt``: the state of the best ``monitor`` so far.
-
-    Args:
-        monitor: a metric that validation logs.
-        mode: ``min`` or ``max``.
-    """
-
-    def __init__(self, monitor: str = "val/loss", mode: str = "min") -> None:
-        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-
-
-class RecoveryCheckpoint(ModelCheckpoint):
-    """``checkpoints/step=….ckpt``: the newest two states, from which a run goes on.
-
-    Args:
-        every_n_epochs: save after the validation of each n-th epoch.
-        every_n_train_steps: save after each n-th step instead.
-    """
-
-    def __init__(self, every_n_epochs: int = 1, every_n_train_steps: int | None = None) -> None:
-        super().__init__(
-            filename="{step:08d}",
-            monitor="step",
-            mode="max",
-            save_top_k=2,
-            every_n_epochs=None if every_n_train_steps else every_n_epochs,
-            every_n_train_steps=every_n_train_steps,
-            enable_version_counter=False,
-        )
 
 
 class CLI(LightningCLI):
@@ -115,7 +86,7 @@ class CLI(LightningCLI):
 
     def _refuse_contradictions(self, config: Any, checkpoint: Path) -> None:
         asked = config.model.as_dict()
-        saved = read_hyper_parameters(checkpoint)
+        saved = read_checkpoint(checkpoint).get("hyper_parameters", {})
         if (saved_class := saved.get("_class_path", asked["class_path"])) != asked["class_path"]:
             raise Mistake(f"ckpt_path={checkpoint}: holds a {saved_class}, expected a {asked['class_path']}")
         pairs = {f"model.{key}": (value, saved.get(key, value)) for key, value in asked.get("init_args", {}).items()}
@@ -140,9 +111,10 @@ class CLI(LightningCLI):
         best, recovery, figures = (self._get(self.config_init, key) for key in ("best", "checkpoint", "figures"))
         seed = self._get(self.config, "seed_everything")
         metrics = MetricsCSV(self.folder.metrics)
-        extra: list[Callback] = [TrainingMetrics()]
+        extra: list[Callback] = [TrainingMetrics(), ExactResume()]
         if not config.fast_dev_run:
-            best.dirpath = recovery.dirpath = str(self.folder.checkpoints)
+            best.dirpath = str(self.folder.checkpoints)
+            recovery.folder = self.folder
             figures.folder = self.folder.figures
             record = RunRecord(self.folder, self._rerunnable_config(), seed, options.tags, best, metrics)
             extra.append(record)
@@ -156,9 +128,11 @@ class CLI(LightningCLI):
             if not config.fast_dev_run and (wandb := self._wandb(options)):
                 loggers.append(wandb)
         kwargs["callbacks"] = [*(config.callbacks or []), *extra]
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         kwargs["default_root_dir"] = config.default_root_dir or str(self.folder.path)
         unchecked = config.enable_checkpointing is False or config.fast_dev_run
-        wanted = [figures] if unchecked else [figures, best, recovery]
+        wanted = [figures] if unchecked else [figures, best, recovery, GracefulStop(recovery)]
         return self._instantiate_trainer({**config, **kwargs, "logger": loggers}, wanted)
 
     def _rerunnable_config(self) -> str:
@@ -183,7 +157,8 @@ class CLI(LightningCLI):
         """Runs the subcommand."""
         os.environ[RUN_ID] = self.folder.id  # for the processes that a strategy starts
         try:
-            super()._run_subcommand(str(self.subcommand))
+            with self.folder.locked():
+                super()._run_subcommand(str(self.subcommand))
         finally:
             os.environ.pop(RUN_ID, None)
 
@@ -243,7 +218,7 @@ def locate(subcommand: str, config: Any) -> tuple[RunFolder, Path | None]:
     if wanted in ("last", "best"):
         folders = [RunFolder(root / name / run_id)] if run_id else find_runs(root, name)[::-1]
         for folder in folders:
-            found = folder.newest_checkpoint() if wanted == "last" else folder.best_checkpoint()
+            found = newest_readable(folder) if wanted == "last" else folder.best_checkpoint()
             if found:
                 return folder, found
         if subcommand != "fit" or wanted == "best":
@@ -260,24 +235,18 @@ def locate(subcommand: str, config: Any) -> tuple[RunFolder, Path | None]:
     return RunFolder(root / name / (run_id or new_run_id())), None
 
 
-def read_hyper_parameters(checkpoint: Path) -> dict[str, Any]:
-    """The constructor's arguments of the model in a checkpoint.
-
-    Raises:
-        Mistake: the file is broken, holds more than tensors and plain data, or is no checkpoint of Lightning.
-    """
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise Mistake(
-            f"ckpt_path={checkpoint}: refused, for it holds more than tensors and plain data "
-            f"({str(error).splitlines()[0]})"
-        ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise Mistake(f"ckpt_path={checkpoint}: broken ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise Mistake(f"ckpt_path={checkpoint}: expected a checkpoint of Lightning, which has a 'state_dict'")
-    return dict(content.get("hyper_parameters", {}))
+def newest_readable(folder: RunFolder) -> Path | None:
+    """The newest state of a run that can be read; says so where a newer one cannot."""
+    candidates = folder.recovery_checkpoints()
+    for i, path in enumerate(candidates):
+        try:
+            read_checkpoint(path)
+        except BrokenCheckpoint as error:
+            older = candidates[i + 1] if i + 1 < len(candidates) else None
+            print(f"warning: {error}; going on from {older or 'the start'} instead", file=sys.stderr)
+        else:
+            return path
+    return None
 
 
 def _plain(value: Any) -> Any:
@@ -342,6 +311,13 @@ def main() -> None:
         cli = build()
         building = False
         cli.execute()
+    except Stopped as stop:
+        print(f"{stop}: stopped; the state is saved in {stop.checkpoint}", file=sys.stderr)
+        if stop.number == signal.SIGUSR1:
+            if is_first_process():
+                requeue_job()
+            raise SystemExit(0) from None
+        raise SystemExit(128 + stop.number) from None
     except Exception as error:
         line = mistake_in(error, building)
         if line is None or os.environ.get("LIT_TRACEBACK"):

@@ -10,6 +10,7 @@ runs/<technique>/<data set>/<run id>/
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -18,6 +19,8 @@ import secrets
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
@@ -67,10 +70,33 @@ class RunFolder:
     def name(self) -> str:
         return f"{self.path.parent.parent.name}/{self.path.parent.name}"
 
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint of the highest step that was saved for recovery; None when there is none."""
+    def recovery_checkpoints(self) -> list[Path]:
+        """The states that were saved to go on from, the newest first."""
         found = [(int(match[1]), path) for path in self.checkpoints.glob("*.ckpt") if (match := _STEP.match(path.name))]
-        return max(found)[1] if found else None
+        return [path for _, path in sorted(found, reverse=True)]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second run out of this folder for as long as this process lives.
+
+        Raises:
+            ValueError: another process has the folder.
+        """
+        if not is_first_process():  # the other ranks of the run that holds the lock
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                owner = file.read().strip()
+                raise ValueError(f"run.id={self.id}: {owner} is running in {self.path}; expected another id") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
 
     def best_checkpoint(self) -> Path | None:
         """The checkpoint that validation chose; None when there is none."""
@@ -79,6 +105,11 @@ class RunFolder:
 
 
 _STEP = re.compile(r"step=(\d+)\.ckpt$")
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a run or its rank 0, as far as the environment tells."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
 
 
 def runs_root(options: RunOptions) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, is_first_process
 
 
 def wandb_mode() -> str:
@@ -30,7 +30,7 @@ def wandb_logger(
         ValueError: ``WANDB_MODE`` is none of W&B's modes.
     """
     mode = wandb_mode()
-    if mode == "disabled" or int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) != 0:
+    if mode == "disabled" or not is_first_process():
         return None
     if mode not in ("online", "offline", "shared"):
         raise ValueError(f"WANDB_MODE={mode!r}: expected 'online', 'offline' or 'disabled'")

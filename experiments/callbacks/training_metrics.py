@@ -1,4 +1,4 @@
-"""Training metrics without a log call per step."""
+"""Training metrics without a log call per step, and the end of a run whose loss is no number any more."""
 
 from __future__ import annotations
 
@@ -10,76 +10,102 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 
+class NonFiniteLoss(ValueError):
+    """The loss is NaN or infinite."""
+
+
 class TrainingMetrics(Callback):
     """Averages whatever ``training_step`` returns and logs it as ``train/…`` every ``log_every_n_steps``.
 
-    ``training_step`` returns a loss, or a dict of it and of scalars to average; they are summed where they are, on the
-    device, and read once an interval: a ``self.log`` in each step would cost more than a small network's own step.
+    ``training_step`` returns a loss, or a dict of it and of scalars to average. They stay where they are, on the
+    device, and are read once an interval: a ``self.log`` in each step would cost more than a small network's own step.
     ``perf/samples_per_second`` counts the samples of all ranks while training, validation left out.
 
-    The sums travel in the checkpoint, so that a resumed run logs what an uninterrupted one would.
+    A loss that is not finite stops the run with its step and value, at the latest before the next checkpoint would be
+    written, so that the last one is good.
+
+    What was not logged yet travels in the checkpoint: a resumed run logs what an uninterrupted one would.
+
+    Raises:
+        NonFiniteLoss: see above.
     """
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
+        self.pending: dict[str, list[Tensor]] = {}  # one scalar a step since the last row
         self.samples = 0
         self.seconds = 0.0
         self.total_samples = 0
         self.total_seconds = 0.0
-        self._since = 0.0
+        self._since: float | None = None  # when the clock was last read; None while it stands
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_clock()
+        self._read_clock()
+        self._since = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
 
-    def _stop_clock(self) -> None:
-        now = time.perf_counter()
-        if self._since:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = None
+
+    def _read_clock(self) -> None:
+        if self._since is not None:
+            now = time.perf_counter()
             self.seconds += now - self._since
-        self._since = now
+            self._since = now
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(outputs, Tensor):
             outputs = {"loss": outputs}
-        if not self.sums:
-            self.sums = {name: torch.zeros((), device=value.device) for name, value in (outputs or {}).items()}
-        for name, total in self.sums.items():
-            total += outputs[name].detach()
-        self.steps += 1
+        for name, value in (outputs or {}).items():
+            self.pending.setdefault(name, []).append(value.detach())
         self.samples += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
         due = (batch_idx + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._log(trainer, pl_module)
 
+    def _check_finite(self, trainer: Trainer) -> None:
+        losses = torch.stack(self.pending.get("loss") or [torch.zeros(())])
+        if not bool(losses.isfinite().all()):
+            first = int((~losses.isfinite()).nonzero()[0])
+            step = trainer.global_step - len(losses) + first + 1
+            raise NonFiniteLoss(
+                f"the loss is {float(losses[first])} in step {step}; stopped, the last checkpoint is from before it"
+            )
+
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        means = torch.stack(list(self.sums.values())) / self.steps
+        self._check_finite(trainer)
+        means = torch.stack([torch.stack(values).float().mean() for values in self.pending.values()])
         values: list[float] = trainer.strategy.reduce(means, reduce_op="mean").tolist()
-        metrics = {f"train/{name}": value for name, value in zip(self.sums, values, strict=True)}
-        self._stop_clock()  # after the reading above, which waits for the device
+        metrics = {f"train/{name}": value for name, value in zip(self.pending, values, strict=True)}
+        self._read_clock()  # after the reading above, which waits for the device
         self.samples *= trainer.world_size
         metrics["perf/samples_per_second"] = self.samples / max(self.seconds, 1e-9)
         self.total_samples += self.samples
         self.total_seconds += self.seconds
-        self.sums, self.steps, self.samples, self.seconds = {}, 0, 0, 0.0
+        self.pending, self.samples, self.seconds = {}, 0, 0.0
         metrics |= _learning_rates(trainer)
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **metrics}, step=trainer.global_step)
-        if "train/loss" in metrics:
-            pl_module.log("train/loss", metrics["train/loss"], prog_bar=True, logger=False)
+        pl_module.log("train/loss", metrics["train/loss"], prog_bar=True, logger=False)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._check_finite(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        counts = ("steps", "samples", "seconds", "total_samples", "total_seconds")
-        return {"sums": dict(self.sums)} | {name: getattr(self, name) for name in counts}
+        self._read_clock()
+        counts = ("samples", "seconds", "total_samples", "total_seconds")
+        pending = {name: torch.stack(values) for name, values in self.pending.items()}
+        return {"pending": pending} | {name: getattr(self, name) for name in counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pending = state_dict.pop("pending")
+        self.pending = {name: list(values.unbind()) for name, values in pending.items()}
         for name, value in state_dict.items():
             setattr(self, name, value)
 

@@ -79,7 +79,8 @@ def _torchvision_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
 
     from torchvision import models
 
-    resnets = models.list_models(module=models.resnet)
+    builders = {known: models.get_model_builder(known) for known in models.list_models()}
+    resnets = [known for known, builder in builders.items() if builder.__module__ == models.resnet.__name__]
     if name not in resnets:
         near = get_close_matches(name, resnets, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,77 @@
+"""What Lightning's checkpoint lacks for a resumed run to equal an uninterrupted one bit for bit."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+
+
+class ExactResume(Callback):
+    """Saves and restores the random generators of every rank and the position within the epoch.
+
+    The generators are Python's, NumPy's, PyTorch's and CUDA's. They are restored right before the first step, since
+    building and preparing the model draw numbers of their own. The position is counted here rather than by the loader,
+    which does not know when ``limit_train_batches`` ends an epoch.
+    """
+
+    def __init__(self) -> None:
+        self._states: list[dict[str, Any]] = []
+        self._position: int | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        states: list[Any] = [generator_states()]
+        if trainer.world_size > 1:
+            states = [None] * trainer.world_size
+            dist.all_gather_object(states, generator_states())
+        checkpoint["generators"] = states
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        checkpoint["position"] = 0 if progress.is_last_batch else progress.current.ready
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._states = checkpoint.get("generators", [])
+        self._position = checkpoint.get("position")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if len(self._states) == trainer.world_size:  # on another number of ranks there is nothing to repeat
+            restore_generators(self._states[trainer.global_rank])
+        for loader in CombinedLoader(trainer.train_dataloader).flattened:
+            if self._position is not None and hasattr(loader, "load_state_dict"):
+                loader.load_state_dict({"position": self._position})
+        self._states, self._position = [], None
+
+
+def generator_states() -> dict[str, Any]:
+    """Of this process, as tensors and numbers only."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    states = {
+        "python": {"version": version, "internal": torch.tensor(internal), "gauss": gauss},
+        "numpy": {
+            "name": str(name),
+            "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Puts this process's generators into ``states``."""
+    python, numpy = states["python"], states["numpy"]
+    random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
+    keys = numpy["keys"].numpy().astype(np.uint32)
+    np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))  # noqa: NPY002
+    torch.set_rng_state(states["torch"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())

@@ -1,0 +1,64 @@
+"""Checkpoints that are whole or not there, and that are read as data, never as code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+
+
+class BrokenCheckpoint(ValueError):
+    """A checkpoint cannot be read, or holds more than data."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes under a temporary name in the same folder and renames when all of it is on the disk.
+
+    A process that is killed while it writes, or a full disk, leaves the checkpoints before it untouched.
+
+    Raises:
+        OSError: the disk is full (or another fault of the file system); names file and reason.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except (OSError, RuntimeError) as error:  # torch wraps a failed write in a RuntimeError
+            temporary.unlink(missing_ok=True)
+            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+            free = os.statvfs(target.parent)
+            left = free.f_bavail * free.f_frsize / 2**20
+            raise OSError(
+                f"{target}: could not be saved ({reason.splitlines()[0]}; {left:.0f} MiB free); "
+                "the checkpoints before it are kept"
+            ) from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a Lightning checkpoint; its tensors are read from the file as they are used.
+
+    Raises:
+        BrokenCheckpoint: the file is cut off or no checkpoint, or holds more than tensors and plain data.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise BrokenCheckpoint(f"{path}: refused, for it holds more than tensors and plain data ({reason})") from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise BrokenCheckpoint(f"{path}: broken ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise BrokenCheckpoint(f"{path}: expected a checkpoint of Lightning, which has a 'state_dict'")
+    return content

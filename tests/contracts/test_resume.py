@@ -1,0 +1,93 @@
+"""A run that was killed at any step and resumed ends bit for bit as one that never was."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from experiments.cli import CLI, build
+from experiments.run_folder import RunFolder
+from tests.conftest import QUIET
+
+EPOCHS, STEPS = 2, 5
+KILLED_AFTER = [1, 4, 5, 6, 9]
+SMALL = [
+    *("--trainer.max_epochs", EPOCHS, "--trainer.limit_train_batches", STEPS, "--trainer.limit_val_batches", 2),
+    *("--trainer.log_every_n_steps", 2, "--checkpoint.every_n_train_steps", 2, "--test_after_fit", "false"),
+    *("--figures.every_n_epochs", 1),
+]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the product may catch it."""
+
+
+class Kill(Callback):
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.after:
+            raise Killed
+
+
+def run(config: list[str], run_id: str, kill_after: int | None = None) -> CLI:
+    cli = build(["fit", *config, *map(str, SMALL), *QUIET, "--run.id", run_id, "--ckpt_path", "last"])
+    if kill_after is None:
+        cli.execute()
+        return cli
+    cli.trainer.callbacks.insert(0, Kill(kill_after))
+    with pytest.raises(Killed):
+        cli.execute()
+    return cli
+
+
+def rows(folder: RunFolder) -> list[dict[str, str]]:
+    """metrics.csv without what depends on the clock."""
+    with folder.metrics.open() as file:
+        return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
+
+
+def state(path: Path | None) -> dict[str, Any]:
+    assert path is not None
+    content = torch.load(path, weights_only=True)
+    return {
+        key: content[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "generators")
+    }
+
+
+def assert_equal(found: Any, expected: Any, where: str = "") -> None:
+    """Bit for bit, throughout nested containers."""
+    if isinstance(expected, Tensor):
+        assert torch.equal(found, expected), where
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            assert_equal(a, b, f"{where}/{i}")
+    else:
+        assert found == expected, where
+
+
+def test_killed_at_any_step(config: list[str]) -> None:
+    whole = run(config, "whole")
+    for after in KILLED_AFTER:
+        run(config, f"killed-{after}", kill_after=after)
+        resumed = run(config, f"killed-{after}")
+        where = f"killed after step {after}"
+        assert_equal(resumed.model.state_dict(), whole.model.state_dict(), where)
+        newest = state(resumed.folder.recovery_checkpoints()[0])
+        assert_equal(newest, state(whole.folder.recovery_checkpoints()[0]), where)
+        assert_equal(state(resumed.folder.best_checkpoint()), state(whole.folder.best_checkpoint()), where)
+        assert rows(resumed.folder) == rows(whole.folder), where
+        assert resumed.folder.id == f"killed-{after}"
