@@ -169,7 +169,8 @@ class TensorLoader:
 
     def _batch(self, indices: Tensor) -> Any:
         if isinstance(self.source, tuple):
-            batch = _rebuild(self.source, [tensor[indices] for tensor in self.source])
+            # index_select copies rows whole: for images many times faster than source[indices].
+            batch = _rebuild(self.source, [tensor.index_select(0, indices) for tensor in self.source])
         else:
             batch = self.source[indices]
         if self.pin_memory:

@@ -151,7 +151,7 @@ class QuestionTable:
         asked, question_index = self.text[rows].unique(return_inverse=True)
         lengths = self.lengths[asked]
         return VQABatch(
-            images=self.images[indices],
+            images=self.images.index_select(0, indices),
             questions=self.tokens[asked, : int(lengths.max())],
             lengths=lengths,
             image_index=image_index,
@@ -227,5 +227,7 @@ class VisualQuestions(LightningDataModule):
             draws = draws_per_sample(self.trainer, len(batch.images), self.draws, self.order_seed)
             batch = self.augment(batch, draws)
         if batch.images.dtype == torch.uint8:
-            batch = batch._replace(images=batch.images.float() / 255)
+            # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
+            images = batch.images.to(torch.float, memory_format=torch.channels_last).div_(255)
+            batch = batch._replace(images=images)
         return batch

@@ -7,18 +7,13 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from experiments.arguments import COMMANDS, Mistake, nearest
 from experiments.run_folder import REPOSITORY
-
-
-class Mistake(Exception):
-    """A user's mistake, as one readable line."""
 
 
 class Parser(LightningArgumentParser):
@@ -28,12 +23,6 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:  # one of several types is being tried: the outermost parser will speak
             super().error(message, ex)
         raise Mistake(one_line(message, self))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the known name that is closest, or nothing."""
-    found = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def mistake_in(error: BaseException, while_building: bool) -> str | None:
@@ -68,6 +57,9 @@ def one_line(message: str, parser: LightningArgumentParser) -> str:
 
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         return f"{match[1]}: no such option{nearest(match[1].split('=')[0], _options(parser))}"
+    if match := re.search(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.*)\)", message):
+        known = [*match[2].replace("'", "").split(", "), *COMMANDS]
+        return f"{match[1]}: no such subcommand; expected {', '.join(known)}{nearest(match[1], known)}"
     if match := _UNKNOWN_KEY.search(message):
         owner = classes[-1] if classes else ""
         known = _arguments(owner) if owner else [option.lstrip("-") for option in _options(parser)]

@@ -26,6 +26,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torchmetrics import MeanMetric
 
 from datamodules.vocabulary import encode
 from lit_models.parts.distributed import global_mean
@@ -216,6 +217,7 @@ class VQA(LightningModule):
             nn.Dropout(dropout),
             nn.Linear(classifier_dim, len(answers)),
         )
+        self.loss = MeanMetric()  # over the questions of all ranks, however many each has
         self.scores = VQAScores(question_types, len(answers))
         self._shown: VQABatch | None = None  # for illustrate(): the first batch of the last evaluation,
         self._confusions: Tensor | None = None  # and the confusions of the whole of it
@@ -251,13 +253,8 @@ class VQA(LightningModule):
         logits = self(batch)
         if batch_idx == 0:
             self._shown = batch
-        self.log(
-            f"{stage}/loss",
-            answer_loss(logits, batch.answers).mean(),
-            batch_size=len(batch.image_index),
-            sync_dist=True,
-            on_epoch=True,
-        )
+        self.loss.update(answer_loss(logits, batch.answers))
+        self.log(f"{stage}/loss", self.loss)
         self.scores.update(
             logits.argmax(1),
             batch.answers,

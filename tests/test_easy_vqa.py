@@ -195,7 +195,7 @@ def test_every_pair_is_one_of_the_raw_data_set(plain: EasyVQA, images: dict[str,
         questions = raw_questions("test" if part == "test" else "train")
         table = plain.tables[part]
         order = torch.randperm(len(table), generator=torch.Generator().manual_seed(1))
-        for indices in order.split(500):
+        for indices in (*order[:80].split(4), *order[80:].split(500)):
             batch = table[indices]
             keys = fingerprints(batch.images)
             rows = indices.tolist() if part == "test" else [number[key] for key in keys]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,15 @@ def test_padding_does_not_matter(layers: int) -> None:
     torch.testing.assert_close(vqa(longer), vqa(batch))
     garbage = batch._replace(questions=torch.where(batch.questions == 0, 4, batch.questions))
     torch.testing.assert_close(vqa(garbage), vqa(batch))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_question_is_its_last_words_state_in_the_last_layer(layers: int) -> None:
+    vqa, batch = model(lstm_layers=layers), made_up()
+    states = vqa.encode_question(batch.questions, batch.lengths)
+    for question, length, state in zip(batch.questions, batch.lengths, states, strict=True):
+        output, _ = vqa.lstm(vqa.embedding(question[:length][None]))
+        torch.testing.assert_close(state, output[0, -1])
 
 
 def test_word_order_matters() -> None:
@@ -516,13 +526,17 @@ def test_validation_logs_the_scores_of_all_batches(tmp_path: Path) -> None:
     types = torch.cat([made_up(seed=seed).question_types for seed in range(3)])
     assert metrics["val/accuracy_color"] == pytest.approx(float(torch.cat(right)[types == 1].mean()))
     assert "val/accuracy_unseen" in metrics
+    with torch.no_grad():
+        vqa.classifier[-1].weight.zero_()  # type: ignore[operator]
+        vqa.classifier[-1].bias.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0]))  # type: ignore[operator]
     again = trainer(tmp_path).test(vqa, TensorLoader(Batches(False), 1), verbose=False)[0]
-    assert again["test/accuracy"] == metrics["val/accuracy"]  # each evaluation begins afresh
+    truth = torch.cat([made_up(seed=seed).answers for seed in range(3)])
+    assert again["test/accuracy"] == pytest.approx(float((truth == 1).double().mean()))  # of this evaluation alone
 
 
 @pytest.mark.parametrize("options", [{"fusion": fusion} for fusion in FUSIONS] + [{"blind": True}])
 def test_a_checkpoint_answers_without_data_or_trust(tmp_path: Path, options: Any, pixels: np.ndarray) -> None:
-    vqa = model(**options)
+    vqa = model(optimizer=partial(torch.optim.SGD, lr=0.1), scheduler=None, **options)  # code, which is not saved
     run = trainer(tmp_path)
     before = vqa.answer(pixels, QUESTION)
     run.fit(vqa.train(), TensorLoader(Batches(False), 1), TensorLoader(Batches(False), 1))

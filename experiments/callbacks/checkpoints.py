@@ -27,6 +27,11 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
 
+    @property
+    def state_key(self) -> str:
+        return "BestCheckpoint"  # whatever the arguments: Lightning's is built anew many times a step
+
+
 class RecoveryCheckpoint(Checkpoint):
     """``checkpoints/step=….ckpt``: the newest states, from which ``--ckpt_path last`` goes on.
 

@@ -36,6 +36,9 @@ class ExactResume(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._states = checkpoint.get("generators", [])
         self._position = checkpoint.get("position")
+        epoch_ended = self._position == 0
+        if epoch_ended and trainer.max_steps != -1 and "loops" in checkpoint:
+            _complete_epoch(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(self._states) == trainer.world_size:  # on another number of ranks there is nothing to repeat
@@ -46,10 +49,24 @@ class ExactResume(Callback):
         self._states, self._position = [], None
 
 
+def _complete_epoch(loop: dict[str, Any]) -> None:
+    """Completes the epoch in the state of the fit loop, which was saved right before Lightning does so itself.
+
+    With ``max_steps`` Lightning takes such a state for one in mid-epoch, finds no batch left, and ends the run there.
+    """
+    epochs = loop["epoch_progress"]
+    for counts in (epochs["total"], epochs["current"]):
+        counts["completed"] = counts["processed"]
+    batches = loop["epoch_loop.batch_progress"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["is_last_batch"] = False
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # it adds one when it restarts
+
+
 def generator_states() -> dict[str, Any]:
     """Of this process, as tensors and numbers only."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     states = {
         "python": {"version": version, "internal": torch.tensor(internal), "gauss": gauss},
         "numpy": {

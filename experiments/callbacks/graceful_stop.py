@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from experiments.callbacks.checkpoints import RecoveryCheckpoint, before_validation
 
@@ -39,6 +40,11 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
         self.recovery = recovery
         self.received = 0
         self._before: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        environment = trainer._accelerator_connector.cluster_environment  # type: ignore[attr-defined]
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is not threading.main_thread():

@@ -28,8 +28,9 @@ def global_mean(values: Tensor) -> Tensor:
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """Batch normalization over the samples of all ranks, on any device.
 
-    In one process it *is* ``nn.BatchNorm2d``. Across ranks it sums Σx, Σx² and the count with their gradients
-    (``nn.SyncBatchNorm`` does so on GPUs only; Lightning's ``sync_batchnorm`` replaces this class by it there).
+    In one process it *is* ``nn.BatchNorm2d``. Across ranks it sums the count, Σx and then Σ(x − mean)² with their
+    gradients (``nn.SyncBatchNorm`` does so on GPUs only; Lightning's ``sync_batchnorm`` replaces this class by it
+    there).
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -38,12 +39,12 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         from torch.distributed.nn.functional import all_reduce
 
         x = input.float()
-        count = x.new_tensor(x.numel() / x.shape[1])
-        sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count[None]])
-        sums = all_reduce(sums)
+        count = x.new_tensor([x.numel() / x.shape[1]])
+        sums = all_reduce(torch.cat([x.sum((0, 2, 3)), count]))
         total = sums[-1].detach()
-        mean, mean_square = (sums[:-1] / total).chunk(2)
-        variance = mean_square - mean.square()  # biased, as in the forward pass of batch norm
+        mean = sums[:-1] / total
+        centered = x - mean[:, None, None]
+        variance = all_reduce(centered.square().sum((0, 2, 3))) / total  # biased, as batch norm normalizes
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
@@ -52,7 +53,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
                 unbiased = variance * (total / (total - 1))
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
         scale = (variance + self.eps).rsqrt()
-        shift = -mean * scale
         if self.affine:
-            scale, shift = scale * self.weight, shift * self.weight + self.bias
-        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+            scale = scale * self.weight
+            return (centered * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return (centered * scale[:, None, None]).to(input.dtype)

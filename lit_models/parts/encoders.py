@@ -87,7 +87,7 @@ def _torchvision_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
         raise ValueError(
             f"encoder={name!r}: expected 'conv', 'features', a ResNet of torchvision or 'timm/<name>'{hint}"
         )
-    network = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    network = models.get_model(name, weights="DEFAULT" if pretrained else None, norm_layer=GlobalBatchNorm2d)
     body = nn.Sequential(*list(network.children())[:-2])  # without average pooling and classifier
     return body, network.fc.in_features
 

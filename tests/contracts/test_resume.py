@@ -16,8 +16,8 @@ from experiments.cli import CLI, build
 from experiments.run_folder import RunFolder
 from tests.conftest import QUIET
 
-EPOCHS, STEPS = 2, 5
-KILLED_AFTER = [1, 4, 5, 6, 9]
+EPOCHS, STEPS = 2, 4
+KILLED_AFTER = [1, 3, 4, 5, 7]
 SMALL = [
     *("--trainer.max_epochs", EPOCHS, "--trainer.limit_train_batches", STEPS, "--trainer.limit_val_batches", 2),
     *("--trainer.log_every_n_steps", 2, "--checkpoint.every_n_train_steps", 2, "--test_after_fit", "false"),

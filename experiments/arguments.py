@@ -1,0 +1,63 @@
+"""Subcommands that need nothing of Lightning, so that they start at once; and mistakes, which every subcommand makes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import NoReturn
+
+COMMANDS = ("compare", "sweep")
+"""subcommands of ``train.py`` whose modules in ``experiments`` have a ``main(args) -> exit status``"""
+
+
+class Mistake(Exception):
+    """A user's mistake, as one readable line."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the known name that is closest, or nothing."""
+    found = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose complaints are a :class:`Mistake`, with the nearest valid name."""
+
+    def __init__(self, command: str, documentation: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            f"train.py {command}", description=documentation, formatter_class=formatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        if match := re.match(r"unrecognized arguments: ([^\s=]+)", message):
+            raise Mistake(f"{match[1]}: no such option{nearest(match[1], self._option_string_actions)}")
+        if match := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            choices = match[3].replace("'", "")
+            raise Mistake(f"{match[1]}={match[2]}: expected {choices}{nearest(match[2], choices.split(', '))}")
+        raise Mistake(message)
+
+
+def run_command(args: list[str]) -> bool:
+    """Runs ``compare`` or ``sweep`` where ``args`` begin with one of them, and says whether they do.
+
+    Raises:
+        SystemExit: with status 2 after a mistake, which is said in one line, or with the subcommand's own.
+    """
+    if args[:1] == [] or args[0] not in COMMANDS:
+        return False
+    try:
+        status = importlib.import_module(f"experiments.{args[0]}").main(args[1:])
+    except (Mistake, OSError) as error:
+        if os.environ.get("LIT_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    if status:
+        raise SystemExit(status)
+    return True
