@@ -4,11 +4,17 @@
     python train.py fit -c CONFIG --ckpt_path last               go on where the newest run of this name stopped
     python train.py test -c runs/.../config.yaml --ckpt_path runs/.../checkpoints/best.ckpt
     python train.py fit --help                                   every option
+    python train.py compare runs/vqa/easy_vqa                    runs side by side, mean ± std over seeds
+    python train.py sweep configs/sweeps/vqa.yaml                many runs from one file
 
 Everything lives in experiments/cli.py; `configs/base.yaml` is always underneath, later `-c` files and options win.
 """
 
-from experiments.cli import main
+import sys
 
-if __name__ == "__main__":
+from experiments.arguments import run_command
+
+if __name__ == "__main__" and not run_command(sys.argv[1:]):  # comparing and sweeping need not wait for Lightning
+    from experiments.cli import main
+
     main()

@@ -108,6 +108,9 @@ class EasyVQA(VisualQuestions):
             train_pairs, test_pairs = [""] * len(train_images), [""] * len(test_images)
         else:
             train_pairs, test_pairs = attributes(train_images), attributes(test_images)
+        shown = [i for i, pair in enumerate(train_pairs) if pair not in self.holdout]
+        kept = set(shown)
+        train_questions = [question for question in train_questions if question.image in kept]
         if self.prior_shift is not None:
             shift, rng = self.prior_shift, random.Random(self.split_seed)
             train_questions = _shift_prior(train_questions, train_pairs, shift, rng)
@@ -121,7 +124,6 @@ class EasyVQA(VisualQuestions):
             kept = [replace(q, image=place[q.image]) for q in questions if q.image in place]
             return images[chosen], kept
 
-        shown = [i for i, pair in enumerate(train_pairs) if pair not in self.holdout]
         test_questions = [replace(q, unseen=test_pairs[q.image] in self.holdout) for q in test_questions]
         parts = {
             "train": part(train_images, train_questions, sorted(set(shown) & set(self._train_images))),
@@ -148,6 +150,8 @@ class EasyVQA(VisualQuestions):
         words = [i for i, word in enumerate(self.vocab) if word == "color" or word in COLORS]
         about_color = torch.isin(batch.questions, torch.tensor(words, device=images.device)).any(1)
         kept = ~(painted[batch.image_index] & about_color[batch.question_index])
+        if not kept.any():  # nothing but colors is asked of these images
+            return batch
         pairs = {name: getattr(batch, name)[kept] for name in batch._fields if name not in NOT_OF_PAIRS}
         return batch._replace(images=images, **pairs)
 
@@ -209,7 +213,7 @@ def attributes(images: Tensor) -> list[str]:
         rows, columns = is_object.any(1).nonzero(), is_object.any(0).nonzero()
         area = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
         filled = float(is_object.sum() / area)
-        shape = "rectangle" if filled > 0.92 else "circle" if filled > 0.64 else "triangle"
+        shape = "rectangle" if filled > 0.92 else "circle" if filled > 0.70 else "triangle"
         pairs.append(f"{shape}-{color}")
     return pairs
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, Protocol
@@ -30,6 +31,14 @@ def keyed_generator(*key: int | str) -> torch.Generator:
     """
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """CRC-32 of what the tensors hold."""
+    crc = 0
+    for tensor in tensors:
+        crc = zlib.crc32(tensor.contiguous().numpy().reshape(-1).view("uint8").data, crc)
+    return crc
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -125,6 +134,13 @@ class TensorLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._position = state["position"]
         self._resumed = True
+
+    def fingerprint(self) -> int | None:
+        """A checksum of the data and their order of storage; None where the source has none."""
+        if isinstance(self.source, tuple):
+            return checksum(self.source)
+        made = getattr(self.source, "fingerprint", None)
+        return made() if made else None
 
     def _boundaries(self) -> list[int]:
         """Where the global batches begin, and where the last one ends."""

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules.loader import BatchSource, TensorLoader, draws_per_sample
+from datamodules.loader import BatchSource, TensorLoader, checksum, draws_per_sample
 from datamodules.vocabulary import encode
 
 
@@ -142,6 +142,10 @@ class QuestionTable:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> int:
+        """A checksum of images, questions and answers."""
+        return checksum([self.images, self.counts, self.tokens, self.text, self.answers])
 
     def __getitem__(self, indices: Tensor) -> VQABatch:
         counts = self.counts[indices]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules.loader import TensorLoader, WorkerLoader
+from datamodules.loader import TensorLoader, WorkerLoader, checksum
 from datamodules.visual_questions import (
     Question,
     QuestionTable,
@@ -261,6 +261,10 @@ class RatedQuestionTable(QuestionTable):
         self.source, self.num_answers = images, len(answers)
         self.columns, self.scores = torch.from_numpy(columns), torch.from_numpy(scores)
         self.answers = torch.arange(len(questions))  # a question's row, for its scores
+
+    def fingerprint(self) -> int:
+        """Of the questions, their scores and the images' ids; the images themselves may be too many to read."""
+        return super().fingerprint() ^ checksum([self.columns, self.scores])
 
     def __getitem__(self, indices: Tensor) -> VQABatch:
         batch = super().__getitem__(indices)

@@ -1,4 +1,4 @@
-"""Subcommands that need nothing of Lightning, so that they start at once; and mistakes, which every subcommand makes."""
+"""Mistakes, which every subcommand can meet, and the subcommands that need nothing of Lightning: they start at once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run_command(args: list[str]) -> bool:
     Raises:
         SystemExit: with status 2 after a mistake, which is said in one line, or with the subcommand's own.
     """
-    if args[:1] == [] or args[0] not in COMMANDS:
+    if not args or args[0] not in COMMANDS:
         return False
     try:
         status = importlib.import_module(f"experiments.{args[0]}").main(args[1:])

@@ -21,6 +21,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from experiments.arguments import run_command
 from experiments.callbacks.checkpoints import BestCheckpoint, RecoveryCheckpoint
 from experiments.callbacks.exact_resume import ExactResume
 from experiments.callbacks.figures import Figures
@@ -59,6 +60,9 @@ class CLI(LightningCLI):
         parser.add_class_arguments(RunOptions, "run")
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Whether fit ends by testing the best checkpoint."
+        )
+        parser.add_argument(
+            "--allow_changed_data", type=bool, default=False, help="Whether to resume on data that have changed."
         )
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(RecoveryCheckpoint, "checkpoint")
@@ -111,7 +115,8 @@ class CLI(LightningCLI):
         best, recovery, figures = (self._get(self.config_init, key) for key in ("best", "checkpoint", "figures"))
         seed = self._get(self.config, "seed_everything")
         metrics = MetricsCSV(self.folder.metrics)
-        extra: list[Callback] = [TrainingMetrics(), ExactResume()]
+        resume = ExactResume(self._get(self.config, "allow_changed_data"))
+        extra: list[Callback] = [TrainingMetrics(), resume]
         if not config.fast_dev_run:
             best.dirpath = str(self.folder.checkpoints)
             recovery.folder = self.folder
@@ -306,6 +311,8 @@ def build(args: list[str] | None = None) -> CLI:
 
 def main() -> None:
     """What ``train.py`` calls. A user's mistake ends with one line and exit status 2; LIT_TRACEBACK=1 shows it all."""
+    if run_command(sys.argv[1:]):
+        return
     building = True
     try:
         cli = build()

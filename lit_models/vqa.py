@@ -11,7 +11,7 @@ Four ways to form the fact:
     concat      [relu(W v); relu(U q)]                       the CNN+LSTM+MLP baseline of Santoro et al. 2017
     attention   v̂ = Σ_k α_k v_k over the image's grid,       Xu et al. 2016 and Yang et al. 2016, one glimpse
                 α = softmax(a·tanh(W v_k + U q)); fact = tanh(W' v̂) ⊙ tanh(U' q)
-    relation    mean_ij g(o_i, o_j, q) over pairs of cells   Santoro et al. 2017
+    relation    Σ_ij g(o_i, o_j, q) over pairs of cells      Santoro et al. 2017
 """
 
 from __future__ import annotations
@@ -52,33 +52,49 @@ def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, answers.to(logits.dtype), reduction="none").sum(1)
 
 
-class ProductFact(nn.Module):
-    """fact = tanh(W v) ⊙ tanh(U q), with v the strongest response of each channel, or its unit vector."""
+Pooling = Literal["max", "mean", "flatten"]
 
-    def __init__(self, image_dim: int, question_dim: int, fact_dim: int, normalize: bool = False) -> None:
+
+def pool(grid: Tensor, how: Pooling) -> Tensor:
+    """(I, C, h, w) → one vector an image: each channel's maximum or mean (I, C), or all of the grid (I, C·h·w).
+
+    The maximum does not care where a thing is, which is right for what a thing is; *where* needs the whole grid.
+    """
+    if how == "flatten":
+        return grid.flatten(1)
+    return grid.amax((2, 3)) if how == "max" else grid.mean((2, 3))
+
+
+class ProductFact(nn.Module):
+    """fact = tanh(W v) ⊙ tanh(U q), with v the pooled image, scaled to unit length or not."""
+
+    def __init__(
+        self, image_dim: int, question_dim: int, fact_dim: int, pooling: Pooling = "max", normalize: bool = False
+    ) -> None:
         super().__init__()
-        self.normalize = normalize
+        self.pooling, self.normalize = pooling, normalize
         self.image = nn.Linear(image_dim, fact_dim)
         self.question = nn.Linear(question_dim, fact_dim)
         self.out_dim = fact_dim
 
     def forward(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
-        v = grid.amax((2, 3))
+        v = pool(grid, self.pooling)
         v = F.normalize(v, dim=1) if self.normalize else v
         return torch.tanh(self.image(v))[image_index] * torch.tanh(self.question(question))[question_index]
 
 
 class ConcatFact(nn.Module):
-    """fact = [relu(W v); relu(U q)], with v the strongest response of each channel."""
+    """fact = [relu(W v); relu(U q)], with v the pooled image."""
 
-    def __init__(self, image_dim: int, question_dim: int, fact_dim: int) -> None:
+    def __init__(self, image_dim: int, question_dim: int, fact_dim: int, pooling: Pooling = "max") -> None:
         super().__init__()
+        self.pooling = pooling
         self.image = nn.Linear(image_dim, fact_dim)
         self.question = nn.Linear(question_dim, fact_dim)
         self.out_dim = 2 * fact_dim
 
     def forward(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
-        v, q = torch.relu(self.image(grid.amax((2, 3)))), torch.relu(self.question(question))
+        v, q = torch.relu(self.image(pool(grid, self.pooling))), torch.relu(self.question(question))
         return torch.cat([v[image_index], q[question_index]], 1)
 
 
@@ -107,11 +123,12 @@ class AttentionFact(nn.Module):
 
 
 class RelationFact(nn.Module):
-    """fact = mean_ij g(o_i, o_j, q), an object o being a cell of the grid with its two coordinates.
+    """fact = 1/n Σ_{i ≤ j} g(o_i, o_j, q), an object o being a cell of the grid with its two coordinates.
 
     The first layer of g is linear in (o_i, o_j, q), so each of its three parts is computed once an object and once a
-    question and then added up for each pair: the same function at a fraction of the cost. The paper has the sum over
-    pairs; the mean differs by a factor that the next layer can learn, and starts training at a sane scale.
+    question and then added up for each pair: the same function at a fraction of the cost. The paper sums over all
+    ordered pairs. Here two objects meet once (i ≤ j), which halves the work, as g can learn both directions at once;
+    and the sum is divided by the number n of objects, so that its scale hardly depends on it.
     """
 
     def __init__(self, image_dim: int, question_dim: int, fact_dim: int, layers: int = 4) -> None:
@@ -127,9 +144,10 @@ class RelationFact(nn.Module):
 
     def forward(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
         objects = with_coordinates(grid).flatten(2).transpose(1, 2)  # (I, n, C + 2)
-        first = self.first(objects)[image_index] + self.question(question)[question_index][:, None]
-        second = self.second(objects)[image_index]
-        return self.rest(first[:, :, None] + second[:, None]).mean((1, 2))  # over (Q, n, n, F)
+        n = objects.shape[1]
+        i, j = torch.triu_indices(n, n, device=objects.device)
+        pairs = self.first(objects)[:, i] + self.second(objects)[:, j]  # (I, n(n + 1)/2, F)
+        return self.rest(pairs[image_index] + self.question(question)[question_index][:, None]).sum(1) / n
 
 
 def with_coordinates(grid: Tensor) -> Tensor:
@@ -156,6 +174,7 @@ class VQA(LightningModule):
         embedding_dim, hidden_dim, lstm_layers: of the question encoder.
         fusion: how the fact embedding is formed: see the top of this file.
         fact_dim: width of the fact embedding (of g's layers, for ``relation``).
+        pooling: for ``product`` and ``concat``, how the image's grid becomes one vector.
         relation_layers: for ``relation``: layers of g, each ``fact_dim`` wide.
         normalize_image: for ``product``: scale the image's feature to unit length ("norm I").
         classifier_dim: width of the classifier's hidden layer.
@@ -183,6 +202,7 @@ class VQA(LightningModule):
         lstm_layers: int = 1,
         fusion: Literal["product", "concat", "attention", "relation"] = "concat",
         fact_dim: int = 256,
+        pooling: Pooling = "max",
         relation_layers: int = 4,
         normalize_image: bool = False,
         classifier_dim: int = 256,
@@ -208,7 +228,9 @@ class VQA(LightningModule):
         fact_out = hidden_dim
         if not blind:
             self.encoder, image_dim = make_encoder(encoder, self.image_shape, channels, pretrained, frozen)
-            fact = make_fact(fusion, image_dim, hidden_dim, fact_dim, relation_layers, normalize_image)
+            if pooling == "flatten" and fusion in ("product", "concat"):
+                image_dim = grid_size(self.encoder, self.image_shape)
+            fact = make_fact(fusion, image_dim, hidden_dim, fact_dim, pooling, relation_layers, normalize_image)
             self.fact, fact_out = fact, fact.out_dim
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),
@@ -299,6 +321,8 @@ class VQA(LightningModule):
         """
         if top < 1:
             raise ValueError(f"top={top}: expected at least 1")
+        if isinstance(self.encoder, nn.Identity):
+            raise ValueError("encoder='features': expected a model that reads images, not cached features of them")
         if not isinstance(question, str):
             raise TypeError(f"question of type {type(question).__name__}: expected text")
         tokens, lengths = encode([question], self.vocab)
@@ -330,14 +354,16 @@ class VQA(LightningModule):
         batch = self._shown
         was_training = self.training
         self.eval()
-        logits = self(batch)
         attention = None
-        if isinstance(self.fact, AttentionFact) and self.encoder is not None:
-            grid = self.encoder(batch.images)
-            question = self.encode_question(batch.questions, batch.lengths)
-            attention = self.fact.attend(grid, question, batch.image_index, batch.question_index)
-            attention = attention.unflatten(1, grid.shape[2:])
-        self.train(was_training)
+        try:
+            logits = self(batch)
+            if isinstance(self.fact, AttentionFact) and self.encoder is not None:
+                grid = self.encoder(batch.images)
+                question = self.encode_question(batch.questions, batch.lengths)
+                attention = self.fact.attend(grid, question, batch.image_index, batch.question_index)
+                attention = attention.unflatten(1, grid.shape[2:])
+        finally:
+            self.train(was_training)
         figures = {"confusion": confusion_figure(self._confusions, self.answers, self.question_types)}
         if batch.images.shape[1] in (1, 3):  # pictures, not cached features
             figures["questions"] = question_figure(logits, batch, self.vocab, self.answers, attention)
@@ -351,20 +377,37 @@ def make_encoder(
     if name == "features":
         return nn.Identity(), image_shape[0]
     if name == "conv":
-        conv = ConvEncoder(image_shape[0], channels)
+        conv = ConvEncoder(image_shape[0], channels, ground=1.0)  # the drawn data sets have a white or pale one
         return conv, conv.out_channels
     backbone = Backbone(name, pretrained, frozen)
     return backbone, backbone.out_channels
 
 
+def grid_size(encoder: nn.Module, image_shape: Sequence[int]) -> int:
+    """The numbers in the grid of one image."""
+    was_training = encoder.training
+    with torch.no_grad():
+        size = encoder.eval()(torch.zeros(1, *image_shape)).numel()
+    encoder.train(was_training)
+    return size
+
+
 def make_fact(
-    fusion: str, image_dim: int, question_dim: int, fact_dim: int, relation_layers: int, normalize_image: bool
+    fusion: str,
+    image_dim: int,
+    question_dim: int,
+    fact_dim: int,
+    pooling: Pooling,
+    relation_layers: int,
+    normalize_image: bool,
 ) -> ProductFact | ConcatFact | AttentionFact | RelationFact:
     """The module that forms the fact embedding; its ``out_dim`` is the embedding's width."""
     if fusion == "product":
-        return ProductFact(image_dim, question_dim, fact_dim, normalize_image)
+        return ProductFact(image_dim, question_dim, fact_dim, pooling, normalize_image)
+    if fusion == "concat":
+        return ConcatFact(image_dim, question_dim, fact_dim, pooling)
+    if fusion == "attention":
+        return AttentionFact(image_dim, question_dim, fact_dim)
     if fusion == "relation":
         return RelationFact(image_dim, question_dim, fact_dim, relation_layers)
-    if fusion in ("concat", "attention"):
-        return (ConcatFact if fusion == "concat" else AttentionFact)(image_dim, question_dim, fact_dim)
     raise ValueError(f"fusion={fusion!r}: expected 'product', 'concat', 'attention' or 'relation'")

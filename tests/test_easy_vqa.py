@@ -153,7 +153,6 @@ def test_attributes_agree_with_every_question(
 def test_attributes_are_right_also_where_no_question_tells(
     part: str, read: dict[str, list[str]], shown: dict[str, list[str]]
 ) -> None:
-    # FAILS for the test: image 29, a green triangle of 8×8 pixels that fill 0.656 of their box, is read as a circle.
     assert {i: pair for i, pair in enumerate(read[part]) if pair != shown[part][i]} == {}
 
 
@@ -325,7 +324,6 @@ def test_holdout_takes_exactly_its_pairs_from_train_and_val(
 
 
 def test_holdout_marks_its_pairs_in_the_test(held_out: EasyVQA, plain: EasyVQA, shown: dict[str, list[str]]) -> None:
-    # FAILS as long as test image 29 is misread: see above.
     batch = whole(held_out, "test")
     assert len(batch.images) == 1000
     assert batch.unseen.tolist() == [shown["test"][i] in HOLDOUT for i in batch.image_index.tolist()]
@@ -387,7 +385,6 @@ def test_prior_shift_makes_the_share_in_train_and_its_inverse_in_the_test(
 
 
 def test_prior_shift_holds_beside_a_holdout(known: dict[bytes, str]) -> None:
-    # FAILS: questions are left out before the hold-out takes images away, which changes the shares again.
     check_shares(made(prior_shift=0.8, holdout=HOLDOUT), 0.8, known)
 
 

@@ -77,25 +77,37 @@ def facts_input() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(2, 4, 3, 2), torch.randn(3, 5), torch.tensor([0, 1, 1, 0, 1]), torch.tensor([2, 0, 1, 1, 2])
 
 
+def pooled(grid: Tensor, how: str) -> Tensor:
+    """One vector of one image's grid (4, 3, 2)."""
+    if how == "flatten":
+        return torch.stack([grid[c, y, x] for c in range(4) for y in range(3) for x in range(2)])
+    return torch.stack([grid[c].max() if how == "max" else grid[c].sum() / 6 for c in range(4)])
+
+
+POOLINGS = [("max", 4), ("mean", 4), ("flatten", 24)]
+
+
+@pytest.mark.parametrize(("pooling", "size"), POOLINGS)
 @pytest.mark.parametrize("normalize", [False, True])
-def test_product_fact_equals_a_naive_loop(facts_input: Any, normalize: bool) -> None:
-    fact = ProductFact(4, 5, 6, normalize)
+def test_product_fact_equals_a_naive_loop(facts_input: Any, pooling: Any, size: int, normalize: bool) -> None:
+    fact = ProductFact(size, 5, 6, pooling=pooling, normalize=normalize)
     grid, question, images, questions = facts_input
     rows = []
     for i, d in zip(images.tolist(), questions.tolist(), strict=True):
-        v = torch.stack([grid[i, c].max() for c in range(4)])
+        v = pooled(grid[i], pooling)
         v = v / v.norm() if normalize else v
         rows.append((fact.image.weight @ v + fact.image.bias).tanh() * fact.question(question[d]).tanh())
     torch.testing.assert_close(fact(*facts_input), torch.stack(rows))
     assert fact.out_dim == 6
 
 
-def test_concat_fact_equals_a_naive_loop(facts_input: Any) -> None:
-    fact = ConcatFact(4, 5, 6)
+@pytest.mark.parametrize(("pooling", "size"), POOLINGS)
+def test_concat_fact_equals_a_naive_loop(facts_input: Any, pooling: Any, size: int) -> None:
+    fact = ConcatFact(size, 5, 6, pooling=pooling)
     grid, question, images, questions = facts_input
     rows = []
     for i, d in zip(images.tolist(), questions.tolist(), strict=True):
-        v = torch.stack([grid[i, c].max() for c in range(4)])
+        v = pooled(grid[i], pooling)
         rows.append(torch.cat([fact.image(v).clamp_min(0), fact.question(question[d]).clamp_min(0)]))
     torch.testing.assert_close(fact(*facts_input), torch.stack(rows))
     assert fact.out_dim == 12
@@ -134,13 +146,13 @@ def test_relation_fact_equals_one_network_on_each_concatenated_pair(facts_input:
             for x in range(2):
                 objects.append(torch.cat([grid[i, :, y, x], torch.tensor([-1.0 + y, -1.0 + 2 * x])]))
         total = torch.zeros(6)
-        for a in objects:
-            for b in objects:
+        for first_place, a in enumerate(objects):
+            for b in objects[first_place:]:  # two objects meet once, and each meets itself
                 hidden = torch.cat([a, b, question[d]])
                 for layer in g:
                     hidden = layer(hidden).clamp_min(0)
                 total = total + hidden
-        rows.append(total / len(objects) ** 2)
+        rows.append(total / (6 * 7 / 2))
     torch.testing.assert_close(fact(*facts_input), torch.stack(rows))
     assert fact.out_dim == 6
 
@@ -301,6 +313,15 @@ def test_predictions_are_answers_in_words() -> None:
 def test_mistakes_name_the_argument(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         model(**options)
+
+
+@pytest.mark.parametrize("fusion", ["product", "concat"])
+@pytest.mark.parametrize("pooling", ["max", "mean", "flatten"])
+def test_any_pooling_fits_the_encoder(fusion: Any, pooling: Any) -> None:
+    vqa, batch = model(fusion=fusion, pooling=pooling, image_shape=[3, 16, 18]), made_up()
+    batch = batch._replace(images=torch.rand(3, 3, 16, 18))
+    assert vqa(batch).shape == (8, 4)
+    assert vqa.fact.image.in_features == (6 * 4 * 5 if pooling == "flatten" else 6)  # type: ignore[union-attr]
 
 
 # Answering.

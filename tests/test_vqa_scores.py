@@ -136,7 +136,6 @@ def test_unseen_figures_come_only_where_there_are_both() -> None:
 def test_a_type_without_a_question_has_no_figure() -> None:
     scores = scores_of(made_up(types=3))
     assert "accuracy_one" not in scores
-    # FAILS: a group without a question gets NaN where a type without one gets no figure.
     assert "accuracy_flat" not in scores
 
 

@@ -26,7 +26,6 @@ class BestCheckpoint(ModelCheckpoint):
             filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
         )
 
-
     @property
     def state_key(self) -> str:
         return "BestCheckpoint"  # whatever the arguments: Lightning's is built anew many times a step
@@ -105,5 +104,5 @@ class RecoveryCheckpoint(Checkpoint):
 def before_validation(trainer: Trainer) -> bool:
     """Whether the batch that has just ended is the epoch's last one or is followed by a validation."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
-    every = trainer.val_check_batch  # type: ignore[attr-defined]
+    every = trainer.val_check_batch
     return progress.is_last_batch or (every not in (None, float("inf")) and progress.current.ready % every == 0)

@@ -18,11 +18,21 @@ class ExactResume(Callback):
     The generators are Python's, NumPy's, PyTorch's and CUDA's. They are restored right before the first step, since
     building and preparing the model draw numbers of their own. The position is counted here rather than by the loader,
     which does not know when ``limit_train_batches`` ends an epoch.
+
+    Data that changed since the checkpoint was saved are refused: on them no run could be repeated.
+
+    Args:
+        allow_changed_data: go on all the same.
+
+    Raises:
+        ValueError: the training data are others than the checkpoint's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allow_changed_data: bool = False) -> None:
+        self.allow_changed_data = allow_changed_data
         self._states: list[dict[str, Any]] = []
         self._position: int | None = None
+        self._fingerprints: list[int | None] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states: list[Any] = [generator_states()]
@@ -30,12 +40,14 @@ class ExactResume(Callback):
             states = [None] * trainer.world_size
             dist.all_gather_object(states, generator_states())
         checkpoint["generators"] = states
+        checkpoint["fingerprints"] = self._fingerprints
         progress = trainer.fit_loop.epoch_loop.batch_progress
         checkpoint["position"] = 0 if progress.is_last_batch else progress.current.ready
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._states = checkpoint.get("generators", [])
         self._position = checkpoint.get("position")
+        self._fingerprints = checkpoint.get("fingerprints")
         epoch_ended = self._position == 0
         if epoch_ended and trainer.max_steps != -1 and "loops" in checkpoint:
             _complete_epoch(checkpoint["loops"]["fit_loop"])
@@ -43,7 +55,15 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(self._states) == trainer.world_size:  # on another number of ranks there is nothing to repeat
             restore_generators(self._states[trainer.global_rank])
-        for loader in CombinedLoader(trainer.train_dataloader).flattened:
+        loaders = CombinedLoader(trainer.train_dataloader).flattened
+        found = [loader.fingerprint() if hasattr(loader, "fingerprint") else None for loader in loaders]
+        if self._fingerprints not in (None, found) and not self.allow_changed_data:
+            raise ValueError(
+                "the training data are not those that the checkpoint was saved with; expected the same data, or "
+                "--allow_changed_data true"
+            )
+        self._fingerprints = found
+        for loader in loaders:
             if self._position is not None and hasattr(loader, "load_state_dict"):
                 loader.load_state_dict({"position": self._position})
         self._states, self._position = [], None

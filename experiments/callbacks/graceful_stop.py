@@ -42,7 +42,7 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
         self._before: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        environment = trainer._accelerator_connector.cluster_environment  # type: ignore[attr-defined]
+        environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False
 

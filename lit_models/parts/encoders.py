@@ -15,11 +15,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ConvEncoder(nn.Sequential):
     """Convolutions 3×3 of stride 2, each with batch norm and ReLU: (N, C, H, W) in 0..1 → (N, channels[-1], h, w).
 
-    The input is shifted to -1..1. Each layer halves the map: 64×64 becomes 4×4 after four.
+    Each layer halves the map: 64×64 becomes 4×4 after four.
+
+    Args:
+        ground: the brightness that becomes 0, as the padding is. Where images are drawn on an even ground, its own
+            brightness keeps the frame of the image from being the strongest edge in it.
     """
 
-    def __init__(self, in_channels: int, channels: Sequence[int]) -> None:
-        layers: list[nn.Module] = [Rescale()]
+    def __init__(self, in_channels: int, channels: Sequence[int], ground: float = 0.5) -> None:
+        layers: list[nn.Module] = [Rescale((ground,))]
         for before, after in zip([in_channels, *channels], channels, strict=False):
             layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), GlobalBatchNorm2d(after), nn.ReLU(inplace=True)]
         super().__init__(*layers)

@@ -26,11 +26,14 @@ def to_image_batch(image: Any, shape: Sequence[int], device: torch.device | str 
     if isinstance(image, Tensor):
         tensor = image[0] if image.dim() == 4 and len(image) == 1 else image
     elif isinstance(image, np.ndarray):
-        tensor = torch.as_tensor(image)
+        tensor = torch.from_numpy(np.ascontiguousarray(image))  # a view may run backwards
         tensor = tensor.movedim(-1, 0) if tensor.dim() == 3 else tensor
     elif hasattr(image, "convert"):  # PIL, without importing it
         mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
-        tensor = torch.as_tensor(np.array(image.convert(mode)))
+        if image.mode.startswith("I;16"):  # 16 bits, which convert would cut off at 255
+            tensor = torch.from_numpy(np.array(image).astype(np.float32) / 65535)
+        else:
+            tensor = torch.from_numpy(np.array(image.convert(mode)))
         tensor = tensor.movedim(-1, 0) if tensor.dim() == 3 else tensor
     else:
         raise TypeError(f"image of type {type(image).__name__}: expected a PIL image, an array or a tensor")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -29,6 +30,11 @@ class WarmupCosine(LRScheduler):
         self.warmup = warmup
         self.total_steps = total_steps
         super().__init__(optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        del state["total_steps"]  # a run that is resumed to be longer decays over its new length
+        return state
 
     def set_total_steps(self, total_steps: int) -> None:
         """Say how long the training is, unless the constructor was told."""

@@ -46,10 +46,10 @@ def question_figure(
     for axis, pair in zip(axes, pairs, strict=False):
         image = batch.images[batch.image_index[pair]].float().cpu().clamp(0, 1)
         height, width = image.shape[1:]
-        axis.imshow(image.movedim(0, -1).expand(-1, -1, 3) if len(image) == 1 else image.movedim(0, -1))
+        axis.imshow(image.movedim(0, -1).expand(-1, -1, 3).numpy())
         if attention is not None:
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axis.imshow(attention[pair].float().cpu(), cmap="inferno", alpha=0.55, extent=extent)
+            axis.imshow(attention[pair].float().cpu().numpy(), cmap="inferno", alpha=0.55, extent=extent)
         row = int(batch.question_index[pair])
         words = [vocab[i] for i in batch.questions[row, : int(batch.lengths[row])].tolist()]
         best = probabilities[pair].topk(min(2, len(answers)))

@@ -62,7 +62,7 @@ class VQAScores(Metric):
             members = kinds == i
             if members.any():
                 result[f"accuracy_{kind.rpartition('/')[2]}"] = scores[members].mean()
-            if "/" in kind:
+            if "/" in kind and members.any():
                 groups.setdefault(kind.partition("/")[0], []).append(scores[members])
         result |= {f"accuracy_{group}": torch.cat(parts).mean() for group, parts in groups.items()}
         result["blind_accuracy"] = blind.mean()

@@ -91,3 +91,11 @@ def test_killed_at_any_step(config: list[str]) -> None:
         assert_equal(state(resumed.folder.best_checkpoint()), state(whole.folder.best_checkpoint()), where)
         assert rows(resumed.folder) == rows(whole.folder), where
         assert resumed.folder.id == f"killed-{after}"
+
+
+def test_data_that_changed_are_refused(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run(config, "changed", kill_after=3)
+    monkeypatch.setattr("datamodules.loader.checksum", lambda tensors: 1)
+    monkeypatch.setattr("datamodules.visual_questions.checksum", lambda tensors: 1)
+    with pytest.raises(ValueError, match="--allow_changed_data true"):
+        run(config, "changed")

@@ -1,4 +1,4 @@
-"""A SLURM cluster of one node: Debian's own daemons, run by root on free ports, with all that they keep in one folder."""
+"""A SLURM cluster of one node: the real daemons, run by root on free ports, with all that they keep in one folder."""
 
 from __future__ import annotations
 
@@ -118,6 +118,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
             raise
         yield cluster
         cluster("scancel", "--full", "--signal=KILL", "--user=root")
+        wait_until("no job is left", lambda: not cluster("squeue", "--noheader"), 30)
     finally:
         for process in reversed(started):
             process.terminate()

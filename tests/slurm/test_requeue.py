@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from experiments.run_folder import RunFolder
 from tests.conftest import REPOSITORY
@@ -19,10 +18,12 @@ from tests.contracts.test_resume import assert_equal, rows, state
 from tests.slurm.conftest import Slurm, wait_until
 
 NAME = "vqa/sort_of_clevr"
-EPOCHS = 60
+EPOCHS, STEPS = 4, 60  # the steps of an epoch: 480 images in batches of 4 on two ranks
+SIGNAL_AFTER = STEPS + 14  # a step that is logged, in the middle of the second epoch
 OPTIONS = [
     *("-c", REPOSITORY / "configs" / f"{NAME}.yaml", "-c", SHRINK / f"{NAME}.yaml"),
-    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", EPOCHS, "--trainer.log_every_n_steps", 5),
+    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", EPOCHS, "--trainer.log_every_n_steps", 7),
+    *("--data.num_train", STEPS * 8),
     # Only the last epoch saves a state of its own accord: what is resumed is what the signal saved.
     *("--checkpoint.every_n_epochs", EPOCHS, "--figures.every_n_epochs", EPOCHS, "--test_after_fit", "false"),
 ]
@@ -52,8 +53,8 @@ def folder_of(job: str) -> RunFolder:
     return RunFolder(Path(os.environ["LIT_RUNS"]) / NAME / f"slurm-{job}")
 
 
-def num_rows(folder: RunFolder) -> int:
-    return folder.metrics.read_text().count("\n") if folder.metrics.is_file() else 0
+def logged_step(folder: RunFolder) -> int:
+    return int(rows(folder)[-1]["step"]) if folder.metrics.is_file() else 0
 
 
 def test_requeued(slurm: Slurm, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,20 +67,22 @@ def test_requeued(slurm: Slurm, output: Path, monkeypatch: pytest.MonkeyPatch) -
         return now == "COMPLETED"
 
     wait_until("the uninterrupted job ends", lambda: completed(whole), 120)
-    middle = num_rows(folder_of(whole)) // 2
-    wait_until("the other job is half through", lambda: num_rows(folder_of(job)) >= middle, 60)
+    wait_until("the other job is in mid-epoch", lambda: logged_step(folder_of(job)) >= SIGNAL_AFTER, 60)
     slurm("scancel", "--signal=USR1", job)  # as --signal has SLURM do it ahead of the end
     wait_until("the job is queued again", lambda: slurm.job(job)["Restarts"] == "1", 30)
-    wait_until("it waits", lambda: slurm.job(job)["JobState"] != "COMPLETING", 30)
-    if slurm.job(job)["JobState"] == "PENDING":
-        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM lets a requeued job wait for two minutes
+    wait_until("it has left the node", lambda: slurm.job(job)["JobState"] == "PENDING", 30)
+    # Two minutes if SLURM is let; within the second it would take the new start for the old one, which it has revoked.
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now+3seconds")
     wait_until("the job ends", lambda: completed(job), 120)
 
     assert slurm.job(job)["Restarts"] == "1"
-    assert [path.name for path in folder_of(job).path.parent.iterdir()].count(f"slurm-{job}") == 1
+    assert sorted(path.name for path in folder_of(job).path.parent.iterdir()) == [f"slurm-{n}" for n in (whole, job)]
     assert len(json.loads(folder_of(job).manifest.read_text())["starts"]) == 2
     text = (output / f"slurm-{job}.out").read_text()
-    assert text.count("SIGUSR1: stopped; the state is saved in") == 2  # once a process
+    saved = [int(step) for step in re.findall(r"SIGUSR1: stopped; the state is saved in \S*step=(\d+)\.ckpt", text)]
+    assert len(saved) == 2  # both processes say so
+    assert saved[0] == saved[1]
+    assert SIGNAL_AFTER <= saved[0] < 2 * STEPS
     assert "restart 1" in text
     found, expected = (folder_of(number).recovery_checkpoints()[0] for number in (job, whole))
     assert_equal(state(found), state(expected))
