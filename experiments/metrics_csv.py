@@ -76,7 +76,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def truncate(self, num_rows: int) -> None:
         """Keep the first ``num_rows`` rows."""
-        if self.path.is_file() and self.num_rows != num_rows:
+        if self.path.is_file():  # rewritten also when no row goes: its end may be half a row
             self._write(self._read()[:num_rows])
             self.num_rows = num_rows
 

@@ -33,7 +33,7 @@ folder = Path(os.environ["LIT_RUNS"], "stub", "data", options["run.id"])
 folder.mkdir(parents=True, exist_ok=True)
 with (folder / "starts").open("a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
-print("working on it")
+print("" if "STUB_SILENT" in os.environ else "working on it")
 sleep = float(os.environ.get("STUB_SLEEP", "0"))
 with Path(os.environ["LIT_RUNS"], "times").open("a") as file:
     print(time.time(), 1, file=file, flush=True)
@@ -208,12 +208,13 @@ def test_a_failed_trial_is_recorded_and_the_rest_goes_on(
 
     monkeypatch.delenv("STUB_FAILS")
     monkeypatch.delenv("STUB_UNTESTED")
+    monkeypatch.setenv("STUB_SILENT", "1")
     assert main([str(stub)]) == 0, "a repeated call takes up what is not finished"
     trials = record()
     assert [len(starts(trial)) for trial in trials.values()] == [1, 2, 2]
     assert starts(trials[2])[1] == [*starts(trials[2])[0], "--ckpt_path=last"]
     assert trials[2]["state"] == "finished"
-    assert trials[2]["last_line"] == "working on it", "not the complaint of the call before"
+    assert trials[2]["last_line"] == "", "neither the complaint of the call before nor the command"
 
 
 def test_a_program_that_cannot_be_started(stub: Path) -> None:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -71,8 +72,10 @@ class TrainingMetrics(Callback):
 
     def _check_finite(self, trainer: Trainer) -> None:
         losses = torch.stack(self.pending.get("loss") or [torch.zeros(())])
-        if not bool(losses.isfinite().all()):
-            first = int((~losses.isfinite()).nonzero()[0])
+        broken = ~losses.isfinite()
+        # Decided together: a rank that stopped alone would leave the others waiting for it.
+        if trainer.strategy.reduce_boolean_decision(bool(broken.any()), all=False):
+            first = int(broken.nonzero()[0]) if broken.any() else len(losses) - 1
             step = trainer.global_step - len(losses) + first + 1
             raise NonFiniteLoss(
                 f"the loss is {float(losses[first])} in step {step}; stopped, the last checkpoint is from before it"
@@ -96,16 +99,25 @@ class TrainingMetrics(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._check_finite(trainer)
+        pending = {name: torch.stack(values).cpu() for name, values in self.pending.items()}
+        everywhere: list[Any] = [pending]
+        if trainer.world_size > 1:  # Lightning keeps the callbacks' state of rank 0 only
+            everywhere = [None] * trainer.world_size
+            dist.all_gather_object(everywhere, pending)
+        checkpoint["pending_metrics"] = everywhere
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        everywhere = checkpoint.get("pending_metrics", [])
+        if len(everywhere) == trainer.world_size:
+            pending = everywhere[trainer.global_rank]
+            device = trainer.strategy.root_device
+            self.pending = {name: list(values.to(device).unbind()) for name, values in pending.items()}
 
     def state_dict(self) -> dict[str, Any]:
         self._read_clock()
-        counts = ("samples", "seconds", "total_samples", "total_seconds")
-        pending = {name: torch.stack(values) for name, values in self.pending.items()}
-        return {"pending": pending} | {name: getattr(self, name) for name in counts}
+        return {name: getattr(self, name) for name in ("samples", "seconds", "total_samples", "total_seconds")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pending = state_dict.pop("pending")
-        self.pending = {name: list(values.unbind()) for name, values in pending.items()}
         for name, value in state_dict.items():
             setattr(self, name, value)
 

@@ -1,0 +1,193 @@
+"""Faults that a run survives: broken files, a full disk, a loss that is no number, signals, and a second process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from experiments import cli as command_line
+from experiments.callbacks.graceful_stop import Stopped
+from experiments.callbacks.training_metrics import NonFiniteLoss
+from experiments.cli import CLI, build
+from experiments.metrics_csv import MetricsCSV
+from experiments.run_folder import RunFolder
+from lit_models.vqa import VQA
+from tests.conftest import QUIET, REPOSITORY
+
+CONFIG = [
+    *("-c", str(REPOSITORY / "configs/vqa/sort_of_clevr.yaml")),
+    *("-c", str(REPOSITORY / "tests/contracts/shrink/vqa/sort_of_clevr.yaml")),
+]
+SMALL = [
+    *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1"),
+    *("--trainer.log_every_n_steps", "2", "--test_after_fit", "false", "--figures.every_n_epochs", "0"),
+]
+
+
+def start(run_id: str, *options: str) -> CLI:
+    return build(["fit", *CONFIG, *SMALL, *QUIET, "--run.id", run_id, *options])
+
+
+def test_a_cut_off_checkpoint_falls_back_to_the_one_before(capsys: pytest.CaptureFixture[str]) -> None:
+    cli = start("one")
+    cli.execute()
+    newest, older = cli.folder.recovery_checkpoints()
+    newest.write_bytes(newest.read_bytes()[:10_000])
+    resumed = start("one", "--ckpt_path", "last")
+    resumed.execute()
+    warning = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
+    assert str(newest) in warning
+    assert str(older) in warning
+    assert_same_weights(resumed, cli)
+
+
+def assert_same_weights(a: CLI, b: CLI) -> None:
+    for (name, found), expected in zip(a.model.state_dict().items(), b.model.state_dict().values(), strict=True):
+        assert torch.equal(found, expected), name
+
+
+def test_a_full_disk_ends_the_run_in_one_line(mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    start("full").execute()
+    folder = start("full").folder
+    before = {path.name: path.read_bytes() for path in folder.checkpoints.iterdir()}
+
+    def full(content: Any, file: Any) -> None:
+        file.write(b"some bytes")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    line = mistake("fit", *CONFIG, *SMALL, *QUIET, "--run.id", "full", "--ckpt_path", "last", "--trainer.max_epochs", 3)
+    assert "No space left on device" in line
+    assert "kept" in line
+    assert {path.name: path.read_bytes() for path in folder.checkpoints.iterdir()} == before, "nothing half-written"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = VQA.training_step
+
+    def broken(self: VQA, batch: Any, batch_idx: int) -> Any:
+        outputs = step(self, batch, batch_idx)
+        if self.global_step == 5:
+            outputs["loss"] = outputs["loss"] * value
+        return outputs
+
+    monkeypatch.setattr(VQA, "training_step", broken)
+    cli = start("broken", "--checkpoint.every_n_train_steps", "1")
+    with pytest.raises(NonFiniteLoss, match=f"the loss is {value} in step 6"):
+        cli.execute()
+    newest = torch.load(cli.folder.recovery_checkpoints()[0], weights_only=True)
+    assert newest["global_step"] == 5
+    assert all(value.isfinite().all() for value in newest["state_dict"].values() if value.is_floating_point())
+
+
+class Signal(Callback):
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_signal_ends_the_run_with_its_state_saved(number: signal.Signals, step: int) -> None:
+    whole = start("whole")
+    whole.execute()
+    handler = signal.getsignal(number)
+    cli = start("stopped")
+    cli.trainer.callbacks.insert(0, Signal(number, step))
+    with pytest.raises(Stopped) as stopped:
+        cli.execute()
+    assert stopped.value.number == number
+    assert stopped.value.checkpoint == cli.folder.recovery_checkpoints()[0]
+    assert f"{step + 1:08d}" in stopped.value.checkpoint.name, "saved at the end of the step it was in"
+    assert signal.getsignal(number) == handler
+    resumed = start("stopped", "--ckpt_path", "last")
+    resumed.execute()
+    assert_same_weights(resumed, whole)
+
+
+def test_a_stopped_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def built() -> CLI:
+        cli = start("stopped")
+        cli.trainer.callbacks.insert(0, Signal(signal.SIGTERM, 2))
+        return cli
+
+    monkeypatch.setattr(command_line, "build", built)
+    with pytest.raises(SystemExit) as exit_status:
+        command_line.main()
+    assert exit_status.value.code == 128 + signal.SIGTERM
+    assert "SIGTERM: stopped; the state is saved in" in capsys.readouterr().err
+
+
+def test_a_second_process_on_the_same_run_is_refused(mistake: Callable[..., str]) -> None:
+    cli = start("taken")
+    with cli.folder.locked():
+        line = mistake("fit", *CONFIG, *SMALL, *QUIET, "--run.id", "taken")
+    assert "run.id=taken" in line
+    assert f"process {os.getpid()}" in line
+
+
+@pytest.mark.slow
+def test_sigkill_for_real(tmp_path: Path) -> None:
+    """The whole program killed by the operating system in mid-epoch, at whatever step it happens to be in."""
+    options = [
+        *SMALL,
+        "--trainer.max_epochs",
+        "30",
+        "--checkpoint.every_n_train_steps",
+        "3",
+        *QUIET,
+        "--ckpt_path",
+        "last",
+    ]
+    command = [sys.executable, str(REPOSITORY / "train.py"), "fit", *CONFIG, *options, "--run.id"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    folder = RunFolder(tmp_path / "runs" / "vqa" / "sort_of_clevr" / "killed")
+    process = subprocess.Popen(
+        [*command, "killed"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while len(folder.recovery_checkpoints()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert folder.recovery_checkpoints(), "the run saved nothing in two minutes"
+    summaries = []
+    for run_id in ("killed", "whole"):
+        subprocess.run([*command, run_id], env=environment, check=True, capture_output=True)
+        run = RunFolder(folder.path.with_name(run_id))
+        state = torch.load(run.recovery_checkpoints()[0], weights_only=True)
+        summaries.append((state["state_dict"], json.loads(run.summary.read_text())["best"]))
+    (killed, killed_best), (whole, whole_best) = summaries
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
+    assert killed_best == whole_best
+
+
+def test_metrics_csv_grows_columns_and_is_cut_back(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = MetricsCSV(path)
+    logger.log_metrics({"a": 0.1}, step=1)
+    logger.log_metrics({"b": 1 / 3}, step=2)
+    logger.log_metrics({"a": 2.0, "b": float("nan")}, step=3)
+    assert path.read_text().splitlines() == ["step,epoch,a,b", "1,,0.1,", "2,,,0.3333333333333333", "3,,2.0,nan"]
+    with path.open("a") as file:
+        file.write("4,,1.")  # a process that was killed while it wrote
+    again = MetricsCSV(path)
+    assert again.num_rows == 3
+    again.truncate(2)
+    again.log_metrics({"a": 5.0}, step=3)
+    assert path.read_text().splitlines()[1:] == ["1,,0.1,", "2,,,0.3333333333333333", "3,,5.0,"]
