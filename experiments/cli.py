@@ -9,10 +9,12 @@ classes, …) are handed to whatever model has an argument of that name.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -290,8 +292,16 @@ def _with_own_config(args: list[str]) -> list[str]:
     return args
 
 
+def _hush_lightning() -> None:
+    """Leaves out an advertisement and a deprecation inside Lightning, which no user can act on."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: "litlogger" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+
 def build(args: list[str] | None = None) -> CLI:
     """Reads the command line (by default ``sys.argv``) and makes model, data and trainer; ``execute`` runs them."""
+    _hush_lightning()
     if args is not None:
         sys.argv[1:] = args
     sys.argv[1:] = _with_own_config(sys.argv[1:])

@@ -166,7 +166,7 @@ def draw(groups: list[Group], metric: str, file: Path, notes: list[str]) -> Path
             axes.fill_between(steps, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
     if not axes.lines:
         return None
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper left", fontsize="small", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=150, bbox_inches="tight")
     return file

@@ -154,7 +154,7 @@ class Runner:
 def _last_line(log: Path, offset: int) -> str:
     """The last line of a log that says anything, of what was written after ``offset``."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 10_000))
+        file.seek(max(offset, log.stat().st_size - 10_000))
         written = file.read().decode(errors="replace")
     lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip() for line in re.split(r"[\r\n]", written)]
     return next((line for line in reversed(lines) if line), "")

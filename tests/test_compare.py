@@ -239,7 +239,7 @@ def test_the_curves_are_means_with_bands(
     band = axes.collections[0].get_paths()[0].vertices
     last = band[band[:, 0] == 40, 1]
     assert (last.min(), last.max()) == pytest.approx((0.7, 0.9))
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [
         "model.fusion=concat (n = 3)",
         "model.fusion=product (n = 3)",
     ]
