@@ -30,7 +30,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.vocabulary import encode
 from lit_models.parts.distributed import global_mean
-from lit_models.parts.encoders import Backbone, ConvEncoder
+from lit_models.parts.encoders import Backbone, ConvEncoder, Norm
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.vqa_scores import VQAScores, score_of
@@ -170,6 +170,7 @@ class VQA(LightningModule):
         encoder: ``conv``, a small CNN; a ResNet of torchvision or ``timm/<name>``; ``features`` when the data has
             cached image features.
         channels: of the small CNN's layers, each of stride 2.
+        norm: of the small CNN: ``batch``, ``group`` or ``none``.
         pretrained, frozen: of a torchvision or timm encoder.
         embedding_dim, hidden_dim, lstm_layers: of the question encoder.
         fusion: how the fact embedding is formed: see the top of this file.
@@ -195,6 +196,7 @@ class VQA(LightningModule):
         image_shape: Sequence[int] = (3, 64, 64),
         encoder: str = "conv",
         channels: Sequence[int] = (32, 64, 64, 128),
+        norm: Norm = "batch",
         pretrained: bool = False,
         frozen: bool = False,
         embedding_dim: int = 64,
@@ -227,7 +229,7 @@ class VQA(LightningModule):
         self.fact: nn.Module | None = None
         fact_out = hidden_dim
         if not blind:
-            self.encoder, image_dim = make_encoder(encoder, self.image_shape, channels, pretrained, frozen)
+            self.encoder, image_dim = make_encoder(encoder, self.image_shape, channels, norm, pretrained, frozen)
             if pooling == "flatten" and fusion in ("product", "concat"):
                 image_dim = grid_size(self.encoder, self.image_shape)
             fact = make_fact(fusion, image_dim, hidden_dim, fact_dim, pooling, relation_layers, normalize_image)
@@ -371,13 +373,15 @@ class VQA(LightningModule):
 
 
 def make_encoder(
-    name: str, image_shape: Sequence[int], channels: Sequence[int], pretrained: bool, frozen: bool
+    name: str, image_shape: Sequence[int], channels: Sequence[int], norm: Norm, pretrained: bool, frozen: bool
 ) -> tuple[nn.Module, int]:
     """The image encoder and the channels of the map that it gives."""
     if name == "features":
         return nn.Identity(), image_shape[0]
     if name == "conv":
-        conv = ConvEncoder(image_shape[0], channels, ground=1.0)  # the drawn data sets have a white or pale one
+        conv = ConvEncoder(
+            image_shape[0], channels, ground=1.0, norm=norm
+        )  # the drawn data sets have a white or pale one
         return conv, conv.out_channels
     backbone = Backbone(name, pretrained, frozen)
     return backbone, backbone.out_channels

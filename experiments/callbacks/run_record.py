@@ -49,7 +49,7 @@ class RunRecord(Callback):
         self.values: dict[str, Any] = {"best": {}, "last": {}, "test": {}}
         self.wall_seconds = 0.0
         self._since: float | None = None
-        self._started = False
+        self._started = self._fits = False
         self._rows = 0  # of metrics.csv when the checkpoint was saved
 
     @property
@@ -64,7 +64,7 @@ class RunRecord(Callback):
             if stage != "fit":  # evaluating a run that was trained before
                 self.values |= read_json(self.folder.summary)
                 self.wall_seconds = self.values.get("wall_seconds", 0.0)
-        self._started = True
+        self._started, self._fits = True, stage == "fit"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
@@ -115,6 +115,8 @@ class RunRecord(Callback):
         return {"values": self.values, "wall_seconds": self._wall, "metrics_rows": self.metrics.num_rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._fits:  # the best checkpoint is loaded to be tested: what came after it is not undone
+            return
         self.values = state_dict["values"]
         self.wall_seconds = state_dict["wall_seconds"]
         self._rows = state_dict["metrics_rows"]

@@ -37,7 +37,11 @@ class TrainingMetrics(Callback):
         self.seconds = 0.0
         self.total_samples = 0
         self.total_seconds = 0.0
+        self._fits = False
         self._since: float | None = None  # when the clock was last read; None while it stands
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._fits = stage == "fit"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
@@ -118,7 +122,7 @@ class TrainingMetrics(Callback):
         return {name: getattr(self, name) for name in ("samples", "seconds", "total_samples", "total_seconds")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, value in state_dict.items():
+        for name, value in state_dict.items() if self._fits else ():  # not where a checkpoint is only tested
             setattr(self, name, value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,29 @@ from lit_models.parts.distributed import GlobalBatchNorm2d
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+Norm = Literal["batch", "group", "none"]
+
+
 class ConvEncoder(nn.Sequential):
-    """Convolutions 3×3 of stride 2, each with batch norm and ReLU: (N, C, H, W) in 0..1 → (N, channels[-1], h, w).
+    """Convolutions 3×3 of stride 2, each with a norm and ReLU: (N, C, H, W) in 0..1 → (N, channels[-1], h, w).
 
     Each layer halves the map: 64×64 becomes 4×4 after four.
 
     Args:
         ground: the brightness that becomes 0, as the padding is. Where images are drawn on an even ground, its own
             brightness keeps the frame of the image from being the strongest edge in it.
+        norm: over the batch, over four groups of channels of each image, or none.
     """
 
-    def __init__(self, in_channels: int, channels: Sequence[int], ground: float = 0.5) -> None:
+    def __init__(self, in_channels: int, channels: Sequence[int], ground: float = 0.5, norm: Norm = "batch") -> None:
         layers: list[nn.Module] = [Rescale((ground,))]
         for before, after in zip([in_channels, *channels], channels, strict=False):
-            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), GlobalBatchNorm2d(after), nn.ReLU(inplace=True)]
+            layers.append(nn.Conv2d(before, after, 3, 2, 1, bias=norm == "none"))
+            if norm == "batch":
+                layers.append(GlobalBatchNorm2d(after))
+            elif norm == "group":
+                layers.append(nn.GroupNorm(4, after))
+            layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
         self.out_channels = channels[-1]
 

@@ -53,6 +53,7 @@ def test_a_tiny_run_leaves_everything(config: list[str], fit: Callable[..., CLI]
     monitor = saved["best"]["monitor"]
     assert summary["best"][monitor] == summary["last"][monitor]
     assert summary["best"]["step"] == STEPS
+    assert summary["last"]["step"] == STEPS
     assert any(name.startswith("test/") for name in summary["test"])
     assert summary["wall_seconds"] > 0
     assert summary["samples_per_second"] > 0
