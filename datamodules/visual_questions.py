@@ -232,6 +232,7 @@ class VisualQuestions(LightningDataModule):
             batch = self.augment(batch, draws)
         if batch.images.dtype == torch.uint8:
             # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
-            images = batch.images.to(torch.float, memory_format=torch.channels_last).div_(255)
+            dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
+            images = batch.images.to(dtype, memory_format=torch.channels_last).div_(255)
             batch = batch._replace(images=images)
         return batch

@@ -94,7 +94,7 @@ class RecoveryCheckpoint(Checkpoint):
         if self.folder is None:
             return None
         path = self.folder.checkpoints / f"step={trainer.global_step:08d}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)  # the whole state, not the weights alone
         if trainer.is_global_zero:
             for old in self.folder.recovery_checkpoints()[self.keep :]:
                 old.unlink()

@@ -38,7 +38,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         from torch.distributed.nn.functional import all_reduce
 
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float))
         count = x.new_tensor([x.numel() / x.shape[1]])
         sums = all_reduce(torch.cat([x.sum((0, 2, 3)), count]))
         total = sums[-1].detach()

@@ -1,4 +1,8 @@
-"""Two ranks with half of the batch each compute what one rank with all of it does."""
+"""Two ranks with half of the batch each compute what one rank with all of it does.
+
+In double precision, so that what is compared is the mathematics: the gradient of a convolution before a batch norm is a
+small difference of large numbers, of which single precision leaves three digits.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,24 @@ def train(config: list[str], ranks: int, batch_size: int, folder: Path) -> dict[
     result = folder / f"{ranks}.pt"
     options = [
         *("--data.batch_size", batch_size, "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 1),
-        *("--trainer.log_every_n_steps", 1, "--test_after_fit", "false", "--figures.every_n_epochs", 0),
-        *("--trainer.devices", ranks, "--trainer.strategy", "ddp" if ranks > 1 else "auto", "--run.id", f"{ranks}-ranks"),
+        *(
+            "--trainer.precision",
+            "64-true",
+            "--trainer.log_every_n_steps",
+            1,
+            "--test_after_fit",
+            "false",
+            "--figures.every_n_epochs",
+            0,
+        ),
+        *(
+            "--trainer.devices",
+            ranks,
+            "--trainer.strategy",
+            "ddp" if ranks > 1 else "auto",
+            "--run.id",
+            f"{ranks}-ranks",
+        ),
     ]
     command = [sys.executable, "-m", "tests.contracts.ranks", "fit", *config, *map(str, options), *QUIET]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "RESULT": str(result)}
@@ -39,7 +59,7 @@ def test_two_ranks_equal_one(config: list[str], tmp_path: Path) -> None:
     assert two["gradients"].keys() == one["gradients"].keys()
     for name, expected in one["gradients"].items():
         difference = (two["gradients"][name] - expected).abs().max()
-        assert difference <= 1e-5 * (1 + float(expected.abs().max())), name
+        assert difference <= 1e-5 * float(expected.abs().max()) + 1e-12, name
     evaluated = {name: value for name, value in one["metrics"].items() if name.startswith("val/")}
     found = {name: two["metrics"][name] for name in evaluated}
     assert found == pytest.approx(evaluated, abs=1e-5, nan_ok=True)
