@@ -36,6 +36,7 @@ HOLDOUT = ("rectangle-red", "rectangle-teal", "circle-blue", "circle-yellow", "t
 """A compositional hold-out: each shape loses two colors, and every color and shape still occurs in training."""
 
 IMAGE_SIZE = 64
+BLOCKS = 8  # to a side, of :func:`scatter_color`
 
 
 class EasyVQA(VisualQuestions):
@@ -56,10 +57,12 @@ class EasyVQA(VisualQuestions):
         augment: mirror and move the training images.
         paint: share of the training images whose shape is painted in an arbitrary color, and of which only
             questions without a color are asked: so the network's notion of a shape cannot depend on its color.
+        scatter: the other way round, share of the training images whose shape is replaced by scattered blocks of its
+            color, and of which only questions without a shape are asked.
         split_seed: seed of the validation split and of ``prior_shift``, apart from the run's seed.
 
     Raises:
-        ValueError: an unknown pair in ``holdout``; a ``val_fraction`` or ``prior_shift`` outside of (0, 1).
+        ValueError: an unknown pair in ``holdout``; a share that is none, or ``paint`` and ``scatter`` above 1 together.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class EasyVQA(VisualQuestions):
         prior_shift: float | None = None,
         augment: bool = True,
         paint: float = 0.0,
+        scatter: float = 0.0,
         split_seed: int = 0,
     ) -> None:
         super().__init__(batch_size)
@@ -79,12 +83,15 @@ class EasyVQA(VisualQuestions):
                 raise ValueError(f"holdout={pair!r}: expected shape-color pairs such as 'rectangle-red'")
         if prior_shift is not None and not 0 < prior_shift < 1:
             raise ValueError(f"prior_shift={prior_shift}: expected a share between 0 and 1, both excluded")
-        if not 0 <= paint <= 1:
-            raise ValueError(f"paint={paint}: expected a share in [0, 1]")
-        if paint and not augment:
-            raise ValueError(f"paint={paint}: expected 0 where augment is false")
-        self.draws = 0 if not augment else 3 if not paint else 7
-        self.paint = paint
+        for name, share in (("paint", paint), ("scatter", scatter)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share}: expected a share in [0, 1]")
+            if share and not augment:
+                raise ValueError(f"{name}={share}: expected 0 where augment is false")
+        if paint + scatter > 1:
+            raise ValueError(f"paint={paint} and scatter={scatter}: expected at most 1 together")
+        self.draws = 0 if not augment else 3 if not (paint or scatter) else 7 + BLOCKS**2
+        self.paint, self.scatter = paint, scatter
         self.holdout = list(holdout)
         self.prior_shift = prior_shift
         self.split_seed = split_seed
@@ -143,17 +150,25 @@ class EasyVQA(VisualQuestions):
 
     def augment(self, batch: VQABatch, draws: Tensor) -> VQABatch:
         batch = batch._replace(images=mirror_and_move(batch.images, draws[:, :3]))
-        if not self.paint:
+        if not (self.paint or self.scatter):
             return batch
         painted = draws[:, 3] < self.paint
-        images = torch.where(painted[:, None, None, None], repaint(batch.images, draws[:, 4:]), batch.images)
-        words = [i for i, word in enumerate(self.vocab) if word == "color" or word in COLORS]
-        about_color = torch.isin(batch.questions, torch.tensor(words, device=images.device)).any(1)
-        kept = ~(painted[batch.image_index] & about_color[batch.question_index])
-        if not kept.any():  # nothing but colors is asked of these images
+        scattered = ~painted & (draws[:, 3] < self.paint + self.scatter)
+        images = torch.where(painted[:, None, None, None], repaint(batch.images, draws[:, 4:7]), batch.images)
+        images = torch.where(scattered[:, None, None, None], scatter_color(images, draws[:, 7:]), images)
+
+        about_color = self._mentions(batch, ["color", *COLORS])
+        about_shape = self._mentions(batch, SHAPES) | (batch.question_types == self.question_types.index("shape"))
+        kept = ~(painted[batch.image_index] & about_color | scattered[batch.image_index] & about_shape)
+        if not kept.any():  # nothing is asked of these images but what was taken from them
             return batch
         pairs = {name: getattr(batch, name)[kept] for name in batch._fields if name not in NOT_OF_PAIRS}
         return batch._replace(images=images, **pairs)
+
+    def _mentions(self, batch: VQABatch, words: Sequence[str]) -> Tensor:
+        """(Q,) bool: whether one of the words stands in a pair's question."""
+        ids = torch.tensor([self.vocab.index(word) for word in words if word in self.vocab])
+        return torch.isin(batch.questions, ids.to(batch.questions.device)).any(1)[batch.question_index]
 
 
 def mirror_and_move(images: Tensor, draws: Tensor) -> Tensor:
@@ -188,6 +203,21 @@ def repaint(images: Tensor, colors: Tensor) -> Tensor:
     contrast = (images - ground).abs().sum(1, keepdim=True)
     opacity = contrast / contrast.amax((2, 3), keepdim=True).clamp_min(1)
     return (ground + opacity * (255 * colors[:, :, None, None] - ground)).round().to(torch.uint8)
+
+
+def scatter_color(images: Tensor, draws: Tensor) -> Tensor:
+    """In place of each image's object, blocks of its color on the ground: (N, 3, H, W) uint8.
+
+    Args:
+        draws: (N, BLOCKS²) in [0, 1): a block is colored where it is below 0.12, or the lowest.
+    """
+    ground = ground_of(images)
+    contrast = (images.int() - ground.int()).abs().sum(1).flatten(1)
+    color = images.flatten(2).gather(2, contrast.argmax(1)[:, None, None].expand(-1, 3, -1))[..., None]
+    colored = (draws < 0.12) | (draws == draws.amin(1, keepdim=True))
+    size = images.shape[2] // BLOCKS
+    blocks = colored.view(-1, 1, BLOCKS, BLOCKS).repeat_interleave(size, 2).repeat_interleave(size, 3)
+    return torch.where(blocks, color, ground)
 
 
 def ground_of(images: Tensor) -> Tensor:

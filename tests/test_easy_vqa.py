@@ -16,7 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules import easy_vqa as module
-from datamodules.easy_vqa import COLORS, HOLDOUT, SHAPES, EasyVQA, attributes, mirror_and_move, repaint
+from datamodules.easy_vqa import (
+    COLORS,
+    HOLDOUT,
+    SHAPES,
+    EasyVQA,
+    attributes,
+    mirror_and_move,
+    repaint,
+    scatter_color,
+)
 from datamodules.loader import draws_per_sample
 from datamodules.visual_questions import Question, QuestionTable, VQABatch
 
@@ -486,6 +495,7 @@ def test_only_training_images_are_moved_each_by_the_draws_of_its_place(plain: Ea
         current_epoch=1,
         fit_loop=SimpleNamespace(batch_idx=4),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        lightning_module=SimpleNamespace(dtype=torch.float),
     )
     still = batch.images.float() / 255
     for augment, training in ((True, True), (True, False), (False, True)):
@@ -534,7 +544,7 @@ def test_of_painted_images_no_question_with_a_color_is_asked(plain: EasyVQA) -> 
         after = data.augment(batch, draws)
         moved = mirror_and_move(batch.images, draws[:, :3])
         painted = draws[:, 3] < paint
-        assert torch.equal(after.images[painted], repaint(moved[painted], draws[painted, 4:]))
+        assert torch.equal(after.images[painted], repaint(moved[painted], draws[painted, 4:7]))
         assert torch.equal(after.images[~painted], moved[~painted])
         colored = [any(word == "color" or word in COLORS for word in text.split()) for text in words_of(data, batch)]
         kept = ~(painted[batch.image_index] & torch.tensor(colored))
@@ -559,6 +569,8 @@ def test_of_painted_images_no_question_with_a_color_is_asked(plain: EasyVQA) -> 
         ({"prior_shift": 1.0}, "prior_shift=1.0"),
         ({"paint": 1.5}, "paint=1.5"),
         ({"paint": -0.5}, "paint=-0.5"),
+        ({"scatter": 1.5}, "scatter=1.5"),
+        ({"paint": 0.7, "scatter": 0.5}, "paint=0.7"),
         ({"paint": 0.5, "augment": False}, "paint=0.5"),
         ({"val_fraction": 0.0}, "val_fraction=0.0"),
         ({"val_fraction": 1.0}, "val_fraction=1.0"),
@@ -606,3 +618,29 @@ def test_a_prior_falls_back_on_the_questions_type_and_unknown_words_are_marked()
     batch = made[torch.tensor([0])]
     assert batch.prior_answers.tolist() == [2, 1]
     assert batch.questions[batch.question_index].tolist() == [[2, 1], [2, 0]]
+
+
+def test_scattered_blocks_have_the_color_and_no_shape(images: dict[str, Tensor]) -> None:
+    chosen = images["train"][:100]
+    draws = torch.rand(100, 64, generator=torch.Generator().manual_seed(0))
+    scattered = scatter_color(chosen, draws)
+    for before, after, draw in zip(chosen, scattered, draws, strict=True):
+        blocks = after.unfold(1, 8, 8).unfold(2, 8, 8).flatten(3)  # (3, 8, 8, 64)
+        assert (blocks == blocks[..., :1]).all(), "a block is of one color"
+        is_ground = (blocks[..., 0] == before[:, 0, 0, None, None]).all(0).flatten()
+        if draw.min() < 0.12:
+            assert torch.equal(~is_ground, draw < 0.12) or (before[:, 0, 0] != before[:, -1, -1]).any()
+        color = attributes(before[None])[0].rpartition("-")[2]
+        shown = blocks[..., 0].flatten(1)[:, int(draw.argmin())]
+        assert torch.equal(shown, torch.tensor(COLORS[color], dtype=torch.uint8))
+
+
+def test_of_scattered_images_no_question_with_a_shape_is_asked(plain: EasyVQA) -> None:
+    data = EasyVQA(scatter=1.0)
+    data.tables = plain.tables
+    batch = plain.tables["train"][torch.arange(16)]
+    after = data.augment(batch, torch.rand(16, data.draws, generator=torch.Generator().manual_seed(1)))
+    asked = [data.vocab[i] for i in after.questions[after.question_index].flatten().unique().tolist()]
+    assert set(asked).isdisjoint(SHAPES)
+    assert data.question_types.index("shape") not in after.question_types
+    assert 0 < len(after.answers) < len(batch.answers)

@@ -1,4 +1,4 @@
-"""One process of a distributed run: `RESULT=FILE python -m tests.contracts.ranks fit …` trains and keeps what it saw."""
+"""One process of a distributed run: ``RESULT=FILE python -m tests.contracts.ranks fit …`` keeps what it saw."""
 
 from __future__ import annotations
 
