@@ -56,7 +56,8 @@ def train_by_hand(initial: Any, table: Any, batch_size: int, steps: int, epochs:
             asked, question_index = table.text[pairs].unique(return_inverse=True)
             lengths = table.lengths[asked]
             questions = table.tokens[asked, : int(lengths.max())].to(on)
-            images = mirror_and_move(table.images[rows].to(on), torch.rand(len(rows), 3).to(on)).float() / 255
+            images = mirror_and_move(table.images.index_select(0, rows).to(on), torch.rand(len(rows), 3).to(on))
+            images = images.to(torch.float, memory_format=torch.channels_last).div_(255)
             indices = image_index.to(on), question_index.to(on)
 
             loss = F.cross_entropy(forward(model, images, questions, lengths, *indices), table.answers[pairs].to(on))

@@ -62,6 +62,10 @@ def draws_per_sample(trainer: Trainer, num_samples: int, num_draws: int, seed: i
     return draws.to(trainer.strategy.root_device, non_blocking=True)
 
 
+GATHERED_BYTES = 2**18
+"""small batches are gathered several at once, up to so many bytes, and then split, which costs less than one by one"""
+
+
 class TensorLoader:
     """Batches of a source that fits memory, by one indexing operation a batch instead of one a sample.
 
@@ -166,9 +170,23 @@ class TensorLoader:
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: the epoch is read when the first batch is asked for, which is after Lightning's set_epoch.
-        for indices in self._remaining():
-            self._position += 1
-            yield self._batch(indices)
+        remaining = self._remaining()
+        if not isinstance(self.source, tuple):
+            for indices in remaining:
+                self._position += 1
+                yield self._pinned(self.source[indices])
+            return
+        make = getattr(type(self.source), "_make", tuple)
+        row_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in self.source)
+        at_once = max(1, GATHERED_BYTES // (row_bytes * self.batch_size))  # batches
+        for group in (remaining[i : i + at_once] for i in range(0, len(remaining), at_once)):
+            sizes = [len(indices) for indices in group]
+            rows = torch.cat(group)
+            # index_select copies rows whole: for images many times faster than tensor[rows].
+            columns = [tensor.index_select(0, rows).split(sizes) for tensor in self.source]
+            for tensors in zip(*columns, strict=True):
+                self._position += 1
+                yield self._pinned(make(tensors))
 
     def _remaining(self) -> list[Tensor]:
         """The samples of each batch of this rank from the position on, which is the epoch's start unless resumed."""
@@ -180,18 +198,15 @@ class TensorLoader:
             order = torch.randperm(self.num_samples, generator=keyed_generator(self.seed, self.epoch))
         else:
             order = torch.arange(self.num_samples)
-        bounds = self._boundaries()[self._position :]
-        return [order[start + rank : end : world_size] for start, end in pairwise(bounds)]
+        bounds = self._boundaries()
+        # Global batches begin at multiples of the number of ranks, so a rank's part of each is a run of its own part.
+        sizes = [len(range(start + rank, end, world_size)) for start, end in pairwise(bounds)]
+        return list(order[rank : bounds[-1] : world_size].split(sizes))[self._position :]
 
-    def _batch(self, indices: Tensor) -> Any:
-        if isinstance(self.source, tuple):
-            # index_select copies rows whole: for images many times faster than source[indices].
-            batch = _rebuild(self.source, [tensor.index_select(0, indices) for tensor in self.source])
-        else:
-            batch = self.source[indices]
-        if self.pin_memory:
-            batch = _rebuild(batch, [tensor.pin_memory() for tensor in batch])
-        return batch
+    def _pinned(self, batch: Any) -> Any:
+        if not self.pin_memory:
+            return batch
+        return getattr(type(batch), "_make", tuple)([tensor.pin_memory() for tensor in batch])
 
 
 class WorkerLoader(TensorLoader):
@@ -231,8 +246,3 @@ class _Guarded(Dataset):
             return self.source[indices]
         except (OSError, ValueError) as error:
             return error
-
-
-def _rebuild(like: tuple[Tensor, ...], tensors: list[Tensor]) -> Any:
-    """``tensors`` as the same kind of (named) tuple as ``like``."""
-    return type(like)(*tensors) if hasattr(like, "_fields") else tuple(tensors)
