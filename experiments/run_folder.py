@@ -169,8 +169,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 
-def write_manifest(folder: RunFolder, seed: int | None, tags: list[str]) -> None:
-    """Everything that the configuration does not say about how this run came about; a restart is added to it."""
+def write_manifest(folder: RunFolder, seed: int | None, tags: list[str]) -> dict[str, Any]:
+    """Everything that the configuration does not say about how this run came about; a restart is added to it.
+
+    Returns what it has written.
+    """
     start = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -188,6 +191,7 @@ def write_manifest(folder: RunFolder, seed: int | None, tags: list[str]) -> None
     }
     manifest["starts"].append(start)
     write_atomically(folder.manifest, json.dumps(manifest, indent=2) + "\n")
+    return manifest
 
 
 def _version(package: str) -> str | None:

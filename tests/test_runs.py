@@ -191,3 +191,32 @@ def test_metrics_csv_grows_columns_and_is_cut_back(tmp_path: Path) -> None:
     again.truncate(2)
     again.log_metrics({"a": 5.0}, step=3)
     assert path.read_text().splitlines()[1:] == ["1,,0.1,", "2,,,0.3333333333333333", "3,,5.0,"]
+
+
+def test_weights_and_biases_gets_configuration_manifest_and_exact_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, into the run's folder; a stand-in for `wandb.init` keeps what W&B is told."""
+    import wandb
+
+    told: dict[str, Any] = {}
+    real = wandb.init
+
+    def init(**options: Any) -> Any:
+        told.update(options)
+        return real(**options)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(wandb, "init", init)
+    cli = start("watched", "--run.tags", "[tried]")
+    cli.execute()
+    run = wandb.run
+    assert run is not None
+    assert (told["group"], told["job_type"], told["id"]) == ("vqa/sort_of_clevr", "fit", "watched")
+    assert set(told["tags"]) == {"vqa", "sort_of_clevr", "tried"}
+    assert run.config["model"]["init_args"]["fusion"] == "relation"
+    assert run.config["model"]["init_args"]["answers"] == cli.model.answers, "linked values too"
+    assert run.config["manifest"]["id"] == "watched"
+    summary = json.loads(cli.folder.summary.read_text())
+    assert run.summary["best/val/accuracy"] == summary["best"]["val/accuracy"]
+    assert run.summary["last/val/loss"] == summary["last"]["val/loss"]
+    run.finish()
+    assert list(cli.folder.path.glob("wandb/offline-run-*/run-watched.wandb"))

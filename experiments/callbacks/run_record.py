@@ -60,7 +60,11 @@ class RunRecord(Callback):
         if trainer.is_global_zero and not self._started:
             if stage == "fit":
                 write_atomically(self.folder.config, self.config)
-            write_manifest(self.folder, self.seed, self.tags)
+            manifest = write_manifest(self.folder, self.seed, self.tags)
+            for logger in trainer.loggers:
+                config = getattr(getattr(logger, "experiment", None), "config", None)
+                if config is not None:  # Weights & Biases
+                    config.update({"manifest": manifest}, allow_val_change=True)
             if stage != "fit":  # evaluating a run that was trained before
                 self.values |= read_json(self.folder.summary)
                 self.wall_seconds = self.values.get("wall_seconds", 0.0)
