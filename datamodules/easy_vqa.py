@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -264,6 +265,7 @@ def _kind(text: str, answer: str) -> str:
     return "shape" if answer in SHAPES else "color"
 
 
+@lru_cache(maxsize=2)  # both parts, for who makes several data modules in one process
 def _read_images(part: str) -> Tensor:
     """(N, 3, 64, 64) uint8 in the order of their numbers."""
     import easy_vqa

@@ -28,6 +28,7 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LIT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    torch.set_num_threads(1)  # the networks here are tiny: more threads would wait for each other
     generator = torch.get_rng_state()
     yield
     torch.set_rng_state(generator)
