@@ -84,7 +84,7 @@ class Runner:
                     interrupted = True
                     waiting.clear()
                     for process in self.running.values():
-                        process.send_signal(signal.SIGINT)
+                        process.send_signal(signal.SIGTERM)  # SIGINT is ignored where a shell started it in the background
                     self.console.print(f"waiting for {len(self.running)} trials to save their states")
         signal.signal(signal.SIGTERM, before)
         return not interrupted
