@@ -84,7 +84,8 @@ class Runner:
                     interrupted = True
                     waiting.clear()
                     for process in self.running.values():
-                        process.send_signal(signal.SIGTERM)  # SIGINT is ignored where a shell started it in the background
+                        # Not SIGINT, which who was started by a shell in the background ignores.
+                        process.send_signal(signal.SIGTERM)
                     self.console.print(f"waiting for {len(self.running)} trials to save their states")
         signal.signal(signal.SIGTERM, before)
         return not interrupted
