@@ -1,4 +1,4 @@
-"""Words and their numbers: one tokenisation for training, for a loaded model and for the figures."""
+"""Words or characters and their numbers: one tokenization for training, for a loaded model and for the figures."""
 
 from __future__ import annotations
 
@@ -40,3 +40,38 @@ def encode(texts: Sequence[str], vocab: Sequence[str]) -> tuple[Tensor, Tensor]:
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
     return ids, lengths
+
+
+def build_char_vocab(characters: Iterable[str], unknown: bool = False) -> list[str]:
+    """Every character once, by code point; ``<unk>`` before them where ``unknown`` ones are to have a code."""
+    return [*([UNK] if unknown else []), *sorted(set(characters))]
+
+
+def encode_chars(text: str, vocab: Sequence[str], unknown: str | None = None) -> Tensor:
+    """The codes (T,) int64 of a text's characters, their places in ``vocab``.
+
+    ``unknown`` says what becomes of a character that ``vocab`` lacks: "unk" makes it ``<unk>``, "error" refuses it. By
+    default it is ``<unk>`` where ``vocab`` has that, else refused.
+
+    Raises:
+        ValueError: a character is unknown; names it and its place.
+    """
+    index = {char: code for code, char in enumerate(vocab)}
+    fallback = None if unknown == "error" else index.get(UNK)
+    codes = []
+    for place, char in enumerate(text):
+        code = index.get(char, fallback)
+        if code is None:
+            raise ValueError(f"character {place}: {describe_char(char)} is none of the {len(vocab)} of the vocabulary")
+        codes.append(code)
+    return torch.tensor(codes, dtype=torch.long)
+
+
+def decode_chars(codes: Iterable[int], vocab: Sequence[str]) -> str:
+    """The text of codes, a tensor (T,) or numbers; an unknown character reads ``<unk>``."""
+    return "".join(vocab[int(code)] for code in codes)
+
+
+def describe_char(char: str) -> str:
+    """``'é' (U+00E9)``"""
+    return f"{char!r} (U+{ord(char):04X})"

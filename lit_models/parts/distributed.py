@@ -25,6 +25,24 @@ def global_mean(values: Tensor) -> Tensor:
     return values.sum() / count
 
 
+def gather_rows(rows: Tensor) -> Tensor:
+    """(B, …) of each rank → (B·ranks, …) on every rank, in the order of the global batch; without a gradient.
+
+    :class:`datamodules.loader.TensorLoader` deals a global batch out like cards: sample i is row i // ranks of rank
+    i mod ranks.
+    """
+    if world_size() == 1:
+        return rows.detach()
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    return torch.stack(parts, 1).flatten(0, 1)
+
+
+def rows_of_this_rank(rows: Tensor) -> Tensor:
+    """The reverse of :func:`gather_rows`."""
+    return rows[dist.get_rank() :: world_size()] if world_size() > 1 else rows
+
+
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """Batch normalization over the samples of all ranks, on any device.
 

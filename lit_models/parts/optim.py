@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 
 class WarmupCosine(LRScheduler):
@@ -53,6 +53,13 @@ class WarmupCosine(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+
+
+class DecayAfter(LambdaLR):
+    """Multiplies the learning rate by ``factor`` an epoch from epoch ``after`` on, counted from 0: char-rnn's."""
+
+    def __init__(self, optimizer: Optimizer, after: int = 10, factor: float = 0.97) -> None:
+        super().__init__(optimizer, lambda epoch: factor ** max(0, epoch + 1 - after))
 
 
 def configure_optimizers(

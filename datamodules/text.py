@@ -1,0 +1,573 @@
+"""CharText: running text as characters, in rows that a recurrent network reads on from batch to batch."""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import glob
+import hashlib
+import json
+import os
+import sysconfig
+import tempfile
+import urllib.request
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import floor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from datamodules import loader
+from datamodules.loader import TensorLoader
+from datamodules.vocabulary import UNK, build_char_vocab, describe_char
+
+Part = Literal["train", "val", "test"]
+PARTS = ("train", "val", "test")
+
+IGNORED = -100
+"""the target where there is none, as PyTorch's cross-entropy has it"""
+
+MODULES = (
+    *("string", "argparse", "ast", "bdb", "bisect", "calendar", "cmd", "code", "codecs", "configparser", "contextlib"),
+    *("copy", "csv", "dataclasses", "difflib", "enum", "filecmp", "fileinput", "fnmatch", "fractions", "functools"),
+    *("getopt", "glob", "gzip", "hashlib", "heapq", "inspect", "io", "ipaddress", "linecache", "mailbox", "numbers"),
+    *("operator", "optparse", "os", "pickle", "platform", "plistlib", "posixpath", "pprint", "queue", "random"),
+    *("reprlib", "sched", "selectors", "shelve", "shlex", "shutil", "socket", "socketserver", "statistics"),
+    *("subprocess", "tempfile", "textwrap", "threading", "timeit", "tokenize", "trace", "traceback", "types", "uuid"),
+    *("warnings", "weakref"),
+)
+"""What the source "python" reads: modules that are one file each in Python 3.11 to 3.13, about 2 MB in all.
+
+``string`` comes first as it spells out every printable character, so that they all are in any training part.
+"""
+
+TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+MEMORY_LIMIT = 64 * 2**20
+"""bytes of codes above which they are kept on disk and mapped into memory"""
+
+CHUNK = 2**20
+"""bytes of a file, or codes, that are looked at together"""
+
+
+class TextBatch(NamedTuple):
+    """B rows of T characters."""
+
+    inputs: Tensor
+    """(B, T) int64: codes of characters"""
+    targets: Tensor
+    """(B, T) int64: the character after each input; -100 where there is none to be predicted"""
+    fresh: Tensor
+    """(B,) bool: the row starts here, from a fresh state; elsewhere it goes on where it was in the batch before"""
+
+
+class CharText(LightningDataModule):
+    """A text, cut into R = ``batch_size`` × ranks rows that are read side by side, ``seq_len`` characters a batch.
+
+    Row i of a batch goes on in row i of the next (``windows: stateful``), so that a state can be carried on; at an
+    epoch's first batch every row is ``fresh``. Training cuts its part into R rows of equal length and leaves out what
+    is left over, less than one window a row. Every target is of its own part: no training row looks at a validation
+    character.
+
+    Validation and test predict each character of their part exactly once, but for the first, which has nothing before
+    it. They are cut into R rows as well, each of which but the first begins with up to ``eval_context`` characters that
+    precede it in its part and whose targets are -100, so that it is warm when it is scored. Rows are at least as long
+    as that context, which leaves rows of a short part empty. Windows behind a row's end have no targets at all: a loss
+    is to be a sum over targets, divided by their number.
+
+    Files are UTF-8, with or without a byte order mark, which is left out; line ends are kept as they are.
+
+    Args:
+        source: "python", the sources of Python's standard library (:data:`MODULES`, less the few lines that hold
+            anything but printable ASCII, so that the alphabet is the same for all versions of Python);
+            "tiny_shakespeare" (1,115,394 characters), from ``root`` or else downloaded to it; or a file, a folder
+            (all ``*.txt`` below it) or a glob. Several files are put together in the order of their paths.
+        root: the data folder, by default ``LIT_DATA`` or ``data/``.
+        batch_size: rows per rank.
+        seq_len: characters of a row in a batch.
+        split: "contiguous" validates and tests on the text's end, the test part last. "rows" is char-rnn's: the whole
+            text is cut into R rows, and the end of *each* validates and tests, from a fresh state. Its parts depend on
+            R, so that the vocabulary is that of the whole text, as in char-rnn.
+        val_fraction, test_fraction: shares of the text. Without a test part there is nothing to test.
+        windows: "random" trains on single windows instead, every row fresh: window k begins at a random one of the
+            ``seq_len`` characters from ``k · seq_len`` on, drawn anew each epoch.
+        eval_context: characters that a row is fed before it is scored.
+        unknown: what becomes of characters outside the vocabulary: "error" refuses them, "unk" makes them ``<unk>``,
+            the vocabulary's first entry. Nothing is learned about it unless ``vocab`` is another text's.
+        vocab: the vocabulary, to train on a new text what an old one has trained; by default, the sorted characters of
+            the training part.
+        vocab_from: a file to take it from: a checkpoint of the earlier run, or JSON, a list of characters.
+        limit: characters of the text that are used, from its beginning on; by default all.
+
+    Attributes:
+        vocab: the characters, in the order of their codes.
+        corpus_name: "python", "tiny_shakespeare", or the name of the file, folder or glob.
+
+    The codes of a text that fill more than 64 MB are kept in ``$XDG_CACHE_HOME/lit-baselines`` (by default
+    ``~/.cache/lit-baselines``), from where they are mapped into memory; the text itself is never held whole.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it cannot be downloaded; says where to put it.
+        ValueError: an argument is out of range; a file is empty or not UTF-8; a character is unknown; a part is too
+            short for one batch.
+    """
+
+    def __init__(
+        self,
+        source: str = "python",
+        root: str | None = None,
+        batch_size: int = 50,
+        seq_len: int = 50,
+        split: Literal["contiguous", "rows"] = "contiguous",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.05,
+        windows: Literal["stateful", "random"] = "stateful",
+        eval_context: int = 256,
+        unknown: Literal["error", "unk"] = "error",
+        vocab: list[str] | None = None,
+        vocab_from: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, number, least in (
+            ("batch_size", batch_size, 1),
+            ("seq_len", seq_len, 1),
+            ("eval_context", eval_context, 0),
+            ("limit", 1 if limit is None else limit, 1),
+        ):
+            if number < least:
+                raise ValueError(f"{name}={number}: expected at least {least}")
+        for name, choice, known in (
+            ("split", split, ("contiguous", "rows")),
+            ("windows", windows, ("stateful", "random")),
+            ("unknown", unknown, ("error", "unk")),
+        ):
+            if choice not in known:
+                raise ValueError(f"{name}={choice!r}: expected {' or '.join(map(repr, known))}")
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction={val_fraction}: expected a share between 0 and 1, both excluded")
+        if not 0 <= test_fraction < 1 - val_fraction:
+            raise ValueError(f"test_fraction={test_fraction}: expected at least 0 and, with val_fraction, below 1")
+        if vocab is not None and vocab_from is not None:
+            raise ValueError(f"vocab_from={vocab_from!r}: expected null where vocab is given")
+        self.batch_size, self.seq_len, self.eval_context = batch_size, seq_len, eval_context
+        self.split, self.windows, self.unknown = split, windows, unknown
+        # Where a part begins, as a share of the text or of a row.
+        self._shares = (0.0, 1 - val_fraction - test_fraction, 1 - test_fraction, 1.0)
+        self.order_seed = torch.initial_seed()  # of seed_everything
+        self.source = source
+        self.corpus_name = _name(source)
+        self.corpus = Corpus(_find(source, root), limit, printable_ascii=source == "python")
+        self.vocab = self._vocabulary(vocab if vocab_from is None else read_vocab(vocab_from))
+        self._codes: np.ndarray | None = None
+        self._check_lengths(batch_size)  # on one rank, if there are more of them: the sooner it is said the better
+
+    def _vocabulary(self, given: Sequence[str] | None) -> list[str]:
+        """``given`` or that of the training part; refuses the text's first unknown character."""
+        first_seen = self.corpus.first_seen
+        if given is None:
+            end = self._bounds(self.corpus.length)[1] if self.split == "contiguous" else self.corpus.length
+            vocab = build_char_vocab((c for c, place in first_seen.items() if place < end), self.unknown == "unk")
+            lacking, remedy = "does not occur in the training part", "expected unknown: unk, or more text"
+        else:
+            vocab = list(given)
+            if not vocab or any(len(char) != 1 for char in vocab if char != UNK) or len(set(vocab)) < len(vocab):
+                raise ValueError(f"vocab={_shortened(vocab)}: expected single characters, each once, and maybe {UNK!r}")
+            if self.unknown == "unk" and UNK not in vocab:
+                raise ValueError(f"unknown='unk': expected a vocabulary that has {UNK!r}, or 'error'")
+            lacking = f"is none of the given vocabulary's {len(vocab)}"
+            remedy = "expected unknown: unk" if UNK in vocab else "expected a text without it"
+        if self.unknown == "error":
+            known = set(vocab)
+            for char, place in first_seen.items():
+                if char not in known:
+                    raise ValueError(f"{self.corpus.where(place)}: {describe_char(char)} {lacking}; {remedy}")
+        return vocab
+
+    def prepare_data(self) -> None:
+        self.setup()  # one process puts a large text's codes on disk, and the others find them there
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._codes is None:
+            self._codes = self.corpus.encode(self.vocab, self.unknown)
+        self._check_lengths(self._rows())
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The whole text, (N,) in the smallest type that holds them."""
+        if self._codes is None:
+            self.setup()
+        assert self._codes is not None
+        return self._codes
+
+    def part(self, part: Part) -> np.ndarray:
+        """The codes of "train", "val" or "test", one row behind the other."""
+        return np.concatenate([self.codes[start:end] for start, end in self._segments(part, self._rows())])
+
+    def train_dataloader(self) -> TensorLoader:
+        if self.windows == "stateful":
+            return TensorLoader(self._windows("train"), self.batch_size)
+        # Twice as long as wanted: `on_after_batch_transfer` cuts each to a random part.
+        span = 2 * self.seq_len - 1
+        starts = [np.arange(s, e - span, self.seq_len) for s, e in self._segments("train", self._rows())]
+        source = Windows(self.codes, np.concatenate(starts), span, 1, span, fingerprint=self.fingerprint)
+        return TensorLoader(source, self.batch_size, shuffle=True, drop_last=True, seed=self.order_seed)
+
+    def val_dataloader(self) -> TensorLoader:
+        return TensorLoader(self._windows("val"), self.batch_size)
+
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return TensorLoader(self._windows("test"), self.batch_size) if self._has("test") else []
+
+    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self.test_dataloader()
+
+    def on_after_batch_transfer(self, batch: TextBatch, dataloader_idx: int) -> TextBatch:
+        if self.windows == "stateful" or self.trainer is None or not self.trainer.training:
+            return batch
+        draws = loader.draws_per_sample(self.trainer, len(batch.inputs), 1, self.order_seed)
+        offsets = (draws * self.seq_len).long()
+        columns = offsets + torch.arange(self.seq_len, device=offsets.device)
+        return batch._replace(inputs=batch.inputs.gather(1, columns), targets=batch.targets.gather(1, columns))
+
+    def fingerprint(self) -> int:
+        """A checksum of the text and of what its codes mean."""
+        alphabet = torch.tensor([ord(char) if char != UNK else -1 for char in self.vocab])
+        return loader.checksum(tensor for tensors in ([alphabet], _pieces(self.codes)) for tensor in tensors)
+
+    def _rows(self) -> int:
+        return self.batch_size * loader.rank_and_world_size()[1]
+
+    def _bounds(self, length: int) -> list[int]:
+        """Where train, val and test begin in so many characters, and where test ends."""
+        return [floor(length * share + 1e-6) for share in self._shares]  # 1 - 0.9 is a little less than 0.1
+
+    def _segments(self, part: str, rows: int) -> list[tuple[int, int]]:
+        """Beginning and end of each unbroken run of a part's characters."""
+        i = PARTS.index(part)
+        length = self.corpus.length if self.split == "contiguous" else self.corpus.length // rows
+        start, end = self._bounds(length)[i : i + 2]
+        if self.split == "contiguous":
+            return [(start, end)]
+        return [(row * length + start, row * length + end) for row in range(rows)]
+
+    def _has(self, part: str) -> bool:
+        i = PARTS.index(part)
+        return self._shares[i] < self._shares[i + 1]
+
+    def _check_lengths(self, rows: int) -> None:
+        """Raises ValueError if a part is too short for ``rows`` rows."""
+        segments = 1 if self.split == "contiguous" else rows
+        needed = {"train": rows * self.seq_len + segments, "val": 2 * segments, "test": 2 * segments}
+        if self.windows == "random":
+            needed["train"] = (rows + 1 if segments == 1 else 2 * rows) * self.seq_len
+        for part in filter(self._has, PARTS):
+            there = sum(end - start for start, end in self._segments(part, rows))
+            if there < needed[part]:
+                sizes = f"{rows} rows" + (f" of seq_len={self.seq_len}" if part == "train" else "")
+                raise ValueError(
+                    f"source={self.source!r}: its {part} part has {there} of its {self.corpus.length} characters, "
+                    f"expected at least {needed[part]} for {sizes}: see batch_size, seq_len and the parts' fractions"
+                )
+
+    def _windows(self, part: str) -> Windows:
+        """The rows of a part: see the class."""
+        rows, segments = self._rows(), np.array(self._segments(part, self._rows()))
+        contexts = np.zeros(rows, np.int64)
+        if self.split == "rows":
+            starts, lengths = segments[:, 0], segments[:, 1] - segments[:, 0] - 1
+        elif part == "train":
+            # All but the last character are inputs, so that the last row's last target is still of this part.
+            length = (segments[0, 1] - segments[0, 0] - 1) // rows
+            starts, lengths = segments[0, 0] + length * np.arange(rows), np.full(rows, length)
+        else:
+            start, num_targets = segments[0, 0], segments[0, 1] - segments[0, 0] - 1
+            length = max(-(-num_targets // rows), self.eval_context)
+            begins = np.minimum(length * np.arange(rows), num_targets)
+            ends = np.minimum(begins + length, num_targets)
+            contexts = np.where(begins < ends, np.minimum(begins, self.eval_context), 0)
+            starts, lengths = start + begins - contexts, ends - begins + contexts
+        num_windows = lengths.min() // self.seq_len if part == "train" else -(-lengths.max() // self.seq_len)
+        return Windows(
+            self.codes, starts, self.seq_len, int(num_windows), lengths, contexts, fingerprint=self.fingerprint
+        )
+
+
+class Windows:
+    """Rows of a text in windows of T characters: sample k·R + r is window k of row r, a row of a :class:`TextBatch`.
+
+    Args:
+        codes: (N,) the text.
+        starts: (R,) where each row's inputs begin.
+        seq_len: T.
+        num_windows: of each row.
+        lengths: (R,) inputs of each row that have a target or are context; behind them inputs are 0, targets -100.
+        contexts: (R,) inputs at a row's beginning whose targets are -100.
+        fingerprint: what :meth:`fingerprint` returns.
+    """
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        starts: np.ndarray,
+        seq_len: int,
+        num_windows: int,
+        lengths: np.ndarray | int,
+        contexts: np.ndarray | int = 0,
+        *,
+        fingerprint: Callable[[], int],
+    ) -> None:
+        self.codes, self.starts, self.num_windows = codes, starts, num_windows
+        self.lengths, self.contexts = np.broadcast_to(lengths, starts.shape), np.broadcast_to(contexts, starts.shape)
+        self.columns = np.arange(seq_len)
+        self.fingerprint = fingerprint
+        # Most often every input of every row has a target.
+        self.full = not self.contexts.any() and bool((self.lengths >= num_windows * seq_len).all())
+
+    def __len__(self) -> int:
+        return len(self.starts) * self.num_windows
+
+    def __getitem__(self, indices: Tensor) -> TextBatch:
+        window, row = np.divmod(indices.numpy(), len(self.starts))
+        columns = window[:, None] * len(self.columns) + self.columns  # (B, T) places in the row
+        places = self.starts[row][:, None] + columns
+        if self.full:
+            inputs, targets = self.codes[places].astype(np.int64), self.codes[places + 1].astype(np.int64)
+        else:
+            lengths, contexts = self.lengths[row][:, None], self.contexts[row][:, None]
+            inside = columns < lengths
+            places = np.where(inside, places, 0)
+            inputs = np.where(inside, self.codes[places], np.int64(0))
+            scored = inside & (columns >= contexts)
+            targets = np.where(scored, self.codes[places + scored], np.int64(IGNORED))
+        return TextBatch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(window == 0))
+
+
+class Corpus:
+    """The text of some files, one behind the other, never held whole.
+
+    Args:
+        paths: of UTF-8 files.
+        limit: use the text's first so many characters.
+        printable_ascii: leave out lines that hold anything else.
+
+    Attributes:
+        length: characters.
+        first_seen: each distinct character and the place where it occurs first, in the order of these.
+
+    Raises:
+        ValueError: there is no character, or a file is not UTF-8; names the file and the byte.
+    """
+
+    def __init__(self, paths: Sequence[Path], limit: int | None = None, printable_ascii: bool = False) -> None:
+        self.paths, self.limit, self.printable_ascii = paths, limit, printable_ascii
+        self._begins = []  # the place of each file's first character
+        self.first_seen: dict[str, int] = {}
+        self.length = 0
+        seen = np.zeros(0x110000, bool)
+        for path in paths:
+            self._begins.append(self.length)
+            for text in self._chunks(path, self.length):
+                points = _code_points(text)
+                new = np.unique(points[~seen[points]])
+                seen[new] = True
+                places = {chr(point): self.length + text.index(chr(point)) for point in new}
+                self.first_seen.update(sorted(places.items(), key=lambda item: item[1]))
+                self.length += len(text)
+        if not self.length:
+            raise ValueError(f"{paths[0]}: empty, expected text" + (" there or in a file after it" * (len(paths) > 1)))
+
+    def _chunks(self, path: Path, used: int) -> Iterator[str]:
+        """A file's text, of which ``used`` characters come before."""
+        chunks: Iterable[str] = _decoded(path)
+        if self.printable_ascii:
+            lines = "".join(chunks).split("\n")
+            chunks = ["\n".join(line for line in lines if line.isascii() and (line.isprintable() or not line))]
+        for text in chunks:
+            text = text if self.limit is None else text[: max(0, self.limit - used)]
+            if not text:
+                return
+            used += len(text)
+            yield text
+
+    def where(self, place: int) -> str:
+        """The file and the character in it, counted from 0."""
+        i = bisect_right(self._begins, place) - 1
+        return f"{self.paths[i]}: character {place - self._begins[i]}"
+
+    def encode(self, vocab: Sequence[str], unknown: str = "error") -> np.ndarray:
+        """Codes (length,) in the smallest of uint8, uint16 and int32; mapped from disk above :data:`MEMORY_LIMIT`.
+
+        Every character is in ``vocab``, or ``unknown`` is "unk".
+
+        Raises:
+            ValueError: the text has changed since it was looked at first.
+        """
+        size = len(vocab)
+        dtype = np.dtype(np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.int32)
+        table = np.full(0x110000, vocab.index(UNK) if unknown == "unk" else 0, dtype)
+        for code, char in enumerate(vocab):
+            if char != UNK:
+                table[ord(char)] = code
+
+        def pieces() -> Iterator[np.ndarray]:
+            length = 0
+            for path in self.paths:
+                for text in self._chunks(path, length):
+                    length += len(text)
+                    yield table[_code_points(text)]
+            if length != self.length:
+                raise ValueError(f"{self.paths[0]}: {length} characters, expected the {self.length} of a moment ago")
+
+        if self.length * dtype.itemsize <= MEMORY_LIMIT:
+            return np.concatenate(list(pieces()))
+        files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
+        key = repr((files, self.limit, self.printable_ascii, list(vocab), unknown))
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-baselines"
+        cached = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.codes"
+        if not cached.exists() or cached.stat().st_size != self.length * dtype.itemsize:
+            _write(cached, (piece.data for piece in pieces()))
+        return np.memmap(cached, dtype, "r")
+
+
+def read_vocab(path: str) -> list[str]:
+    """The vocabulary that a checkpoint's model was trained with, or that stands in a JSON file as a list.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds none.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"vocab_from={path!r}: no such file{_nearest(file)}")
+    try:
+        if file.suffix == ".json":
+            vocab = json.loads(file.read_bytes())
+        else:
+            vocab = torch.load(file, map_location="cpu", weights_only=True)["hyper_parameters"]["vocab"]
+    except Exception as error:  # whatever a file that is no checkpoint makes torch.load or the look-up raise
+        raise ValueError(
+            f"vocab_from={path!r}: expected a checkpoint with a vocabulary or a JSON list: {type(error).__name__}"
+        ) from error
+    if not isinstance(vocab, list) or not all(isinstance(char, str) for char in vocab):
+        raise ValueError(f"vocab_from={path!r}: its vocabulary is {_shortened(vocab)}, expected a list of characters")
+    return vocab
+
+
+def _find(source: str, root: str | None) -> list[Path]:
+    """The files of ``source``, in order."""
+    if source == "python":
+        folder = Path(sysconfig.get_path("stdlib"))
+        files = [folder / f"{module}.py" for module in MODULES]
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file}: not found; this Python comes without its source, see 'source'")
+        return files
+    if source == "tiny_shakespeare":
+        file = Path(root or os.environ.get("LIT_DATA") or "data") / "tiny_shakespeare" / "input.txt"
+        _fetch(TINY_SHAKESPEARE, file, TINY_SHAKESPEARE_SHA256)
+        return [file]
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    pattern = str(path / "**" / "*.txt") if path.is_dir() else source
+    files = sorted(Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
+    if not files:
+        what = "no *.txt file in it" if path.is_dir() else f"no such file, folder or glob{_nearest(path)}"
+        raise FileNotFoundError(f"source={source!r}: {what}; expected one, 'python' or 'tiny_shakespeare'")
+    return files
+
+
+def _name(source: str) -> str:
+    return source if source in ("python", "tiny_shakespeare") else Path(source).stem
+
+
+def _nearest(path: Path) -> str:
+    """``; did you mean …?`` of what is in the same folder, or nothing."""
+    there = [str(path.with_name(entry.name)) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(str(path), [*there, "python", "tiny_shakespeare"], 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:76]} ..."
+
+
+def _fetch(address: str, file: Path, sha256: str) -> None:
+    """Makes sure that ``file`` is there and whole, downloading it if it is not there.
+
+    Raises:
+        FileNotFoundError: it is not there and cannot be downloaded.
+        ValueError: the file, or what was downloaded, is another one.
+    """
+    if file.exists():
+        content, what, remedy = file.read_bytes(), f"{file}", "; delete it, and it is downloaded anew"
+    else:
+        try:
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                content = answer.read()
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            raise FileNotFoundError(f"{file}: not found; put there what is at {address} ({reason})") from error
+        what, remedy = f"{address}: for {file}", ""
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ValueError(f"{what}: its SHA-256 is {found[:16]}..., expected {sha256[:16]}...{remedy}")
+    if not file.exists():
+        _write(file, [content])
+
+
+def _write(file: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Writes a file that gets its name when it is whole; several processes may do so at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.", suffix=".part", delete=False) as part:
+        try:
+            for piece in pieces:
+                part.write(piece)
+        except BaseException:
+            os.unlink(part.name)
+            raise
+    os.chmod(part.name, 0o644)  # temporary files are their maker's alone
+    os.replace(part.name, file)
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    """The text of a UTF-8 file in chunks, without a byte order mark."""
+    with open(path, "rb") as file:
+        offset = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        file.seek(offset)
+        pending = b""  # the beginning of a character whose end is in the next chunk
+        while True:
+            chunk = file.read(CHUNK)
+            try:
+                text, used = codecs.utf_8_decode(pending + chunk, "strict", not chunk)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}: byte {offset + error.start}: not UTF-8 ({error.reason}), expected a UTF-8 text"
+                ) from error
+            pending, offset = (pending + chunk)[used:], offset + used
+            if text:
+                yield text
+            if not chunk:
+                return
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def _pieces(codes: np.ndarray) -> Iterator[Tensor]:
+    """Codes in chunks; those on disk are read rather than mapped, which would hold them in memory."""
+    for start in range(0, len(codes), CHUNK):
+        count = min(CHUNK, len(codes) - start)
+        if isinstance(codes, np.memmap):
+            piece = np.fromfile(str(codes.filename), codes.dtype, count, offset=start * codes.dtype.itemsize)
+        else:
+            piece = codes[start : start + count]
+        yield torch.from_numpy(piece)

@@ -1,0 +1,299 @@
+"""Character language models: a recurrent network reads a text and predicts each next character.
+
+The simple recurrent network (Elman 1990) is a dynamical system. Its state s_t is its memory; U, V and W are the same at
+every step, which is what unrolling it along the sequence shows:
+
+    s_t = f(U x_t + W s_{t-1})        o_t = g(V s_t)
+
+Here x_t is a character, one-hot or embedded; f is tanh and U, W are ``weight_ih``, ``weight_hh`` of ``nn.RNN``; V is
+``decoder.weight`` and g a softmax over the next character. Each f'·W multiplies the gradient once more, so that it
+vanishes (or explodes) with the lag. The LSTM (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000)
+carries an explicit memory C past these products:
+
+    f_t = σ(U_f x_t + W_f h_{t-1})    what to drop            C̃_t = tanh(U_g x_t + W_g h_{t-1})
+    i_t = σ(U_i x_t + W_i h_{t-1})    what to store           C_t = f_t ⊙ C_{t-1} + i_t ⊙ C̃_t
+    o_t = σ(U_o x_t + W_o h_{t-1})    what to show            h_t = o_t ⊙ tanh C_t
+
+∂C_t/∂C_{t-1} has f_t as a summand of its own (``parts.recurrent.cell_jacobian_terms``). The GRU (Cho et al. 2014) has
+two gates and no cell.
+
+Training is truncated back-propagation through time: the state goes on from window to window, the gradient does not.
+Recipes: Karpathy's char-rnn; Karpathy, Johnson & Fei-Fei, "Visualizing and Understanding Recurrent Networks" (2015).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from datamodules.vocabulary import UNK, encode_chars
+from lit_models.parts.distributed import gather_rows, global_mean, rows_of_this_rank
+from lit_models.parts.evaluating import evaluating
+from lit_models.parts.optim import DecayAfter, configure_optimizers
+from lit_models.parts.recurrent import Cell, RecurrentStack, State
+from lit_models.parts.sampling import check_sampling, draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from datamodules.text import TextBatch
+
+PASSAGE = 2000
+"""characters of the evaluated text that :meth:`CharLM.illustrate` looks at"""
+
+
+def nats_per_character(logits: Tensor, targets: Tensor) -> Tensor:
+    """−ln p of each target: logits (B, T, V), targets (B, T) → (B, T), and 0 where the target is −100."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def text_metrics(nats: Tensor) -> dict[str, Tensor]:
+    """The mean of −ln p in the units of the literature: nats, bits, and perplexity, each a character."""
+    return {"nats_per_char": nats, "bits_per_char": nats / math.log(2), "perplexity": nats.exp()}
+
+
+def carried(state: State | None, fresh: Tensor) -> State | None:
+    """The state that a window starts from: the last one's, cut off from its gradient; zeros in ``fresh`` rows (B,).
+
+    ``None``, which is zeros, where there is none yet or it is of another number of rows.
+    """
+    if state is None or state[0][0].shape[1] != len(fresh):
+        return None
+    zero = fresh[None, :, None]
+    return [tuple(s.detach().to(fresh.device).masked_fill(zero, 0) for s in layer) for layer in state]
+
+
+class CharLM(LightningModule):
+    """A recurrent character language model.
+
+    Args:
+        vocab: the characters, ``<unk>`` first if the data has it.
+        cell: ``rnn`` (Elman's, with tanh), ``lstm`` or ``gru``.
+        layers, hidden: recurrent layers and the size of the state of each.
+        embedding_dim: size of a character's embedding; ``null`` for one-hot input.
+        dropout: on the output of each layer, as in char-rnn (and on the embedding, if there is one).
+        locked_dropout: with one mask for all time steps of a window (Gal & Ghahramani 2016).
+        weight_drop: DropConnect on the recurrent matrices (Merity et al. 2018).
+        layer_norm: normalize the output of each layer.
+        tied: the decoder's matrix is the embedding's (Press & Wolf 2017).
+        forget_bias: of the LSTM at the start; 1 lets the cell remember from the start (Jozefowicz et al. 2015).
+        init_range: all weights start from U(−r, r); ``null`` leaves PyTorch's 1/√H.
+        optimizer, scheduler: callables, as Lightning's CLI makes them; by default char-rnn's.
+
+    Raises:
+        ValueError: an unknown cell or a size that is none; ``tied`` where embedding and state differ in size.
+    """
+
+    def __init__(
+        self,
+        vocab: list[str],
+        cell: Cell = "lstm",
+        layers: int = 2,
+        hidden: int = 128,
+        embedding_dim: int | None = None,
+        dropout: float = 0.0,
+        locked_dropout: bool = False,
+        weight_drop: float = 0.0,
+        layer_norm: bool = False,
+        tied: bool = False,
+        forget_bias: float = 1.0,
+        init_range: float | None = 0.08,
+        optimizer: OptimizerCallable = lambda params: torch.optim.RMSprop(params, lr=2e-3, alpha=0.95),
+        scheduler: LRSchedulerCallable | None = lambda optimizer: DecayAfter(optimizer, after=10, factor=0.97),
+    ) -> None:
+        super().__init__()
+        if tied and embedding_dim != hidden:
+            raise ValueError(f"tied with embedding_dim={embedding_dim}: expected the state's size, hidden={hidden}")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.vocab = list(vocab)
+        self.optimizer, self.scheduler = optimizer, scheduler
+
+        self.embedding = None if embedding_dim is None else nn.Embedding(len(vocab), embedding_dim)
+        input_dim = len(vocab) if embedding_dim is None else embedding_dim
+        self.recurrent = RecurrentStack(
+            cell, input_dim, hidden, layers, dropout, locked_dropout, weight_drop, layer_norm
+        )
+        self.decoder = nn.Linear(hidden, len(vocab))
+        if init_range is not None:
+            for module in [*self.recurrent.layers, self.decoder, *([self.embedding] if self.embedding else [])]:
+                for parameter in module.parameters():
+                    nn.init.uniform_(parameter, -init_range, init_range)
+        if cell == "lstm":
+            for layer in self.recurrent.layers:
+                with torch.no_grad():  # PyTorch adds two biases, of which one is enough
+                    layer.get_parameter("bias_ih_l0")[hidden : 2 * hidden] = forget_bias
+                    layer.get_parameter("bias_hh_l0")[hidden : 2 * hidden] = 0
+        if tied and self.embedding is not None:
+            self.decoder.weight = self.embedding.weight
+
+        self.nats = MeanMetric()  # over the characters of all ranks
+        self._state: State | None = None  # of the training rows, carried from window to window
+        self._evaluated: State | None = None  # likewise in evaluation
+        self._passage: list[Tensor] = []  # for illustrate(): the beginning of what was last evaluated
+
+    def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Codes (B, T) → logits of each next character (B, T, V), and the state after the last one."""
+        outputs, state = self.recurrent(self.embed(inputs), state)
+        return self.decoder(outputs), state
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Codes (B, T) → x (B, T, I)."""
+        if self.embedding is None:
+            return F.one_hot(inputs, len(self.vocab)).to(self.decoder.weight.dtype)
+        return self.recurrent.drop(self.embedding(inputs))
+
+    def training_step(self, batch: TextBatch, batch_idx: int) -> dict[str, Tensor]:
+        logits, state = self(batch.inputs, carried(self._state, batch.fresh))
+        self._state = state
+        return {"loss": global_mean(nats_per_character(logits, batch.targets))}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._state is not None:
+            checkpoint["recurrent_state"] = [tuple(gather_rows(s[0]) for s in layer) for layer in self._state]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "recurrent_state" in checkpoint:
+            self._state = [tuple(rows_of_this_rank(s)[None] for s in layer) for layer in checkpoint["recurrent_state"]]
+
+    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def test_step(self, batch: TextBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def _evaluate(self, batch: TextBatch, batch_idx: int) -> None:
+        logits, self._evaluated = self(batch.inputs, carried(self._evaluated, batch.fresh))
+        nats = nats_per_character(logits, batch.targets)
+        self.nats.update(nats[batch.targets != -100])
+        if batch_idx == 0:
+            self._passage = []
+        if sum(map(len, self._passage)) < PASSAGE:
+            self._passage.append(batch.inputs[0])
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, stage: str) -> None:
+        scores = text_metrics(self.nats.compute())
+        self.nats.reset()
+        self._evaluated = None
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()})
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure_optimizers(self, self.optimizer, self.scheduler)
+
+    # ---- use ----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _drawn(
+        self,
+        primes: Sequence[str],
+        length: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        seed: int | None,
+    ) -> Iterator[Tensor]:
+        """Codes (B,) of one character after the other, of a text a prime."""
+        if length < 1:
+            raise ValueError(f"length={length}: expected at least 1")
+        check_sampling(temperature, top_k, top_p)
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        with evaluating(self):
+            # Primes differ in length, and a padded one would change the state: each is read by itself.
+            read = [self(self.encode(prime or self.start)[None]) for prime in primes]
+            logits = torch.cat([last[:, -1] for last, _ in read])
+            state: State = [
+                tuple(torch.cat(parts, 1) for parts in zip(*layer, strict=True))
+                for layer in zip(*(state for _, state in read), strict=True)
+            ]
+            for _ in range(length):
+                if self.vocab[0] == UNK:
+                    logits[:, 0] = -torch.inf  # stands for characters that it cannot write
+                codes = draw(logits, temperature, top_k, top_p, generator)
+                yield codes
+                outputs, state = self(codes[:, None], state)
+                logits = outputs[:, 0]
+
+    @property
+    def start(self) -> str:
+        """What a text without a prime is primed with: a new line, as far as the vocabulary has it."""
+        return "\n" if "\n" in self.vocab else self.vocab[-1]
+
+    def encode(self, text: str) -> Tensor:
+        """Codes (T,) on the model's device.
+
+        Raises:
+            ValueError: a character that the vocabulary lacks, unless it has ``<unk>``.
+        """
+        return encode_chars(text, self.vocab).to(self.device)
+
+    def sample(
+        self,
+        prime: str | Sequence[str] = "",
+        length: int = 500,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str | list[str]:
+        """Text that goes on from ``prime``, which is left out of it; a list where a list of primes is given.
+
+        Args:
+            length: characters of each.
+            temperature: below 1 safer, above 1 wilder; 0 takes the likeliest character each time.
+            top_k, top_p: draw from the k likeliest only, or from the likeliest that together reach a probability.
+            seed: the same seed gives the same text on the same device.
+
+        Raises:
+            ValueError: an argument out of range; a character of the prime that the vocabulary lacks.
+        """
+        primes = [prime] if isinstance(prime, str) else list(prime)
+        codes = torch.stack(list(self._drawn(primes, length, temperature, top_k, top_p, seed)), 1).tolist()
+        texts = ["".join(self.vocab[code] for code in row) for row in codes]
+        return texts[0] if isinstance(prime, str) else texts
+
+    def stream(
+        self,
+        prime: str = "",
+        length: int = 500,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """As :meth:`sample`, character by character as they are drawn."""
+        for codes in self._drawn([prime], length, temperature, top_k, top_p, seed):
+            yield self.vocab[int(codes)]
+
+    @torch.inference_mode()
+    def score(self, text: str, prime: str = "") -> Tensor:
+        """(len(text),): −ln p of each character in nats, given those before it and ``prime``."""
+        if not text:
+            raise ValueError("text='': expected at least one character")
+        codes = self.encode((prime or self.start) + text)
+        with evaluating(self):
+            logits, _ = self(codes[None, :-1])
+        return nats_per_character(logits, codes[None, 1:])[0, -len(text) :]
+
+    def illustrate(self) -> dict[str, Figure]:
+        """Samples, surprise over a passage, cells with a meaning, saturated gates, and how far the gradient reaches.
+
+        Made of the beginning of what was last evaluated. Empty before any.
+        """
+        from lit_models.parts.char_lm_figures import figures
+
+        return figures(self, torch.cat(self._passage)[:PASSAGE]) if self._passage else {}

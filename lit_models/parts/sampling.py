@@ -1,0 +1,45 @@
+"""Drawing the next symbol from a language model's logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raises a ValueError for a temperature below 0, a ``top_k`` below 1, or a ``top_p`` outside (0, 1]."""
+    if not temperature >= 0:
+        raise ValueError(f"temperature={temperature}: expected 0 (the likeliest symbol) or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k}: expected at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: expected a share in (0, 1]")
+
+
+def draw(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """(B, V) → (B,): one symbol a row, from softmax(logits / temperature) cut to its likeliest symbols.
+
+    Args:
+        temperature: 0 takes the likeliest symbol.
+        top_k: only the k likeliest.
+        top_p: only the fewest likeliest that together reach this probability (Holtzman et al. 2020).
+    """
+    if temperature == 0:
+        return logits.argmax(1)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k, 1).values[:, -1:], -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, symbols = logits.softmax(1).sort(1, descending=True)
+        before = ordered.cumsum(1) - ordered  # a symbol is cut when those before it suffice
+        cut = torch.zeros_like(before, dtype=torch.bool).scatter_(1, symbols, before >= top_p)
+        logits = logits.masked_fill(cut, -torch.inf)
+    # argmax of log p − log E with E exponential is a draw from p, and needs no sum and no check of it on the host.
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits - noise.log()).argmax(1)
