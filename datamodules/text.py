@@ -52,7 +52,7 @@ TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca
 MEMORY_LIMIT = 64 * 2**20
 """bytes of codes above which they are kept on disk and mapped into memory"""
 
-CHUNK = 2**20
+CHUNK = 2**18
 """bytes of a file, or codes, that are looked at together"""
 
 

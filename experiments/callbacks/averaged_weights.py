@@ -9,10 +9,12 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 class AveragedWeights(EMAWeightAveraging):
-    """Lightning's ``EMAWeightAveraging``, but a checkpoint that is only tested keeps the averaged weights it holds.
+    """Lightning's ``EMAWeightAveraging`` with two of its faults mended.
 
-    Lightning's own puts the weights of the last step back whenever it loads a checkpoint in the process that trained,
-    so that the test after a training would be of other weights than those that validation chose.
+    A checkpoint that is only tested keeps the averaged weights it holds: Lightning's own puts those of the last step
+    back whenever it loads a checkpoint in the process that trained, so that the test after a training would be of other
+    weights than validation chose. And the module is copied without the Trainer and the factories of its optimizers,
+    which cannot be copied in a distributed run.
 
     Args:
         decay: share of the past that each optimizer step keeps.
@@ -21,6 +23,14 @@ class AveragedWeights(EMAWeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         super().__init__(decay=decay)
         self.decay = decay
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        aside = {name: value for name, value in vars(pl_module).items() if name == "_trainer" or callable(value)}
+        vars(pl_module).update(dict.fromkeys(aside))
+        try:
+            super().setup(trainer, pl_module, stage)
+        finally:
+            vars(pl_module).update(aside)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":

@@ -22,21 +22,25 @@ CONFIGS = sorted(
 )
 
 
-@pytest.fixture(params=CONFIGS)
-def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The options that choose one configuration, made small."""
-    name = request.param
+def options_of(name: str, folder: Path) -> tuple[list[str], Path]:
+    """The options that choose one configuration, made small, and its LIT_DATA, which may be made in ``folder``."""
     options = ["-c", str(REPOSITORY / "configs" / f"{name}.yaml")]
     if (smaller := SHRINK / f"{name}.yaml").is_file():
         options += ["-c", str(smaller)]
-    if (maker := SHRINK / f"{name}.py").is_file():
-        spec = importlib.util.spec_from_file_location("maker", maker)
-        assert spec
-        assert spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.prepare(tmp_path / "data")
-        monkeypatch.setenv("LIT_DATA", str(tmp_path / "data"))
-    else:
-        monkeypatch.setenv("LIT_DATA", str(DATA))
+    if not (maker := SHRINK / f"{name}.py").is_file():
+        return options, DATA
+    spec = importlib.util.spec_from_file_location("maker", maker)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.prepare(folder)
+    return options, folder
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The options that choose one configuration, made small."""
+    options, data = options_of(request.param, tmp_path / "data")
+    monkeypatch.setenv("LIT_DATA", str(data))
     return options

@@ -78,17 +78,26 @@ def assert_equal(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
+def resume(config: list[str], after: int) -> CLI:
+    """A run that was killed after so many steps and started again."""
+    run(config, f"killed-{after}", kill_after=after)
+    return run(config, f"killed-{after}")
+
+
+def assert_same_run(resumed: CLI, whole: CLI, where: str) -> None:
+    """Weights, newest and best checkpoint, and metrics.csv, bit for bit."""
+    assert_equal(resumed.model.state_dict(), whole.model.state_dict(), where)
+    newest = state(resumed.folder.recovery_checkpoints()[0])
+    assert_equal(newest, state(whole.folder.recovery_checkpoints()[0]), where)
+    assert_equal(state(resumed.folder.best_checkpoint()), state(whole.folder.best_checkpoint()), where)
+    assert rows(resumed.folder) == rows(whole.folder), where
+
+
 def test_killed_at_any_step(config: list[str]) -> None:
     whole = run(config, "whole")
     for after in KILLED_AFTER:
-        run(config, f"killed-{after}", kill_after=after)
-        resumed = run(config, f"killed-{after}")
-        where = f"killed after step {after}"
-        assert_equal(resumed.model.state_dict(), whole.model.state_dict(), where)
-        newest = state(resumed.folder.recovery_checkpoints()[0])
-        assert_equal(newest, state(whole.folder.recovery_checkpoints()[0]), where)
-        assert_equal(state(resumed.folder.best_checkpoint()), state(whole.folder.best_checkpoint()), where)
-        assert rows(resumed.folder) == rows(whole.folder), where
+        resumed = resume(config, after)
+        assert_same_run(resumed, whole, f"killed after step {after}")
         assert resumed.folder.id == f"killed-{after}"
 
 
