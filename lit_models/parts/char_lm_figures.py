@@ -54,7 +54,7 @@ def figures(model: CharLM, codes: Tensor) -> dict[str, Figure]:
     return made
 
 
-def samples_figure(model: CharLM, length: int = 1200) -> Figure:
+def samples_figure(model: CharLM, length: int = 800) -> Figure:
     """What the model writes at three temperatures."""
     figure = Figure(figsize=(15, 6.5), layout="constrained")
     for axis, temperature in zip(figure.subplots(1, len(TEMPERATURES)), TEMPERATURES, strict=True):

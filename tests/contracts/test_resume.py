@@ -20,7 +20,6 @@ KILLED_AFTER = [1, 3, 4, 5, 7]
 SMALL = [
     *("--trainer.max_epochs", EPOCHS, "--trainer.limit_train_batches", STEPS, "--trainer.limit_val_batches", 2),
     *("--trainer.log_every_n_steps", 2, "--checkpoint.every_n_train_steps", 2, "--test_after_fit", "false"),
-    *("--figures.every_n_epochs", 1),
 ]
 
 
@@ -38,7 +37,9 @@ class Kill(Callback):
 
 
 def run(config: list[str], run_id: str, kill_after: int | None = None) -> CLI:
-    cli = build(["fit", *config, *map(str, SMALL), *QUIET, "--run.id", run_id, "--ckpt_path", "last"])
+    # Pictures on the way in the run that is not killed only: they must not change a training.
+    figures = ["--figures.every_n_epochs", "1" if run_id == "whole" else "0"]
+    cli = build(["fit", *config, *map(str, SMALL), *figures, *QUIET, "--run.id", run_id, "--ckpt_path", "last"])
     if kill_after is None:
         cli.execute()
         return cli
