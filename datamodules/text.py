@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 import glob
-import hashlib
 import json
 import os
 import sysconfig
-import tempfile
-import urllib.request
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import floor
@@ -23,6 +19,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules import loader
+from datamodules.files import cache_file, data_root, fetch, nearest, state_of, write_whole
 from datamodules.loader import TensorLoader
 from datamodules.vocabulary import UNK, build_char_vocab, describe_char
 
@@ -427,12 +424,10 @@ class Corpus:
 
         if self.length * dtype.itemsize <= MEMORY_LIMIT:
             return np.concatenate(list(pieces()))
-        files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
-        key = repr((files, self.limit, self.printable_ascii, list(vocab), unknown))
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-baselines"
-        cached = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.codes"
+        states = [state_of(path) for path in self.paths]
+        cached = cache_file((states, self.limit, self.printable_ascii, list(vocab), unknown), ".codes")
         if not cached.exists() or cached.stat().st_size != self.length * dtype.itemsize:
-            _write(cached, (piece.data for piece in pieces()))
+            write_whole(cached, (piece.data for piece in pieces()))
         return np.memmap(cached, dtype, "r")
 
 
@@ -445,7 +440,7 @@ def read_vocab(path: str) -> list[str]:
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"vocab_from={path!r}: no such file{_nearest(file)}")
+        raise FileNotFoundError(f"vocab_from={path!r}: no such file{nearest(file)}")
     try:
         if file.suffix == ".json":
             vocab = json.loads(file.read_bytes())
@@ -470,8 +465,8 @@ def _find(source: str, root: str | None) -> list[Path]:
                 raise FileNotFoundError(f"{file}: not found; this Python comes without its source, see 'source'")
         return files
     if source == "tiny_shakespeare":
-        file = Path(root or os.environ.get("LIT_DATA") or "data") / "tiny_shakespeare" / "input.txt"
-        _fetch(TINY_SHAKESPEARE, file, TINY_SHAKESPEARE_SHA256)
+        file = data_root(root) / "tiny_shakespeare" / "input.txt"
+        fetch(TINY_SHAKESPEARE, file, TINY_SHAKESPEARE_SHA256)
         return [file]
     path = Path(source)
     if path.is_file():
@@ -479,7 +474,8 @@ def _find(source: str, root: str | None) -> list[Path]:
     pattern = str(path / "**" / "*.txt") if path.is_dir() else source
     files = sorted(Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
     if not files:
-        what = "no *.txt file in it" if path.is_dir() else f"no such file, folder or glob{_nearest(path)}"
+        near = nearest(path, "python", "tiny_shakespeare")
+        what = "no *.txt file in it" if path.is_dir() else f"no such file, folder or glob{near}"
         raise FileNotFoundError(f"source={source!r}: {what}; expected one, 'python' or 'tiny_shakespeare'")
     return files
 
@@ -488,53 +484,9 @@ def _name(source: str) -> str:
     return source if source in ("python", "tiny_shakespeare") else Path(source).stem
 
 
-def _nearest(path: Path) -> str:
-    """``; did you mean …?`` of what is in the same folder, or nothing."""
-    there = [str(path.with_name(entry.name)) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(str(path), [*there, "python", "tiny_shakespeare"], 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) < 80 else f"{text[:76]} ..."
-
-
-def _fetch(address: str, file: Path, sha256: str) -> None:
-    """Makes sure that ``file`` is there and whole, downloading it if it is not there.
-
-    Raises:
-        FileNotFoundError: it is not there and cannot be downloaded.
-        ValueError: the file, or what was downloaded, is another one.
-    """
-    if file.exists():
-        content, what, remedy = file.read_bytes(), f"{file}", "; delete it, and it is downloaded anew"
-    else:
-        try:
-            with urllib.request.urlopen(address, timeout=60) as answer:
-                content = answer.read()
-        except OSError as error:
-            reason = getattr(error, "reason", error)
-            raise FileNotFoundError(f"{file}: not found; put there what is at {address} ({reason})") from error
-        what, remedy = f"{address}: for {file}", ""
-    if (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise ValueError(f"{what}: its SHA-256 is {found[:16]}..., expected {sha256[:16]}...{remedy}")
-    if not file.exists():
-        _write(file, [content])
-
-
-def _write(file: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Writes a file that gets its name when it is whole; several processes may do so at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.", suffix=".part", delete=False) as part:
-        try:
-            for piece in pieces:
-                part.write(piece)
-        except BaseException:
-            os.unlink(part.name)
-            raise
-    os.chmod(part.name, 0o644)  # temporary files are their maker's alone
-    os.replace(part.name, file)
 
 
 def _decoded(path: Path) -> Iterator[str]:

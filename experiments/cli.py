@@ -15,10 +15,12 @@ import re
 import signal
 import sys
 import warnings
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -27,10 +29,12 @@ from experiments.arguments import run_command
 from experiments.callbacks.checkpoints import BestCheckpoint, RecoveryCheckpoint
 from experiments.callbacks.exact_resume import ExactResume
 from experiments.callbacks.figures import Figures
+from experiments.callbacks.global_batch import GlobalBatch
 from experiments.callbacks.graceful_stop import GracefulStop, Stopped, requeue_job
 from experiments.callbacks.run_record import RunRecord
 from experiments.callbacks.training_metrics import TrainingMetrics
 from experiments.checkpoint_io import AtomicCheckpointIO, BrokenCheckpoint, read_checkpoint
+from experiments.compilation import compile_parts
 from experiments.metrics_csv import MetricsCSV
 from experiments.mistakes import Mistake, Parser, mistake_in, nearest
 from experiments.run_folder import (
@@ -40,6 +44,7 @@ from experiments.run_folder import (
     find_runs,
     folder_of_checkpoint,
     is_first_process,
+    launcher_run_id,
     new_run_id,
     runs_root,
     write_atomically,
@@ -57,6 +62,7 @@ class CLI(LightningCLI):
     """LightningCLI with run folders, linked data facts, safe resuming, and a test at the end of ``fit``."""
 
     folder: RunFolder
+    stop: GracefulStop | None = None  # where there is a state to save
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
@@ -66,6 +72,16 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--allow_changed_data", type=bool, default=False, help="Whether to resume on data that have changed."
         )
+        parser.add_argument(
+            "--compile", type=bool, default=False, help="Whether the networks run through torch.compile."
+        )
+        parser.add_argument(
+            "--matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="Of float32 matrix products: high is TF32 on GPUs that have it.",
+        )
+        parser.add_lightning_class_args(GlobalBatch, "batch")
         parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(RecoveryCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Figures, "figures")
@@ -115,6 +131,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config, options = self._get(self.config_init, "trainer"), self._get(self.config_init, "run")
         best, recovery, figures = (self._get(self.config_init, key) for key in ("best", "checkpoint", "figures"))
+        batch = self._get(self.config_init, "batch")
         seed = self._get(self.config, "seed_everything")
         metrics = MetricsCSV(self.folder.metrics)
         resume = ExactResume(self._get(self.config, "allow_changed_data"))
@@ -139,7 +156,10 @@ class CLI(LightningCLI):
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         kwargs["default_root_dir"] = config.default_root_dir or str(self.folder.path)
         unchecked = config.enable_checkpointing is False or config.fast_dev_run
-        wanted = [figures] if unchecked else [figures, best, recovery, GracefulStop(recovery)]
+        wanted = [batch, figures]
+        if not unchecked:
+            self.stop = GracefulStop(recovery)
+            wanted += [best, recovery, self.stop]
         return self._instantiate_trainer({**config, **kwargs, "logger": loggers}, wanted)
 
     def _rerunnable_config(self) -> str:
@@ -163,8 +183,12 @@ class CLI(LightningCLI):
     def execute(self) -> None:
         """Runs the subcommand."""
         os.environ[RUN_ID] = self.folder.id  # for the processes that a strategy starts
+        torch.set_float32_matmul_precision(self._get(self.config, "matmul_precision"))
+        signals = self.stop.watching() if self.stop and self.subcommand == "fit" else nullcontext()
         try:
-            with self.folder.locked():
+            with self.folder.locked(), signals:
+                if self._get(self.config, "compile"):
+                    compile_parts(self.model, self.trainer.strategy.root_device)
                 super()._run_subcommand(str(self.subcommand))
         finally:
             os.environ.pop(RUN_ID, None)
@@ -210,7 +234,8 @@ def locate(subcommand: str, config: Any) -> tuple[RunFolder, Path | None]:
     """The folder of the run and the checkpoint to start from, if any.
 
     ``ckpt_path`` may be a file, ``last`` (the newest state of the run ``run.id``, or of the newest run of this name;
-    for ``fit`` none is a fresh start) or ``best`` (likewise). A file in a run's folder belongs to that run.
+    for ``fit`` none is a fresh start) or ``best`` (likewise). A file in a run's folder belongs to that run. Under
+    torchrun its ``--rdzv-id`` stands for ``run.id``.
 
     Raises:
         Mistake: no such checkpoint.
@@ -220,7 +245,7 @@ def locate(subcommand: str, config: Any) -> tuple[RunFolder, Path | None]:
     if len(name.split("/")) != 2:
         raise Mistake(f"run.name={name}: expected <technique>/<data set>")
     root = runs_root(options)
-    run_id = options.id or os.environ.get(RUN_ID)
+    run_id = options.id or os.environ.get(RUN_ID) or launcher_run_id()
     wanted = config.ckpt_path
     if wanted in ("last", "best"):
         folders = [RunFolder(root / name / run_id)] if run_id else find_runs(root, name)[::-1]
@@ -297,6 +322,8 @@ def _hush_lightning() -> None:
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # jsonargparse names the data module in a debug message, for which Lightning would make all loaders and read them.
+    LightningDataModule.__str__ = object.__repr__  # type: ignore[method-assign]
 
 
 def build(args: list[str] | None = None) -> CLI:
@@ -329,7 +356,8 @@ def main() -> None:
         building = False
         cli.execute()
     except Stopped as stop:
-        print(f"{stop}: stopped; the state is saved in {stop.checkpoint}", file=sys.stderr)
+        saved = f"the state is saved in {stop.checkpoint}" if stop.checkpoint else "it had not taken its first step"
+        print(f"{stop}: stopped; {saved}", file=sys.stderr)
         if stop.number == signal.SIGUSR1:
             if is_first_process():
                 requeue_job()

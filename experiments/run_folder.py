@@ -105,6 +105,7 @@ class RunFolder:
 
 
 _STEP = re.compile(r"step=(\d+)\.ckpt$")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def is_first_process() -> bool:
@@ -114,6 +115,16 @@ def is_first_process() -> bool:
 
 def runs_root(options: RunOptions) -> Path:
     return Path(options.root or os.environ.get("LIT_RUNS") or "runs")
+
+
+def launcher_run_id() -> str | None:
+    """The id that torchrun's ``--rdzv-id`` gives a run on all nodes and at every restart; None without one.
+
+    None also for the id that ``torchrun --standalone`` makes up anew each time: it names a new run, but none to go on
+    with.
+    """
+    torchrun = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if torchrun == "none" or _UUID.fullmatch(torchrun) else f"torchrun-{torchrun}"
 
 
 def new_run_id() -> str:
@@ -169,10 +180,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 
-def write_manifest(folder: RunFolder, seed: int | None, tags: list[str]) -> dict[str, Any]:
+def write_manifest(
+    folder: RunFolder, seed: int | None, tags: list[str], batch: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Everything that the configuration does not say about how this run came about; a restart is added to it.
 
-    Returns what it has written.
+    ``batch`` is the size of the global batch and what it is made of. Returns what it has written.
     """
     start = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -181,6 +194,7 @@ def write_manifest(folder: RunFolder, seed: int | None, tags: list[str]) -> dict
         "git": _git_state(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "hardware": _hardware(),
+        **({"batch": batch} if batch else {}),
     }
     manifest = read_json(folder.manifest) or {
         "id": folder.id,

@@ -7,6 +7,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Before torch reads it, and for the processes that tests start: the networks here are tiny, and more threads than one
+# would wait for each other and for the other workers of pytest-xdist.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 
@@ -28,7 +32,7 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LIT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    torch.set_num_threads(1)  # the networks here are tiny: more threads would wait for each other
+    torch.set_num_threads(1)
     generator = torch.get_rng_state()
     yield
     torch.set_rng_state(generator)

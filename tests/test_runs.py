@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -131,6 +132,120 @@ def test_a_stopped_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys
         command_line.main()
     assert exit_status.value.code == 128 + signal.SIGTERM
     assert "SIGTERM: stopped; the state is saved in" in capsys.readouterr().err
+
+
+@pytest.fixture
+def requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As in a SLURM job: a stand-in for `scontrol` adds what it is asked to this file."""
+    script = tmp_path / "bin" / "scontrol"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    return tmp_path / "scontrol"
+
+
+def end(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Runs the program with what it would have built; its exit status."""
+    monkeypatch.setattr(command_line, "build", lambda: cli)
+    try:
+        command_line.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def signals(cli: CLI, hook: str, number: int, times: int = 1) -> CLI:
+    """The same, with a signal that comes in a hook of its callbacks."""
+
+    def send(*args: Any, **kwargs: Any) -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    callback = Callback()
+    setattr(callback, hook, send)
+    cli.trainer.callbacks.insert(0, callback)
+    return cli
+
+
+def train_rows(folder: RunFolder) -> list[dict[str, str]]:
+    with folder.metrics.open() as file:
+        rows = [{name: row[name] for name in ("step", "train/loss", "val/loss")} for row in csv.DictReader(file)]
+    return [row for row in rows if row["train/loss"] or row["val/loss"]]
+
+
+STATUS = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: 0}
+
+
+@pytest.mark.parametrize(("hook", "number"), [("setup", signal.SIGUSR1), ("on_fit_start", signal.SIGTERM)])
+def test_a_signal_during_the_set_up(
+    hook: str,
+    number: signal.Signals,
+    requeued: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The run takes no step, and the same command starts it from the beginning, or from where it was."""
+    assert end(signals(start("early"), hook, number), monkeypatch) == STATUS[number]
+    assert f"{number.name}: stopped; it had not taken its first step" in capsys.readouterr().err
+    assert not start("early").folder.recovery_checkpoints()
+    assert requeued.is_file() == (number == signal.SIGUSR1)
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+    part = start("early", "--ckpt_path", "last")
+    part.trainer.callbacks.insert(0, Signal(signal.SIGTERM, 2))
+    assert end(part, monkeypatch) == STATUS[signal.SIGTERM]
+    again = signals(start("early", "--ckpt_path", "last"), hook, number)
+    saved = again.folder.recovery_checkpoints()[0]
+    capsys.readouterr()
+    assert end(again, monkeypatch) == STATUS[number]
+    assert f"the state is saved in {saved}" in capsys.readouterr().err
+    assert again.trainer.global_step == 3
+
+    resumed, whole = start("early", "--ckpt_path", "last"), start("whole")
+    resumed.execute()
+    whole.execute()
+    assert_same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    ("hook", "number"),
+    [("on_fit_end", signal.SIGUSR1), ("on_test_start", signal.SIGTERM), ("on_test_batch_end", signal.SIGUSR1)],
+)
+def test_a_signal_during_the_test(
+    hook: str,
+    number: signal.Signals,
+    requeued: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The run ends with its training saved; the same command takes no further step and goes on to the test."""
+    tests = ("--test_after_fit", "true", "--trainer.limit_test_batches", "2", "--ckpt_path", "last")
+    cli = signals(start("late", *tests), hook, number)
+    assert end(cli, monkeypatch) == STATUS[number]
+    newest = cli.folder.recovery_checkpoints()[0]
+    assert newest.name == "step=00000008.ckpt"
+    assert f"{number.name}: stopped; the state is saved in {newest}" in capsys.readouterr().err
+    assert requeued.is_file() == (number == signal.SIGUSR1)
+    if requeued.is_file():
+        assert requeued.read_text() == "requeue 7\n"
+    assert not json.loads(cli.folder.summary.read_text())["test"]
+    trained = train_rows(cli.folder)
+
+    again = start("late", *tests)
+    assert end(again, monkeypatch) == 0
+    assert_same_weights(again, cli)
+    summary = json.loads(again.folder.summary.read_text())
+    assert summary["test"]
+    assert summary["last"]["step"] == 8
+    assert train_rows(again.folder) == trained
+
+
+def test_ctrl_c_before_the_first_step_ends_the_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cli = signals(start("early"), "setup", signal.SIGINT)
+    assert end(cli, monkeypatch) == 1
+    assert cli.trainer.global_step == 0
 
 
 def test_a_second_process_on_the_same_run_is_refused(mistake: Callable[..., str]) -> None:

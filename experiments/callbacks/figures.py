@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from experiments.run_folder import write_atomically
 
@@ -44,6 +45,9 @@ class Figures(Callback):
     def write(self, trainer: Trainer, pl_module: LightningModule, moment: str) -> None:
         illustrate = getattr(pl_module, "illustrate", None)
         if self.folder is None or illustrate is None:
+            return
+        if isinstance(trainer.strategy, FSDPStrategy):  # this rank has a part of the weights only
+            rank_zero_warn(f"no figures for {moment}: they are not drawn where the weights are spread over devices")
             return
         with torch.random.fork_rng(devices=[]), torch.no_grad():  # pictures must not change the training
             pictures = illustrate()

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from experiments.callbacks.checkpoints import RecoveryCheckpoint, before_validat
 
 
 class Stopped(BaseException):
-    """The run was told to end and has saved its state."""
+    """The run was told to end; ``checkpoint`` is its newest state, None where it had not taken its first step."""
 
     def __init__(self, number: int, checkpoint: Path | None) -> None:
         super().__init__(signal.Signals(number).name)
@@ -26,11 +28,15 @@ class Stopped(BaseException):
 
 
 class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every other callback
-    """Ends the run at the next step after SIGINT, SIGTERM or, on SLURM, SIGUSR1, with its state saved.
+    """Ends ``fit`` at the next safe point after SIGINT, SIGTERM or, on SLURM, SIGUSR1, with its state saved.
+
+    Safe points are the end of the set-up, of a training step, of a validation, and each batch of the test that follows
+    the training. A run that is started again goes on at the same place: at its beginning, with the next step, with the
+    test.
 
     SLURM sends SIGUSR1 ahead of the end where the job has ``--signal=SIGUSR1@<seconds>``: the job is then queued again
     and goes on in the same folder, since the run's id is the job's number. (Lightning would save in the middle of a
-    step.) A second SIGINT ends the run at once.
+    step.) A SIGINT during the set-up and a second SIGINT end the run at once.
 
     Raises:
         Stopped: on every rank, after the state is saved.
@@ -39,7 +45,35 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
     def __init__(self, recovery: RecoveryCheckpoint) -> None:
         self.recovery = recovery
         self.received = 0
-        self._before: dict[int, Any] = {}
+        self._watched: list[signal.Signals] = []
+        self._started = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Notes the signals from here on, since by default they would end the process whatever it is doing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._watched = [signal.SIGINT, signal.SIGTERM]
+        if "SLURM_JOB_ID" in os.environ:
+            self._watched.append(signal.SIGUSR1)
+        before = {number: signal.getsignal(number) for number in self._watched}
+        self._install()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._watched = []
+
+    def _install(self) -> None:
+        for number in self._watched:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and (self.received == number or not self._started):
+            raise KeyboardInterrupt
+        self.received = number
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         environment = trainer._accelerator_connector.cluster_environment
@@ -47,18 +81,24 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
             environment.auto_requeue = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        watched = [signal.SIGINT, signal.SIGTERM]
-        if "SLURM_JOB_ID" in os.environ:
-            watched.append(signal.SIGUSR1)
-        for number in watched:
-            self._before[number] = signal.signal(number, self._receive)
+        self._install()  # again, for Lightning has put its own around them
+        self._started = True
+        if number := self._received_anywhere(trainer):
+            raise Stopped(number, self._newest())
 
-    def _receive(self, number: int, frame: Any) -> None:
-        if self.received == number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._install()
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # Each rank for itself: they may have different numbers of batches, and there is nothing to save together.
+        if self.received:
+            raise Stopped(self.received, self._newest())
+
+    def _newest(self) -> Path | None:
+        saved = self.recovery.folder.recovery_checkpoints() if self.recovery.folder else []
+        return saved[0] if saved else None
 
     def _received_anywhere(self, trainer: Trainer) -> int:
         """The signal that some rank has received, or 0; the same on every rank."""
@@ -79,11 +119,6 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if number := self._received_anywhere(trainer):
             raise Stopped(number, self.recovery.save(trainer))
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
 
 
 def requeue_job() -> None:

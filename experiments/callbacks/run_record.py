@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from experiments.callbacks.global_batch import batch_size_of
 from experiments.callbacks.training_metrics import TrainingMetrics
 from experiments.metrics_csv import MetricsCSV
 from experiments.run_folder import RunFolder, read_json, write_atomically, write_manifest
@@ -60,7 +61,8 @@ class RunRecord(Callback):
         if trainer.is_global_zero and not self._started:
             if stage == "fit":
                 write_atomically(self.folder.config, self.config)
-            manifest = write_manifest(self.folder, self.seed, self.tags)
+            batch = batch_size_of(trainer) if stage == "fit" else None
+            manifest = write_manifest(self.folder, self.seed, self.tags, batch)
             for logger in trainer.loggers:
                 config = getattr(getattr(logger, "experiment", None), "config", None)
                 if config is not None:  # Weights & Biases

@@ -1,0 +1,111 @@
+"""The batch that all devices make together, and the learning rate that goes with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+
+class GlobalBatch(Callback):
+    """Says how large the global batch is and, by a rule, scales the learning rate with it.
+
+    The rate of the configuration belongs to a global batch of ``reference``. For another one it is multiplied by
+    global / reference (``linear``: Goyal et al. 2017) or by its square root (``sqrt``: for Adam, Malladi et al. 2022),
+    before the schedule sees it. A resumed run keeps the rate of its checkpoint.
+
+    Args:
+        lr_rule: ``none``, ``linear`` or ``sqrt``.
+        reference: the global batch for which the configuration's learning rate is right.
+
+    Raises:
+        ValueError: a rule without a reference or the reverse; a rule for data without ``batch_size``, or for a module
+            without ``optimizer``, the callable that makes its optimizers.
+    """
+
+    def __init__(self, lr_rule: Literal["none", "linear", "sqrt"] = "none", reference: int | None = None) -> None:
+        if lr_rule != "none" and reference is None:
+            raise ValueError(
+                f"batch.lr_rule={lr_rule}: expected also batch.reference, the global batch for which the "
+                "configuration's learning rate is right"
+            )
+        if reference is not None and reference < 1:
+            raise ValueError(f"batch.reference={reference}: expected at least 1")
+        self.lr_rule = lr_rule
+        self.reference = reference
+        self.factor = 1.0
+        self._optimizer: Callable[..., Optimizer] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or self.lr_rule == "none":
+            return
+        size = batch_size_of(trainer)
+        if "global" not in size:
+            data = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
+            raise ValueError(f"batch.lr_rule={self.lr_rule}: expected data with a batch_size, which {data} has not")
+        optimizer: Any = getattr(pl_module, "optimizer", None)
+        if not callable(optimizer):
+            model = type(pl_module).__name__
+            raise ValueError(f"batch.lr_rule={self.lr_rule}: expected a model with an optimizer, which {model} has not")
+        assert self.reference is not None
+        ratio = size["global"] / self.reference
+        self.factor = ratio if self.lr_rule == "linear" else math.sqrt(ratio)
+        self._optimizer = optimizer
+        pl_module.optimizer = scaled(optimizer, self.factor)  # type: ignore[assignment]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            print(self.line(batch_size_of(trainer)))
+
+    def line(self, size: dict[str, int]) -> str:
+        """What is printed at the start of the training."""
+        parts = [f"{size['per_device']} per device"] if "per_device" in size else []
+        parts += [
+            f"{size['devices']} device{'s' if size['devices'] > 1 else ''}",
+            f"accumulation {size['accumulation']}",
+        ]
+        line = f"batch: {' x '.join(parts)}"
+        if "global" in size:
+            line += f" = {size['global']} global"
+        if self.lr_rule != "none":
+            line += f"; learning rate x {self.factor:g} ({self.lr_rule}, reference {self.reference})"
+        return line
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"factor": self.factor}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.factor = state_dict["factor"]  # what the rate in the checkpoint was multiplied by
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._optimizer is not None:
+            pl_module.optimizer = self._optimizer  # type: ignore[assignment]
+            self._optimizer = None
+
+
+def batch_size_of(trainer: Trainer) -> dict[str, int]:
+    """The samples of one optimizer step and what they are made of: per_device x devices x accumulation = global.
+
+    ``devices`` are those of all nodes. Data without ``batch_size`` leave ``per_device`` and ``global`` out.
+    """
+    devices = trainer.num_devices * trainer.num_nodes
+    size = {"devices": devices, "accumulation": trainer.accumulate_grad_batches}
+    per_device = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+    if per_device is None:
+        return size
+    return {"per_device": per_device, **size, "global": per_device * devices * trainer.accumulate_grad_batches}
+
+
+def scaled(optimizer: Callable[..., Optimizer], factor: float) -> Callable[..., Optimizer]:
+    """A callable that makes the same optimizer with ``factor`` times the learning rate, in each of its groups."""
+
+    def make(params: Any) -> Optimizer:
+        made = optimizer(params)
+        for group in made.param_groups:
+            group["lr"] = group["lr"] * factor
+        return made
+
+    return make
