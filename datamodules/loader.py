@@ -23,14 +23,14 @@ class BatchSource(Protocol):
     def __getitem__(self, indices: Tensor) -> Any: ...
 
 
-def keyed_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose draws are a function of ``key`` alone, e.g. of (seed, epoch, step, purpose).
+def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose draws are a function of ``key`` alone, e.g. of (seed, epoch, step, purpose).
 
     Neighbouring keys give unrelated streams, which ``manual_seed(seed + epoch)`` would not: seed 1 in epoch 0 would
     see what seed 0 sees in epoch 1.
     """
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
