@@ -25,6 +25,15 @@ def global_mean(values: Tensor) -> Tensor:
     return values.sum() / count
 
 
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The ranks' average of ``values``, without a gradient."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+        values = values / world_size()
+    return values
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """(B, …) of each rank → (B·ranks, …) on every rank, in the order of the global batch; without a gradient.
 
