@@ -301,7 +301,7 @@ def _headless(name: str, in_channels: int, pretrained: bool) -> nn.Module:
     network = models.get_model(name, weights="DEFAULT" if pretrained else None)
     linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError(f"encoder={name!r}: its last layer is not linear; expected another, or 'timm/{name}'")
+        raise ValueError(f"encoder={name!r}: expected a classifier that ends in a linear layer")
     network.set_submodule(linear[-1], nn.Identity())
     key, first = next((key, module) for key, module in network.named_modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != in_channels:

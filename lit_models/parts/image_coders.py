@@ -39,6 +39,14 @@ def conv_down(channels: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def conv_up_double(channels: Sequence[int]) -> nn.Sequential:
+    """The reverse of :func:`conv_down`: every layer doubles the map, whatever its size."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels[::-1]):
+        layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
 def conv_up(channels: Sequence[int], heights: Sequence[int], widths: Sequence[int]) -> nn.Sequential:
     """Transposed convolutions back to the sizes that :func:`halvings` gave, with ReLU between them."""
     layers: list[nn.Module] = []

@@ -1,0 +1,222 @@
+"""The autoencoder: a fully convolutional encoder and decoder with a bottleneck, which learns from images alone.
+
+Rumelhart, Hinton & Williams (1986); Hinton & Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks"
+(2006). The code is the representation of a data set without annotations:
+
+    code = encoder(x)        x̂ = decoder(code)        loss = |x̂ − x|², or another distance
+
+A linear autoencoder finds the subspace of PCA, so the same number of principal components is what a code has to beat: it
+is computed in the same run and logged beside it. With ``corruption`` the encoder sees a damaged image and has to restore
+the whole one (Vincent et al., "Extracting and Composing Robust Features with Denoising Autoencoders", 2008).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_models.parts.distributed import global_mean
+from lit_models.parts.evaluating import evaluating
+from lit_models.parts.image_coders import conv_down, conv_up_double
+from lit_models.parts.images import to_image_batch
+from lit_models.parts.noise import normal_of_samples, uniform_of_samples
+from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.pca import PCA
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from datamodules.images import ImageBatch
+
+Corruption = Literal["none", "noise", "mask"]
+
+
+def reconstruction_loss(kind: Literal["mse", "l1", "bce"], output: Tensor, images: Tensor) -> Tensor:
+    """(B,): the mean over an image's pixels of (x̂ − x)², of |x̂ − x|, or of the cross-entropy of logits, in nats."""
+    if kind == "mse":
+        each = (output - images).square()
+    elif kind == "l1":
+        each = (output - images).abs()
+    else:
+        each = F.binary_cross_entropy_with_logits(output, images, reduction="none")
+    return each.flatten(1).mean(1)
+
+
+class Autoencoder(LightningModule):
+    """A fully convolutional autoencoder of images of any size.
+
+    n layers of stride 2 take an image of H×W to a map of ⌈H/2ⁿ⌉×⌈W/2ⁿ⌉, and a last convolution that to the code. An image
+    whose sides are no multiples of 2ⁿ is padded by repeating its edge, and what comes back is cropped.
+
+    Args:
+        image_shape: (C, H, W) of the images that it is trained on; others need the same C.
+        channels: of the layers of stride 2.
+        code_channels: of the code.
+        code_size: the code's map is ``code_size``×``code_size`` for images of ``image_shape``, which the last
+            convolution's kernel is chosen for; ``null`` keeps the map as it is. With 1 the code is a vector.
+        loss: ``mse``, ``l1`` or ``bce``.
+        corruption: what the encoder sees in training: ``noise`` adds a Gaussian of deviation ``corruption_level``,
+            ``mask`` blackens that share of the pixels.
+        corruption_level: see there.
+        optimizer, scheduler: callables, as Lightning's CLI makes them.
+
+    Raises:
+        ValueError: a code size that the map does not have; an argument out of range.
+    """
+
+    pca_mean: Tensor
+    pca_components: Tensor
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        channels: Sequence[int] = (32, 64, 128),
+        code_channels: int = 32,
+        code_size: int | None = 1,
+        loss: Literal["mse", "l1", "bce"] = "mse",
+        corruption: Corruption = "none",
+        corruption_level: float = 0.25,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-3),
+        scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
+    ) -> None:
+        super().__init__()
+        if loss not in ("mse", "l1", "bce"):
+            raise ValueError(f"loss={loss!r}: expected 'mse', 'l1' or 'bce'")
+        if corruption not in ("none", "noise", "mask"):
+            raise ValueError(f"corruption={corruption!r}: expected 'none', 'noise' or 'mask'")
+        if not 0 <= corruption_level < 1:
+            raise ValueError(f"corruption_level={corruption_level}: expected 0 or more and less than 1")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.image_shape, self.stride = list(image_shape), 2 ** len(channels)
+        self.loss, self.corruption, self.corruption_level = loss, corruption, corruption_level
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.seed = torch.initial_seed()  # of seed_everything
+
+        side = min(-(-side // self.stride) for side in self.image_shape[1:])
+        if code_size is not None and not 1 <= code_size <= side:
+            raise ValueError(
+                f"code_size={code_size}: expected 1 to {side}, the map's size after {len(channels)} layers"
+            )
+        kernel = 1 if code_size is None else side - code_size + 1
+        layers = [self.image_shape[0], *channels]
+        self.encoder = nn.Sequential(conv_down(layers), nn.Conv2d(channels[-1], code_channels, kernel))
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(code_channels, channels[-1], kernel), nn.ReLU(), conv_up_double(layers)
+        )
+        rows, columns = (-(-side // self.stride) - kernel + 1 for side in self.image_shape[1:])
+        self.code_shape = [code_channels, rows, columns]
+        self.code_dim = math.prod(self.code_shape)
+        pixels = math.prod(self.image_shape)
+        # Of the training images, with as many components as the code has numbers; found when the training starts.
+        self.register_buffer("pca_mean", torch.full((pixels,), torch.nan))
+        self.register_buffer("pca_components", torch.zeros(min(self.code_dim, pixels), pixels))
+
+        self.val_loss, self.mse, self.pca_mse = MeanMetric(), MeanMetric(), MeanMetric()
+        self._shown: ImageBatch | None = None  # for illustrate(): the first batch that was last evaluated
+
+    # ---- the model -----------------------------------------------------------------------------------------------
+
+    def code(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in 0..1 → (B, code_channels, h, w)."""
+        height, width = images.shape[2:]
+        right, below = -width % self.stride, -height % self.stride
+        return self.encoder(F.pad(images, (0, right, 0, below), mode="replicate") if right or below else images)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in 0..1 → (B, D): the code as a vector."""
+        return self.code(images).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in 0..1 → the decoder's output, of the same shape: logits for ``bce``."""
+        return self.decoder(self.code(images))[:, :, : images.shape[2], : images.shape[3]]
+
+    def to_pixels(self, output: Tensor) -> Tensor:
+        """The decoder's output as images in 0..1."""
+        return output.sigmoid() if self.loss == "bce" else output.clamp(0, 1)
+
+    def corrupted(self, images: Tensor, *key: int) -> Tensor:
+        """What the encoder sees in training: a function of ``key``."""
+        shape = (len(images), images[0].numel()) if self.corruption == "noise" else (len(images), images[0, 0].numel())
+        if self.corruption == "noise":
+            noise = normal_of_samples(*shape, "noise", *key, device=images.device).view_as(images)
+            return images + self.corruption_level * noise.to(images.dtype)
+        if self.corruption == "mask":
+            draws = uniform_of_samples(*shape, "mask", *key, device=images.device)
+            return images * (draws.view_as(images[:, :1]) >= self.corruption_level)
+        return images
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
+        output = self(self.corrupted(batch.images, self.seed, self.current_epoch, batch_idx))
+        return {"loss": global_mean(reconstruction_loss(self.loss, output, batch.images))}
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Finds the principal components of the training images, unless a checkpoint brought them."""
+        if not self.pca_mean.isnan().any():
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        pca = PCA(len(self.pca_mean), self.device)
+        for batch in data.plain_loader("train"):
+            pca.update(data.to_float(batch).images.to(self.device).flatten(1))
+        mean, components = pca.compute(len(self.pca_components))
+        self.pca_mean.copy_(mean)
+        self.pca_components.copy_(components)
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: ImageBatch, batch_idx: int, stage: str) -> None:
+        if batch_idx == 0:
+            self._shown = batch
+        output = self(batch.images)
+        self.val_loss.update(reconstruction_loss(self.loss, output, batch.images))
+        self.mse.update(reconstruction_loss("mse", self.to_pixels(output), batch.images))
+        self.pca_mse.update(reconstruction_loss("mse", self.pca_reconstruction(batch.images), batch.images))
+        self.log_dict({f"{stage}/loss": self.val_loss, f"{stage}/mse": self.mse, f"{stage}/pca_mse": self.pca_mse})
+
+    def pca_reconstruction(self, images: Tensor) -> Tensor:
+        """The images (B, C, H, W) from as many principal components as the code has numbers."""
+        centered = images.flatten(1) - self.pca_mean
+        restored = self.pca_mean + centered @ self.pca_components.T @ self.pca_components
+        return restored.view_as(images).clamp(0, 1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure_optimizers(self, self.optimizer, self.scheduler)
+
+    # ---- use -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def reconstruct(self, image: object) -> Tensor:
+        """(1, C, H, W) in 0..1: one image, as :func:`lit_models.parts.images.to_image_batch` takes it, through the code."""
+        with evaluating(self):
+            return self.to_pixels(self(to_image_batch(image, self.image_shape, self.device)))
+
+    @torch.inference_mode()
+    def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
+        """(steps, C, H, W): what lies between two images on a straight line between their codes."""
+        if steps < 2:
+            raise ValueError(f"steps={steps}: expected at least 2, both ends")
+        height, width = self.image_shape[1:]
+        with evaluating(self):
+            first, last = (self.code(to_image_batch(image, self.image_shape, self.device)) for image in (a, b))
+            t = torch.linspace(0, 1, steps, device=self.device).view(-1, 1, 1, 1)
+            return self.to_pixels(self.decoder(torch.lerp(first, last, t))[:, :, :height, :width])
+
+    def illustrate(self) -> dict[str, Figure]:
+        """Reconstructions beside PCA's, with their errors; interpolations; a map of the codes."""
+        from lit_models.parts.autoencoder_figures import figures
+
+        return {} if self._shown is None else figures(self, self._shown)
