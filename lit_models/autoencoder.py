@@ -5,9 +5,10 @@ Rumelhart, Hinton & Williams (1986); Hinton & Salakhutdinov, "Reducing the Dimen
 
     code = encoder(x)        x̂ = decoder(code)        loss = |x̂ − x|², or another distance
 
-A linear autoencoder finds the subspace of PCA, so the same number of principal components is what a code has to beat: it
-is computed in the same run and logged beside it. With ``corruption`` the encoder sees a damaged image and has to restore
-the whole one (Vincent et al., "Extracting and Composing Robust Features with Denoising Autoencoders", 2008).
+A linear autoencoder finds the subspace of PCA, so the same number of principal components is what a code has to beat:
+they are computed in the same run and their error is logged beside the code's. With ``corruption`` the encoder sees a
+damaged image and has to restore the whole one (Vincent et al., "Extracting and Composing Robust Features with Denoising
+Autoencoders", 2008).
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def reconstruction_loss(kind: Literal["mse", "l1", "bce"], output: Tensor, image
 class Autoencoder(LightningModule):
     """A fully convolutional autoencoder of images of any size.
 
-    n layers of stride 2 take an image of H×W to a map of ⌈H/2ⁿ⌉×⌈W/2ⁿ⌉, and a last convolution that to the code. An image
-    whose sides are no multiples of 2ⁿ is padded by repeating its edge, and what comes back is cropped.
+    n layers of stride 2 take an image of H×W to a map of ⌈H/2ⁿ⌉×⌈W/2ⁿ⌉, and a last convolution that to the code. An
+    image whose sides are no multiples of 2ⁿ is padded by repeating its edge, and what comes back is cropped.
 
     Args:
         image_shape: (C, H, W) of the images that it is trained on; others need the same C.
@@ -200,9 +201,9 @@ class Autoencoder(LightningModule):
 
     @torch.inference_mode()
     def reconstruct(self, image: object) -> Tensor:
-        """(1, C, H, W) in 0..1: one image, as :func:`lit_models.parts.images.to_image_batch` takes it, through the code."""
+        """(1, C, H, W) in 0..1: one image, as :func:`~lit_models.parts.images.to_image_batch` takes it, rebuilt."""
         with evaluating(self):
-            return self.to_pixels(self(to_image_batch(image, self.image_shape, self.device)))
+            return self.to_pixels(self(self._batch(image)))
 
     @torch.inference_mode()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
@@ -211,9 +212,12 @@ class Autoencoder(LightningModule):
             raise ValueError(f"steps={steps}: expected at least 2, both ends")
         height, width = self.image_shape[1:]
         with evaluating(self):
-            first, last = (self.code(to_image_batch(image, self.image_shape, self.device)) for image in (a, b))
-            t = torch.linspace(0, 1, steps, device=self.device).view(-1, 1, 1, 1)
+            first, last = (self.code(self._batch(image)) for image in (a, b))
+            t = torch.linspace(0, 1, steps, dtype=first.dtype, device=self.device).view(-1, 1, 1, 1)
             return self.to_pixels(self.decoder(torch.lerp(first, last, t))[:, :, :height, :width])
+
+    def _batch(self, image: object) -> Tensor:
+        return to_image_batch(image, self.image_shape, self.device).to(self.dtype)
 
     def illustrate(self) -> dict[str, Figure]:
         """Reconstructions beside PCA's, with their errors; interpolations; a map of the codes."""

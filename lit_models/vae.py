@@ -335,16 +335,16 @@ class VAE(LightningModule):
             return self.decode(temperature * self._normal((count, self.latent_dim), seed))
 
     @torch.inference_mode()
-    def reconstruct(self, images: object, sample: bool = False, seed: int | None = None) -> Tensor:
-        """Images as :func:`lit_models.parts.images.to_image_batch` takes them → (B, C, H, W)."""
+    def reconstruct(self, image: object, sample: bool = False, seed: int | None = None) -> Tensor:
+        """(1, C, H, W) in 0..1: one image, as :func:`~lit_models.parts.images.to_image_batch` takes it, rebuilt."""
         with evaluating(self):
-            return self.decode(self.encode(to_image_batch(images, self.image_shape, self.device), sample, seed))
+            return self.decode(self.encode(self._batch(image), sample, seed))
 
     @torch.inference_mode()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
         """(steps, C, H, W): from one image to another on the great circle between their codes."""
         with evaluating(self):
-            first, last = (self.encode(to_image_batch(image, self.image_shape, self.device))[0] for image in (a, b))
+            first, last = (self.encode(self._batch(image))[0] for image in (a, b))
             return self.decode(slerp(first, last, steps))
 
     @torch.inference_mode()
@@ -353,13 +353,16 @@ class VAE(LightningModule):
         if not 0 <= dimension < self.latent_dim:
             raise ValueError(f"dimension={dimension}: expected 0 to {self.latent_dim - 1}")
         with evaluating(self):
-            z = self.encode(to_image_batch(image, self.image_shape, self.device)).repeat(len(values), 1)
+            z = self.encode(self._batch(image)).repeat(len(values), 1)
             z[:, dimension] = torch.tensor(values, dtype=z.dtype, device=z.device)
             return self.decode(z)
 
     def _normal(self, shape: Sequence[int], seed: int | None) -> Tensor:
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        return torch.randn(*shape, generator=generator, device=self.device)
+        return torch.randn(*shape, generator=generator, device=self.device, dtype=self.dtype)
+
+    def _batch(self, image: object) -> Tensor:
+        return to_image_batch(image, self.image_shape, self.device).to(self.dtype)
 
     def illustrate(self) -> dict[str, Figure]:
         """Samples; reconstructions, several of each image; each dimension's effect; interpolations; the code plane."""
