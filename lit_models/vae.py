@@ -246,9 +246,9 @@ class VAE(LightningModule):
         return {"loss": loss, **parts}, {**each, "z": z[0], "x": x}
 
     def _kl_weight(self) -> float:
-        if not self.training:
+        if not self.training or self.warmup == 0:
             return self.beta
-        steps = int(self.trainer.estimated_stepping_batches) if self.warmup else 1
+        steps = int(self.trainer.estimated_stepping_batches)
         return kl_weight(self.trainer.global_step, steps, self.beta, self.warmup, self.cycles)
 
     def _after_free_bits(self, kl: Tensor) -> Tensor:
@@ -359,7 +359,7 @@ class VAE(LightningModule):
 
     def _normal(self, shape: Sequence[int], seed: int | None) -> Tensor:
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        return torch.randn(*shape, generator=generator, device=self.device, dtype=self.dtype)
+        return torch.randn(*shape, generator=generator, device=self.device, dtype=self.log_scale.dtype)
 
     def _batch(self, image: object) -> Tensor:
         return to_image_batch(image, self.image_shape, self.device).to(self.dtype)

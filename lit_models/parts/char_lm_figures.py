@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lit_models.char_lm import CharLM
 
 TEMPERATURES = (0.5, 0.8, 1.0)
-COLUMNS, ROWS = 80, 14  # of a passage that is shown
+COLUMNS, ROWS = 72, 14  # of a passage that is shown
 REACH = 100  # steps back that the gradient is followed
 GATES = {
     "rnn": {"h": "state"},
@@ -56,11 +56,11 @@ def figures(model: CharLM, codes: Tensor) -> dict[str, Figure]:
 
 def samples_figure(model: CharLM, length: int = 800) -> Figure:
     """What the model writes at three temperatures."""
-    figure = Figure(figsize=(15, 6.5), layout="constrained")
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
     for axis, temperature in zip(figure.subplots(1, len(TEMPERATURES)), TEMPERATURES, strict=True):
         text = str(model.sample(length=length, temperature=temperature, seed=0))
         lines = [line[i : i + 55] for line in text.expandtabs(4).split("\n") for i in range(0, max(1, len(line)), 55)]
-        shown = "\n".join(lines[:32]).replace("$", r"\$")
+        shown = "\n".join(lines[:25]).replace("$", r"\$")
         axis.text(0, 1, shown, family="monospace", size=7.5, va="top", transform=axis.transAxes)
         axis.set_title(f"temperature {temperature}", size=10)
         axis.axis("off")
