@@ -222,9 +222,6 @@ class CharText(LightningDataModule):
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         return TensorLoader(self._windows("test"), self.batch_size) if self._has("test") else []
 
-    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        return self.test_dataloader()
-
     def on_after_batch_transfer(self, batch: TextBatch, dataloader_idx: int) -> TextBatch:
         if self.windows == "stateful" or self.trainer is None or not self.trainer.training:
             return batch

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from torch import nn
 
 
 class BrokenCheckpoint(ValueError):
@@ -62,3 +63,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "state_dict" not in content:
         raise BrokenCheckpoint(f"{path}: expected a checkpoint of Lightning, which has a 'state_dict'")
     return content
+
+
+def take_weights(module: nn.Module, path: Path) -> None:
+    """Gives ``module`` the weights and buffers of a checkpoint, and nothing else of it.
+
+    Raises:
+        BrokenCheckpoint: see :func:`read_checkpoint`.
+        ValueError: the checkpoint is of another network: names the first difference.
+    """
+    found, wanted = read_checkpoint(path)["state_dict"], module.state_dict()
+    for name in [*wanted, *found]:
+        here, there = (tuple(state[name].shape) if name in state else None for state in (wanted, found))
+        if here != there:
+            raise ValueError(
+                f"init_from={path}: {name} is {there or 'not there'} in it and {here or 'not there'} in the model; "
+                "expected a checkpoint of the same network"
+            )
+    module.load_state_dict(found)

@@ -311,6 +311,10 @@ class VAE(LightningModule):
             self.means[name].reset()
         self.posterior.reset()
 
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[list[float]]:
+        """The code of each image of the batch."""
+        return self.encode(batch.images).tolist()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 

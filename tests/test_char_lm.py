@@ -28,6 +28,7 @@ from lit_models.parts.text_probes import (
     inside_quotes,
     line_position,
 )
+from tests.conftest import QUIET
 
 VOCAB = ["\n", " ", "a", "b", "c", "d"]
 ALL_CELLS = pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
@@ -450,3 +451,25 @@ def test_the_default_data_and_model_fit_each_other() -> None:
     first = next(iter(data.train_dataloader()))
     logits, _ = CharLM(data.vocab, hidden=8)(first.inputs)
     assert logits.shape == (2, 10, len(data.vocab))
+
+
+def test_training_goes_on_with_new_text_and_the_old_vocabulary(
+    fit: Callable[..., CLI], mistake: Callable[..., str], tmp_path: Path
+) -> None:
+    new = tmp_path / "new.txt"
+    new.write_text("def f(x): return x\n" * 200)
+    config = [
+        *("--model", "lit_models.char_lm.CharLM", "--data", "datamodules.text.CharText", "--model.hidden", "8"),
+        *("--data.batch_size", "4", "--data.seq_len", "10", "--best.monitor", "val/nats_per_char"),
+        *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--test_after_fit", "false"),
+    ]
+    old = fit(*config, "--data.limit", "3000")
+    checkpoint = str(old.folder.best_checkpoint())
+    more = ["--data.source", str(new), "--data.vocab_from", checkpoint, "--init_from", checkpoint]
+    untouched = fit(*config, *more, "--trainer.limit_train_batches", "0")
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert untouched.model.vocab == old.model.vocab
+    assert all(torch.equal(value, weights[name]) for name, value in untouched.model.state_dict().items())
+    line = mistake("fit", *config, *more, "--model.hidden", "9", *QUIET)
+    assert "recurrent.layers.0.weight_ih_l0 is (32, " in line
+    assert line.endswith("expected a checkpoint of the same network")
