@@ -1,0 +1,161 @@
+"""ImageTree: images in class folders, or in an archive of them, in memory or decoded by workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.image_files import Archive, Tree
+from datamodules.images import ImageBatch, Images, Part, parts_of, stratified_order
+from datamodules.loader import TensorLoader, WorkerLoader, checksum
+
+
+class TreeImages:
+    """Rows of a tree, decoded when asked for: a source of batches for :class:`WorkerLoader`.
+
+    Raises:
+        ValueError: when asked for, an image cannot be decoded; names the file.
+    """
+
+    def __init__(self, tree: Tree, rows: Tensor, size: int, grayscale: bool) -> None:
+        self.tree, self.rows, self.size, self.grayscale = tree, rows, size, grayscale
+        self.labels = torch.from_numpy(tree.labels)[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Tensor) -> ImageBatch:
+        images = [self.tree.decode(row, self.size, self.grayscale) for row in self.rows[indices].tolist()]
+        return ImageBatch(torch.from_numpy(np.stack(images)), self.labels[indices])
+
+    def take(self, rows: Tensor) -> TreeImages:
+        """The images at ``rows``, in that order."""
+        return TreeImages(self.tree, self.rows[rows], self.size, self.grayscale)
+
+    def fingerprint(self) -> int:
+        """A checksum of the files' names and sizes, of the choice and the form of them; their pixels are not read."""
+        form = [self.tree.fingerprint(), self.size, self.grayscale]
+        return checksum([torch.tensor(form), self.rows])
+
+
+class ImageTree(Images):
+    """Images in class folders, as :class:`~datamodules.image_files.Tree` describes them; nothing is unpacked to disk.
+
+    Args:
+        path: the folder, ``.zip`` or ``.tar`` (compressed or not), as it is or else below ``root``. In folders
+            ``train``, ``val`` and ``test``, which are then its parts, or without: then the test part is carved as well.
+        size: pixels of the shorter side; the longer is cropped to it around the center. By default the images are
+            taken as they are, which must all have one size.
+        grayscale: one channel instead of three.
+        broken: "error" stops at an image that cannot be decoded; "skip" leaves it out.
+        num_workers: 0 decodes all images once into memory. Otherwise so many processes decode each batch, for trees
+            larger than that.
+        test_fraction: share of a tree without parts that is the test part; 0 for none.
+
+    Raises:
+        ValueError: see also :class:`~datamodules.image_files.Tree`; the images do not fit into half of the memory, or
+            an option that ``num_workers`` does not go with.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        size: int | None = None,
+        grayscale: bool = False,
+        broken: Literal["error", "skip"] = "error",
+        num_workers: int = 0,
+        test_fraction: float = 0.1,
+        batch_size: int = 128,
+        root: str | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, root, val_fraction, split_seed, limit)
+        if size is not None and size < 1:
+            raise ValueError(f"size={size}: expected at least 1, or null for images of one size")
+        if broken not in ("error", "skip"):
+            raise ValueError(f"broken={broken!r}: expected 'error' or 'skip'")
+        if not 0 <= test_fraction < 1:
+            raise ValueError(f"test_fraction={test_fraction}: expected a share of at least 0, below 1")
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers}: expected at least 0")
+        below = self.root / path
+        self.tree = Tree(below if below.exists() and not Path(path).exists() else Path(path))
+        self.size, self.grayscale, self.broken = size, grayscale, broken
+        self.num_workers, self.test_fraction = num_workers, test_fraction
+        self.class_names = self.tree.class_names
+        if num_workers:
+            self._refuse_with_workers()
+        self.image_shape = [1 if grayscale else 3, *((size, size) if size else self._first_size())]
+        needed, there = len(self.tree.names) * int(np.prod(self.image_shape)), memory_bytes() // 2
+        if not num_workers and needed > there:
+            raise ValueError(
+                f"{self.tree.files.path}: {needed / 2**30:.1f} GB when decoded, expected at most {there / 2**30:.1f}, "
+                "half of the memory; see num_workers and size"
+            )
+
+    def _refuse_with_workers(self) -> None:
+        files, workers = self.tree.files, f"num_workers={self.num_workers}"
+        if self.size is None:
+            raise ValueError(f"{workers}: expected a 'size' to bring all images to")
+        if self.broken == "skip":  # which images are broken is known only after decoding all
+            raise ValueError(f"broken='skip': expected 'error' with {workers}")
+        if isinstance(files, Archive) and files.is_compressed_tar():
+            raise ValueError(f"{workers}: expected a folder, a .zip or an uncompressed .tar, not {files.path.name}")
+
+    def _first_size(self) -> tuple[int, ...]:
+        """Height and width of the first image that is whole."""
+        for row in range(len(self.tree.names)):
+            try:
+                return self.tree.decode(row, None, self.grayscale).shape[1:]
+            except ValueError:
+                if self.broken == "error":
+                    raise
+        raise ValueError(f"{self.tree.files.path}: all {len(self.tree.names)} images are broken")
+
+    def prepare_data(self) -> None:
+        if not self.num_workers:
+            self.setup()  # one process decodes, and the others find it done where it took long
+
+    def read(self) -> dict[str, Part]:
+        if self.num_workers:
+            assert self.size is not None
+            parts: dict[str, Part] = {
+                name: TreeImages(self.tree, torch.from_numpy(rows), self.size, self.grayscale)
+                for name, rows in self.tree.parts.items()
+            }
+        else:
+            images, whole = self.tree.decode_all(self.size, self.grayscale, self.broken)
+            parts = parts_of(self.tree, images, whole)
+            training = parts["all" if "all" in parts else "train"].labels
+            lost = set(range(self.num_classes)) - set(training.tolist())
+            if lost:
+                names = ", ".join(self.class_names[code] for code in sorted(lost))
+                raise ValueError(f"{self.tree.files.path}: every training image of {names} is broken")
+        if "all" in parts:
+            everything = parts.pop("all")
+            order = stratified_order(everything.labels, "test", self.split_seed)
+            num_test = round(len(order) * self.test_fraction)
+            parts["train"] = everything.take(order[num_test:].sort().values)
+            if num_test:
+                parts["test"] = everything.take(order[:num_test].sort().values)
+        return parts
+
+    def loader(self, part: str, **options: Any) -> TensorLoader:
+        if self.num_workers:
+            return WorkerLoader(self.part(part), self.batch_size, num_workers=self.num_workers, **options)
+        return super().loader(part, **options)
+
+
+def memory_bytes() -> int:
+    """Of the machine; without end where it does not say."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:
+        return 2**63
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
