@@ -82,7 +82,7 @@ def sampling(length: int = 1000) -> dict[str, Callable[[], float]]:
     @torch.inference_mode()
     def fused() -> float:
         start = time.perf_counter()
-        logits, state = hand(model.encode("def ")[None], None)
+        logits, state = hand(model.to_codes("def ")[None], None)
         codes = []
         for _ in range(length):
             code = torch.multinomial(logits[:, -1].softmax(1), 1)

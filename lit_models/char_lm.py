@@ -214,7 +214,7 @@ class CharLM(LightningModule):
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         with evaluating(self):
             # Primes differ in length, and a padded one would change the state: each is read by itself.
-            read = [self(self.encode(prime or self.start)[None]) for prime in primes]
+            read = [self(self.to_codes(prime or self.start)[None]) for prime in primes]
             logits = torch.cat([last[:, -1] for last, _ in read])
             state: State = [
                 tuple(torch.cat(parts, 1) for parts in zip(*layer, strict=True))
@@ -233,7 +233,7 @@ class CharLM(LightningModule):
         """What a text without a prime is primed with: a new line, as far as the vocabulary has it."""
         return "\n" if "\n" in self.vocab else self.vocab[-1]
 
-    def encode(self, text: str) -> Tensor:
+    def to_codes(self, text: str) -> Tensor:
         """Codes (T,) on the model's device.
 
         Raises:
@@ -284,7 +284,7 @@ class CharLM(LightningModule):
         """(len(text),): −ln p of each character in nats, given those before it and ``prime``."""
         if not text:
             raise ValueError("text='': expected at least one character")
-        codes = self.encode((prime or self.start) + text)
+        codes = self.to_codes((prime or self.start) + text)
         with evaluating(self):
             logits, _ = self(codes[None, :-1])
         return nats_per_character(logits, codes[None, 1:])[0, -len(text) :]

@@ -306,7 +306,7 @@ def test_sampling_follows_the_model(cell: str) -> None:
     written = "ab"
     model.eval()
     for _ in range(12):
-        logits, _ = model(model.encode(written)[None])
+        logits, _ = model(model.to_codes(written)[None])
         written += VOCAB[int(logits[0, -1].argmax())]
     assert written == "ab" + greedy
 
@@ -363,7 +363,7 @@ def test_score_is_the_chain_rule() -> None:
     nats = model.score("abca", prime="d")
     assert nats.shape == (4,)
     for k, char in enumerate("abca"):
-        logits, _ = model(model.encode("d" + "abca"[:k])[None])
+        logits, _ = model(model.to_codes("d" + "abca"[:k])[None])
         assert float(nats[k]) == pytest.approx(-float(logits[0, -1].log_softmax(0)[VOCAB.index(char)]), abs=1e-5)
     with pytest.raises(ValueError, match="at least one character"):
         model.score("")
@@ -436,7 +436,7 @@ def test_pictures_of_any_cell(cell: str) -> None:
     vocab = sorted(set(text))
     model = CharLM(vocab, cell=cell, hidden=10)  # type: ignore[arg-type]
     assert model.illustrate() == {}
-    rows = model.encode(text)[None]
+    rows = model.to_codes(text)[None]
     model.validation_step(TextBatch(rows[:, :-1], rows[:, 1:], torch.ones(1, dtype=torch.bool)), 0)
     before = torch.get_rng_state()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
