@@ -26,14 +26,15 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from experiments.arguments import run_command
-from experiments.callbacks.checkpoints import BestCheckpoint, RecoveryCheckpoint
+from experiments.callbacks.checkpoints import RecoveryCheckpoint
 from experiments.callbacks.exact_resume import ExactResume
 from experiments.callbacks.figures import Figures
 from experiments.callbacks.global_batch import GlobalBatch
 from experiments.callbacks.graceful_stop import GracefulStop, Stopped, requeue_job
+from experiments.callbacks.representation_probe import BestProbedCheckpoint, RepresentationProbe
 from experiments.callbacks.run_record import RunRecord
 from experiments.callbacks.training_metrics import TrainingMetrics
-from experiments.checkpoint_io import AtomicCheckpointIO, BrokenCheckpoint, read_checkpoint
+from experiments.checkpoint_io import AtomicCheckpointIO, BrokenCheckpoint, read_checkpoint, take_weights
 from experiments.compilation import compile_parts
 from experiments.metrics_csv import MetricsCSV
 from experiments.mistakes import Mistake, Parser, mistake_in, nearest
@@ -73,6 +74,12 @@ class CLI(LightningCLI):
             "--allow_changed_data", type=bool, default=False, help="Whether to resume on data that have changed."
         )
         parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="A checkpoint whose weights a new run starts from, to train on on other data, say.",
+        )
+        parser.add_argument(
             "--compile", type=bool, default=False, help="Whether the networks run through torch.compile."
         )
         parser.add_argument(
@@ -82,9 +89,10 @@ class CLI(LightningCLI):
             help="Of float32 matrix products: high is TF32 on GPUs that have it.",
         )
         parser.add_lightning_class_args(GlobalBatch, "batch")
-        parser.add_lightning_class_args(BestCheckpoint, "best")
+        parser.add_lightning_class_args(BestProbedCheckpoint, "best")
         parser.add_lightning_class_args(RecoveryCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Figures, "figures")
+        parser.add_lightning_class_args(RepresentationProbe, "probe")
         for fact in DATA_FACTS:
             parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
 
@@ -131,7 +139,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config, options = self._get(self.config_init, "trainer"), self._get(self.config_init, "run")
         best, recovery, figures = (self._get(self.config_init, key) for key in ("best", "checkpoint", "figures"))
-        batch = self._get(self.config_init, "batch")
+        batch, probe = self._get(self.config_init, "batch"), self._get(self.config_init, "probe")
         seed = self._get(self.config, "seed_everything")
         metrics = MetricsCSV(self.folder.metrics)
         resume = ExactResume(self._get(self.config, "allow_changed_data"))
@@ -151,7 +159,8 @@ class CLI(LightningCLI):
             loggers = [metrics]
             if not config.fast_dev_run and (wandb := self._wandb(options)):
                 loggers.append(wandb)
-        kwargs["callbacks"] = [*(config.callbacks or []), *extra]
+        # The probe is first, so that it sees averaged weights before their callback puts the others back.
+        kwargs["callbacks"] = [probe, *(config.callbacks or []), *extra]
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         kwargs["default_root_dir"] = config.default_root_dir or str(self.folder.path)
@@ -187,6 +196,8 @@ class CLI(LightningCLI):
         signals = self.stop.watching() if self.stop and self.subcommand == "fit" else nullcontext()
         try:
             with self.folder.locked(), signals:
+                if (weights := self._get(self.config, "init_from")) and self._get(self.config, "ckpt_path") is None:
+                    take_weights(self.model, Path(weights))
                 if self._get(self.config, "compile"):
                     compile_parts(self.model, self.trainer.strategy.root_device)
                 super()._run_subcommand(str(self.subcommand))

@@ -72,7 +72,7 @@ def kl_figure(kl: Tensor) -> Figure:
     """How many nats each dimension of the code holds."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axis = figure.subplots()
-    axis.bar(range(len(kl)), kl.sort(descending=True).values.cpu())
+    axis.bar(range(len(kl)), kl.sort(descending=True).values.float().cpu())
     axis.set(
         xlabel="dimensions of the code, the fullest first", ylabel="mean KL (nats)", title=f"{float(kl.sum()):.1f} nats"
     )

@@ -1,0 +1,248 @@
+"""The same yardstick for the representation of every technique, while it trains and at its end."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from experiments.callbacks.checkpoints import BestCheckpoint
+from experiments.callbacks.exact_resume import generator_states, restore_generators
+from experiments.representations import FRACTIONS, alignment, probe
+
+FIGURES = (
+    *("knn_accuracy", "probe_accuracy", *(f"probe_accuracy_{name}" for name in FRACTIONS)),
+    *("uniformity", "alignment", "effective_rank", "feature_std"),
+)
+"""names of what the probe logs, without the stage"""
+
+
+class RepresentationProbe(Callback):
+    """Measures what ``encode`` of a module makes of a data module's images, and logs it beside its other metrics.
+
+    ``val/…`` of the validation part after the validation of every n-th epoch and of the last one, and ``test/…`` of
+    the test part in a test. Neighbors are looked for in the training part and the linear probe is fitted on it, both
+    without augmentation; the probe's penalty is chosen on the validation part, in a test too.
+
+    =======================  =========================================================================================
+    ``knn_accuracy``         of weighted neighbors: :func:`experiments.representations.knn_predict`
+    ``probe_accuracy``       of a linear classifier: :func:`experiments.representations.fit_linear_probes`
+    ``probe_accuracy_1pct``  the same, fitted on 1 % of the labels, at least one of each class; and ``…_10pct``
+    ``uniformity``           :func:`experiments.representations.uniformity`
+    ``alignment``            :func:`experiments.representations.alignment` of two views, where the data have them
+    ``effective_rank``       :func:`experiments.representations.effective_rank`
+    ``feature_std``          :func:`experiments.representations.feature_std`
+    =======================  =========================================================================================
+
+    The module needs ``encode(images) -> (B, D)``; the data ``plain_loader(part)``, a TensorLoader of each sample once
+    over all ranks, ``to_float(batch)``, ``labeled_subset(fraction)``, which are rows of the training part, and
+    ``num_classes``; for the alignment also ``two_views(batch)``, which answers with two augmented batches. Where one of
+    them or every label is missing there is no probe. It changes nothing in the training: weights, modes and random
+    generators are as before.
+
+    Each rank encodes its share; the features are then on every rank, and so are the figures. 50,000 features of
+    2,048 dimensions need about 2 GB on the device.
+
+    Args:
+        every_n_epochs: how often; 0 for only at the end, ``null`` for never, not even in a test.
+        k, temperature: of the neighbors.
+        bank_size: at most so many training images, of each class in its share. What a share of the labels would
+            exceed is left out.
+
+    Raises:
+        ValueError: an argument is out of range; the best checkpoint is to be chosen by a figure that there is not.
+    """
+
+    def __init__(
+        self, every_n_epochs: int | None = 10, k: int = 200, temperature: float = 0.1, bank_size: int = 50_000
+    ) -> None:
+        if every_n_epochs is not None and every_n_epochs < 0:
+            raise ValueError(f"probe.every_n_epochs={every_n_epochs}: expected 0 or more, or null for no probe")
+        for name, value in (("k", k), ("bank_size", bank_size)):
+            if value < 1:
+                raise ValueError(f"probe.{name}={value}: expected at least 1")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"probe.temperature={temperature}: expected more than 0")
+        self.every_n_epochs = every_n_epochs
+        self.k, self.temperature, self.bank_size = k, temperature, bank_size
+        self.works = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.works = self.every_n_epochs is not None and hasattr(pl_module, "encode") and has_labels(data)
+        if self.works and isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+            self.works = False
+            rank_zero_warn("no representation probe: it does not run where the weights are spread over devices")
+        for checkpoint in trainer.checkpoint_callbacks if stage == "fit" and not self.works else ():
+            if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor in monitors():
+                raise ValueError(
+                    f"best.monitor={checkpoint.monitor}: expected a metric that is logged; the probe is off, or the "
+                    "model has no encode, or the data have no labels"
+                )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name in monitors():  # Lightning keeps what was logged: of an older state, unless measured again
+            trainer.callback_metrics.pop(name, None)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.works and self._is_due(trainer):
+            self._log(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.works and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._log(trainer, pl_module, "test")
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return False
+        if trainer.state.fn == "validate":
+            return True
+        if 0 < trainer.max_steps <= trainer.global_step:
+            return True
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return False
+        epoch = trainer.current_epoch + 1
+        return epoch == trainer.max_epochs or bool(self.every_n_epochs and epoch % self.every_n_epochs == 0)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        figures = self.measure(trainer, pl_module, stage)
+        pl_module.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, sync_dist=True)
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, part: str) -> dict[str, float]:
+        """The figures of the part "val" or "test" by their names without a stage; called on every rank."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        rows, subsets = labeled_rows(data, self.bank_size)
+
+        def encode(batch: Any) -> Tensor:
+            features: Tensor = pl_module.encode(batch.images)  # type: ignore[operator]
+            return features.flatten(1)
+
+        with undisturbed(pl_module), torch.no_grad():
+            bank, evaluated = collect(encode, data, "train", rows, trainer), collect(encode, data, part, None, trainer)
+            selecting = evaluated if part == "val" else collect(encode, data, "val", None, trainer)
+            if not (len(evaluated[1]) and len(selecting[1])):
+                return {}
+            figures = probe(
+                *(*bank, *evaluated, *selecting),
+                num_classes=data.num_classes,
+                subsets={name: subset.to(bank[1].device) for name, subset in subsets.items()},
+                k=self.k,
+                temperature=self.temperature,
+            )
+            if hasattr(data, "two_views"):
+                torch.manual_seed(0)  # the same views each time
+                pairs, _ = collect(
+                    lambda batch: torch.cat([encode(view) for view in data.two_views(batch)], 1),
+                    data,
+                    part,
+                    None,
+                    trainer,
+                )
+                first, second = pairs.chunk(2, 1)
+                figures["alignment"] = alignment(first, second)
+        return figures
+
+
+class BestProbedCheckpoint(BestCheckpoint):
+    """:class:`BestCheckpoint` that may have a figure of the probe as its monitor.
+
+    Validations after which the probe does not run choose nothing.
+
+    Args:
+        monitor: a metric that validation logs.
+        mode: ``min`` or ``max``.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor not in monitors() or self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+
+
+def monitors() -> list[str]:
+    """What validation logs of the probe."""
+    return [f"val/{name}" for name in FIGURES]
+
+
+def has_labels(data: Any) -> bool:
+    """Whether a data module has what the probe needs, and a training image with a label."""
+    if not all(hasattr(data, name) for name in ("plain_loader", "to_float", "labeled_subset", "num_classes")):
+        return False
+    try:
+        data.labeled_subset(1.0)
+    except ValueError:  # how it says that there are none
+        return False
+    return True
+
+
+def labeled_rows(data: Any, most: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The labeled rows of the training part (N,), at most so many, and which of these N are in each share of labels."""
+    rows: Tensor = data.labeled_subset(1.0)
+    if most is not None and len(rows) > most:
+        rows = data.labeled_subset(most / len(rows))
+    shares = {name: data.labeled_subset(fraction) for name, fraction in FRACTIONS.items()}
+    # A smaller share's rows are among a larger one's, and all are in ascending order.
+    return rows, {name: torch.searchsorted(rows, share) for name, share in shares.items() if len(share) <= len(rows)}
+
+
+def collect(
+    encode: Callable[[Any], Tensor],
+    data: Any,
+    part: str,
+    rows: Tensor | None = None,
+    trainer: Trainer | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Features (N, D) float32 and labels (N,) of the images of a part that have a label, on every rank.
+
+    Args:
+        encode: of a batch as ``to_float`` makes it.
+        rows: of the part; by default all.
+        trainer: says on which device, in which precision and with which other ranks; by default none of these.
+    """
+    loader = data.plain_loader(part)
+    if rows is not None and len(rows) < loader.num_samples:
+        loader = copy.copy(loader)
+        loader.source, loader.num_samples = loader.source.take(rows), len(rows)
+    device = trainer.strategy.root_device if trainer else torch.device("cpu")
+    features, labels = [], []
+    for batch in loader:
+        batch = data.to_float(move_data_to_device(batch, device))
+        with trainer.precision_plugin.forward_context() if trainer else nullcontext():
+            features.append(encode(batch).float())
+        labels.append(batch.labels)
+    x, y = (from_all_ranks(torch.cat(found), loader.num_samples, trainer) for found in (features, labels))
+    return x[y >= 0], y[y >= 0]
+
+
+def from_all_ranks(rows: Tensor, num_samples: int, trainer: Trainer | None) -> Tensor:
+    """(n, …) of each rank → (num_samples, …) on every rank, in order: a TensorLoader deals samples out like cards."""
+    if trainer is None or trainer.world_size == 1:
+        return rows
+    missing = math.ceil(num_samples / trainer.world_size) - len(rows)  # on some ranks the last of all
+    padded = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing))
+    gathered: Tensor = trainer.strategy.all_gather(padded)
+    return gathered.transpose(0, 1).flatten(0, 1)[:num_samples]
+
+
+@contextmanager
+def undisturbed(module: LightningModule) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each part's mode and all random generators are as before."""
+    modes = {part: part.training for part in module.modules()}
+    generators = generator_states()
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        restore_generators(generators)

@@ -1,0 +1,293 @@
+"""How good a representation is, by the same yardstick for every technique: features (N, D) in, a few numbers out.
+
+Pure functions of tensors, on whatever device they are. What the numbers mean is best seen beside those of a
+representation that learned nothing: the pixels, their principal components, an encoder with random weights. For the
+data and the encoder of a configuration, on its validation part:
+
+    python -m experiments.representations -c configs/vae/digits.yaml [--data.batch_size 256 …]
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+"""of the linear probe's weights, beside the *mean* loss, from which validation chooses"""
+FRACTIONS = {"1pct": 0.01, "10pct": 0.1}
+"""shares of the training labels that the probe is also fitted on"""
+BLOCK = 2**25
+"""numbers of a block of similarities: 128 MB"""
+MOST_COMPARED = 10_000
+"""features that are compared pair by pair; of more, so many evenly spaced ones"""
+
+
+# ---- accuracy --------------------------------------------------------------------------------------------------------
+
+
+def knn_predict(
+    bank: Tensor, labels: Tensor, queries: Tensor, num_classes: int, k: int = 200, temperature: float = 0.1
+) -> Tensor:
+    """The class that the k most similar features of the bank vote for: Wu et al. 2018, section 3.4.
+
+    A neighbor of cosine similarity s has exp(s / temperature) votes.
+
+    Args:
+        bank, labels: features (N, D) and their classes (N,).
+        queries: features (M, D).
+        k: neighbors; all where the bank has fewer.
+
+    Returns:
+        (M,) classes.
+    """
+    bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
+    predicted = []
+    for block in queries.split(max(1, BLOCK // len(bank))):
+        similarity, nearest = (block @ bank.T).topk(min(k, len(bank)), sorted=False)
+        # The largest is taken out, which changes no decision, so that a small temperature does not overflow.
+        votes = ((similarity - similarity.amax(1, keepdim=True)) / temperature).double().exp()
+        scores = votes.new_zeros(len(block), num_classes).scatter_add_(1, labels[nearest], votes)
+        predicted.append(scores.argmax(1))
+    return torch.cat(predicted)
+
+
+class LinearProbe(NamedTuple):
+    """A linear classifier of standardized features: scores x W + b."""
+
+    weight: Tensor
+    """(D, K) float64"""
+    bias: Tensor
+    """(K,) float64"""
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Standardized features (N, D) float64 → classes (N,)."""
+        return (features @ self.weight + self.bias).argmax(1)
+
+
+def fit_linear_probes(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    penalties: Sequence[float] = PENALTIES,
+    tolerance: float = 1e-4,
+    max_iterations: int = 1000,
+) -> Iterator[LinearProbe]:
+    """Multinomial logistic regression by full-batch L-BFGS, for each penalty λ beginning where the one before ended:
+
+        mean cross-entropy + λ/2 ‖W‖²        (scikit-learn's C = 1 / (λ N); the bias costs nothing)
+
+    Deterministic, and without autograd, which ``inference_mode`` does not have. Needs 16 N D bytes or so.
+
+    Args:
+        features: (N, D) float64, standardized.
+        labels: (N,), each below ``num_classes``.
+        tolerance: largest element of the gradient, in the coordinates below, at which it has converged; the default
+            is as in scikit-learn.
+    """
+    # L-BFGS takes long over features of very unequal spread. Along an eigenvector of their covariance the curvature is
+    # at most about s/4 + λ, so in coordinates V with W = U diag(s/4 + λ)^-½ V it is at most about 1, and a third of the
+    # steps suffice. The minimum is the same.
+    spread, basis = torch.linalg.eigh(features.T @ features / len(features))
+    true = (torch.arange(len(labels), device=labels.device), labels)
+    weight = features.new_zeros(features.shape[1], num_classes)
+    bias = features.new_zeros(num_classes)
+    for penalty in penalties:
+        root = (spread.clamp(min=0) / 4 + penalty).sqrt()[:, None]
+        coordinates = root * (basis.T @ weight)
+
+        def loss_and_gradient(
+            root: Tensor = root, coordinates: Tensor = coordinates, penalty: float = penalty
+        ) -> float:
+            weight = basis @ (coordinates / root)
+            log_p = (features @ weight).add_(bias).log_softmax(1)
+            loss = -log_p[true].mean() + 0.5 * penalty * weight.square().sum()
+            error = log_p.exp_()
+            error[true] -= 1
+            error /= len(labels)
+            coordinates.grad = basis.T @ (features.T @ error + penalty * weight) / root
+            bias.grad = error.sum(0)
+            return float(loss)
+
+        torch.optim.LBFGS(
+            [coordinates, bias],
+            max_iter=max_iterations,
+            tolerance_grad=tolerance,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
+        ).step(loss_and_gradient)
+        weight = basis @ (coordinates / root)
+        yield LinearProbe(weight, bias.clone())
+
+
+def standardize(bank: Tensor, *others: Tensor) -> list[Tensor]:
+    """Each dimension less the bank's mean, over its deviation, in float64; a dimension that is constant becomes 0."""
+    mean = bank.mean(0, dtype=torch.double)
+    deviation = bank.double().sub_(mean).square_().mean(0).sqrt_()
+    # What is left of a constant in float32 is rounding, not a feature.
+    varies = deviation > 1e-6 * mean.abs()
+    scale = torch.where(varies, 1 / deviation, torch.zeros_like(deviation))
+    return [features.double().sub_(mean).mul_(scale) for features in (bank, *others)]
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
+    return float((predicted == labels).double().mean())
+
+
+# ---- geometry --------------------------------------------------------------------------------------------------------
+
+
+def uniformity(features: Tensor, t: float = 2.0) -> float:
+    """log mean exp(−t ‖x − y‖²) over pairs of different normalized features (N, D): Wang & Isola 2020, section 4.1.
+
+    0 where all are one point; near −2t where they are spread evenly over a sphere of many dimensions.
+    """
+    x = F.normalize(evenly_spaced(features).float(), dim=1)
+    if len(x) < 2:
+        return math.nan
+    total, start = x.new_zeros((), dtype=torch.double), 0
+    for block in x.split(max(1, BLOCK // len(x))):
+        kernel = (block @ x.T).clamp_(max=1).sub_(1).mul_(2 * t).exp_()  # ‖x − y‖² = 2 − 2 x·y
+        kernel.diagonal(start).zero_()  # of the features with themselves
+        total += kernel.sum(dtype=torch.double)
+        start += len(block)
+    return math.log(float(total) / (len(x) * (len(x) - 1)))
+
+
+def alignment(a: Tensor, b: Tensor, alpha: float = 2.0) -> float:
+    """Mean ‖x − y‖^α over positive pairs, the normalized rows of a and b (N, D): Wang & Isola 2020, section 4.1."""
+    difference = F.normalize(a.double(), dim=1) - F.normalize(b.double(), dim=1)
+    return float(difference.norm(dim=1).pow(alpha).mean())
+
+
+def effective_rank(features: Tensor) -> float:
+    """exp of the entropy of the singular values of (N, D), normalized to sum 1: RankMe (Garrido et al. 2023).
+
+    Between 1 and min(N, D); 0 where all features are 0. (The paper's ε, there for the logarithm, is not needed.)
+    """
+    x = evenly_spaced(features).double()
+    gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T  # its eigenvalues are the squares, and it is small
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    if not (total := singular.sum()) > 0:
+        return 0.0
+    return float(torch.special.entr(singular / total).sum().exp())
+
+
+def feature_std(features: Tensor) -> float:
+    """Mean over dimensions of the deviation of normalized features (N, D): Chen & He 2021 (SimSiam), section 4.1.
+
+    0 where they have collapsed to one point, 1/√D where they are spread evenly over the sphere.
+    """
+    return float(F.normalize(features.double(), dim=1).std(0, correction=0).mean())
+
+
+def evenly_spaced(rows: Tensor, most: int = MOST_COMPARED) -> Tensor:
+    """All rows, or ``most`` of them."""
+    return rows if len(rows) <= most else rows[torch.arange(most, device=rows.device) * len(rows) // most]
+
+
+# ---- all of it -------------------------------------------------------------------------------------------------------
+
+
+def probe(
+    features_train: Tensor,
+    labels_train: Tensor,
+    features_eval: Tensor,
+    labels_eval: Tensor,
+    features_select: Tensor | None = None,
+    labels_select: Tensor | None = None,
+    *,
+    num_classes: int | None = None,
+    subsets: Mapping[str, Tensor] | None = None,
+    k: int = 200,
+    temperature: float = 0.1,
+    penalties: Sequence[float] = PENALTIES,
+) -> dict[str, float]:
+    """Every figure of a representation, by its name without the stage.
+
+    Args:
+        features_train, labels_train: what neighbors are looked for in and the linear probe is fitted on: (N, D), (N,).
+        features_eval, labels_eval: what is evaluated: (M, D), (M,).
+        features_select, labels_select: what chooses the probe's penalty, by accuracy, the largest of equals. By
+            default what is evaluated, which is right for a validation part only, and slightly optimistic for it.
+        num_classes: by default as many as the labels have.
+        subsets: rows of the training features whose labels a probe of its own may use, by the end of its name; the
+            features are standardized by all of them.
+        k, temperature: see :func:`knn_predict`.
+
+    Returns:
+        ``knn_accuracy``, ``probe_accuracy``, and one ``probe_accuracy_…`` for each subset, from training to evaluated
+        part; ``uniformity``, ``effective_rank``, ``feature_std`` of the evaluated features. NaN throughout where a
+        feature is not finite.
+
+    Raises:
+        ValueError: k or the temperature is not positive, or a part is empty.
+    """
+    if k < 1:
+        raise ValueError(f"k={k}: expected at least 1")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: expected more than 0")
+    if not (len(features_train) and len(features_eval)):
+        raise ValueError(f"{len(features_train)} training and {len(features_eval)} evaluated features: expected some")
+    if features_select is None or labels_select is None:
+        features_select, labels_select = features_eval, labels_eval
+    if num_classes is None:
+        num_classes = 1 + int(max(labels_train.max(), labels_eval.max(), labels_select.max()))
+    subsets = subsets or {}
+    names = ["probe_accuracy", *(f"probe_accuracy_{name}" for name in subsets)]
+    parts = (features_train, features_eval, features_select)
+    if not all(bool(part.isfinite().all()) for part in parts):
+        return dict.fromkeys(["knn_accuracy", *names, "uniformity", "effective_rank", "feature_std"], math.nan)
+
+    neighbors = knn_predict(features_train, labels_train, features_eval, num_classes, k, temperature)
+    figures = {"knn_accuracy": accuracy(neighbors, labels_eval)}
+    bank, evaluated, selecting = standardize(*parts)
+    everything = torch.arange(len(bank), device=bank.device)
+    for name, rows in zip(names, [everything, *subsets.values()], strict=True):
+        x = bank if rows is everything else bank[rows]
+        probes = list(fit_linear_probes(x, labels_train[rows], num_classes, sorted(penalties, reverse=True)))
+        best = max(probes, key=lambda fitted: accuracy(fitted.predict(selecting), labels_select))
+        figures[name] = accuracy(best.predict(evaluated), labels_eval)
+    figures["uniformity"] = uniformity(features_eval)
+    figures["effective_rank"] = effective_rank(features_eval)
+    figures["feature_std"] = feature_std(features_eval)
+    return figures
+
+
+def main(options: list[str]) -> None:
+    """Prints the rows that a learned representation has to be better than."""
+    from experiments.callbacks.representation_probe import collect, labeled_rows
+    from experiments.cli import build
+
+    cli = build(["fit", *options, "--trainer.fast_dev_run", "true"])  # which leaves no run folder
+    data, encoder = cli.datamodule, cli.model.eval()
+    data.prepare_data()
+    data.setup("fit")
+    rows, subsets = labeled_rows(data)
+    parts = ("train", rows), ("val", None)
+    figures = {}
+
+    def measure(name: str, bank: tuple[Tensor, Tensor], evaluated: tuple[Tensor, Tensor]) -> None:
+        figures[name] = probe(*bank, *evaluated, num_classes=data.num_classes, subsets=subsets)
+
+    with torch.inference_mode():
+        bank, evaluated = (collect(lambda batch: batch.images.flatten(1), data, *part) for part in parts)
+        random = [collect(lambda batch: encoder.encode(batch.images).flatten(1), data, *part) for part in parts]
+        width = min(random[0][0].shape[1], bank[0].shape[1])
+        axes = torch.linalg.eigh(bank[0].T.double().cov()).eigenvectors[:, -width:].float()
+        measure("pixels", bank, evaluated)
+        measure(f"PCA ({width})", *((images @ axes, labels) for images, labels in (bank, evaluated)))
+        measure(f"random encoder ({random[0][0].shape[1]})", *random)
+    names = next(iter(figures.values()))
+    print(f"{'':24}", *(f"{name:>20}" for name in names))
+    for row, found in figures.items():
+        print(f"{row:24}", *(f"{found[name]:>20.4f}" for name in names))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
