@@ -111,6 +111,11 @@ class CLI(LightningCLI):
         config = self.config[self.config.subcommand]
         self.folder, checkpoint = locate(self.config.subcommand, config)
         config.ckpt_path = str(checkpoint) if checkpoint else None
+        if config.init_from and not Path(config.init_from).is_file():
+            near = nearest(
+                Path(config.init_from).name, (file.name for file in Path(config.init_from).parent.glob("*.ckpt"))
+            )
+            raise Mistake(f"init_from={config.init_from}: no such file; expected a checkpoint{near}")
         if checkpoint:
             self._refuse_contradictions(config, checkpoint)
 
@@ -227,6 +232,10 @@ class CLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predicts, and writes ``predictions.json`` into the run's folder: what ``predict_step`` returned, in order."""
+        if self.trainer.world_size > 1:
+            raise Mistake(
+                f"trainer.devices={self.trainer.num_devices}: expected 1 to predict, so that all are in order"
+            )
         batches = self.trainer.predict(**kwargs) or []
         items = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
         file = self.folder.path / "predictions.json"

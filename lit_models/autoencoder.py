@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
     from datamodules.images import ImageBatch
 
+PCA_MOST = 4096
+"""numbers of an image above which its principal components, whose cost grows with the cube, are left out"""
+
 Corruption = Literal["none", "noise", "mask"]
 
 
@@ -53,7 +56,7 @@ def reconstruction_loss(kind: Literal["mse", "l1", "bce"], output: Tensor, image
 
 
 class Autoencoder(LightningModule):
-    """A fully convolutional autoencoder of images of any size.
+    """A fully convolutional autoencoder of images of any size that is no smaller than what its code was made for.
 
     n layers of stride 2 take an image of H×W to a map of ⌈H/2ⁿ⌉×⌈W/2ⁿ⌉, and a last convolution that to the code. An
     image whose sides are no multiples of 2ⁿ is padded by repeating its edge, and what comes back is cropped.
@@ -108,6 +111,7 @@ class Autoencoder(LightningModule):
                 f"code_size={code_size}: expected 1 to {side}, the map's size after {len(channels)} layers"
             )
         kernel = 1 if code_size is None else side - code_size + 1
+        self.kernel = kernel
         layers = [self.image_shape[0], *channels]
         self.encoder = nn.Sequential(conv_down(layers), nn.Conv2d(channels[-1], code_channels, kernel))
         self.decoder = nn.Sequential(
@@ -117,9 +121,10 @@ class Autoencoder(LightningModule):
         self.code_shape = [code_channels, rows, columns]
         self.code_dim = math.prod(self.code_shape)
         pixels = math.prod(self.image_shape)
+        self.compares = pixels <= PCA_MOST
         # Of the training images, with as many components as the code has numbers; found when the training starts.
         self.register_buffer("pca_mean", torch.full((pixels,), torch.nan))
-        self.register_buffer("pca_components", torch.zeros(min(self.code_dim, pixels), pixels))
+        self.register_buffer("pca_components", torch.zeros(min(self.code_dim, pixels) * self.compares, pixels))
 
         self.val_loss, self.mse, self.pca_mse = MeanMetric(), MeanMetric(), MeanMetric()
         self._shown: ImageBatch | None = None  # for illustrate(): the first batch that was last evaluated
@@ -129,6 +134,9 @@ class Autoencoder(LightningModule):
     def code(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → (B, code_channels, h, w)."""
         height, width = images.shape[2:]
+        if min(height, width) <= (self.kernel - 1) * self.stride:
+            least = (self.kernel - 1) * self.stride + 1
+            raise ValueError(f"images of {height}×{width}: expected at least {least}×{least}, which the code needs")
         right, below = -width % self.stride, -height % self.stride
         return self.encoder(F.pad(images, (0, right, 0, below), mode="replicate") if right or below else images)
 
@@ -162,8 +170,8 @@ class Autoencoder(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Finds the principal components of the training images, unless a checkpoint brought them."""
-        if not self.pca_mean.isnan().any():
+        """Finds the principal components of the training images, unless the run goes on and has them."""
+        if not self.compares or self.trainer.ckpt_path is not None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         pca = PCA(len(self.pca_mean), self.device)
@@ -185,8 +193,10 @@ class Autoencoder(LightningModule):
         output = self(batch.images)
         self.val_loss.update(reconstruction_loss(self.loss, output, batch.images))
         self.mse.update(reconstruction_loss("mse", self.to_pixels(output), batch.images))
-        self.pca_mse.update(reconstruction_loss("mse", self.pca_reconstruction(batch.images), batch.images))
-        self.log_dict({f"{stage}/loss": self.val_loss, f"{stage}/mse": self.mse, f"{stage}/pca_mse": self.pca_mse})
+        self.log_dict({f"{stage}/loss": self.val_loss, f"{stage}/mse": self.mse})
+        if self.compares:
+            self.pca_mse.update(reconstruction_loss("mse", self.pca_reconstruction(batch.images), batch.images))
+            self.log(f"{stage}/pca_mse", self.pca_mse)
 
     def pca_reconstruction(self, images: Tensor) -> Tensor:
         """The images (B, C, H, W) from as many principal components as the code has numbers."""

@@ -63,14 +63,14 @@ def text_metrics(nats: Tensor) -> dict[str, Tensor]:
 
 
 def carried(state: State | None, fresh: Tensor) -> State | None:
-    """The state that a window starts from: the last one's, cut off from its gradient; zeros in ``fresh`` rows (B,).
+    """The state that a window starts from: the last one's, but zeros in ``fresh`` rows (B,).
 
     ``None``, which is zeros, where there is none yet or it is of another number of rows.
     """
     if state is None or state[0][0].shape[1] != len(fresh):
         return None
     zero = fresh[None, :, None]
-    return [tuple(s.detach().to(fresh.device).masked_fill(zero, 0) for s in layer) for layer in state]
+    return [tuple(s.to(fresh.device).masked_fill(zero, 0) for s in layer) for layer in state]
 
 
 class CharLM(LightningModule):
@@ -154,7 +154,7 @@ class CharLM(LightningModule):
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> dict[str, Tensor]:
         logits, state = self(batch.inputs, carried(self._state, batch.fresh))
-        self._state = state
+        self._state = [tuple(s.detach() for s in layer) for layer in state]
         return {"loss": global_mean(nats_per_character(logits, batch.targets))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -178,7 +178,7 @@ class CharLM(LightningModule):
         if batch_idx == 0:
             self._passage = []
         if sum(map(len, self._passage)) < PASSAGE:
-            self._passage.append(batch.inputs[0])
+            self._passage.append(batch.inputs[0][batch.targets[0] != -100])
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -221,8 +221,8 @@ class CharLM(LightningModule):
                 for layer in zip(*(state for _, state in read), strict=True)
             ]
             for _ in range(length):
-                if self.vocab[0] == UNK:
-                    logits[:, 0] = -torch.inf  # stands for characters that it cannot write
+                if UNK in self.vocab:
+                    logits[:, self.vocab.index(UNK)] = -torch.inf  # stands for characters that it cannot write
                 codes = draw(logits, temperature, top_k, top_p, generator)
                 yield codes
                 outputs, state = self(codes[:, None], state)
@@ -262,6 +262,8 @@ class CharLM(LightningModule):
             ValueError: an argument out of range; a character of the prime that the vocabulary lacks.
         """
         primes = [prime] if isinstance(prime, str) else list(prime)
+        if not primes:
+            return []
         codes = torch.stack(list(self._drawn(primes, length, temperature, top_k, top_p, seed)), 1).tolist()
         texts = ["".join(self.vocab[code] for code in row) for row in codes]
         return texts[0] if isinstance(prime, str) else texts

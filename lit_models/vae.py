@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from datamodules.images import ImageBatch
 
 LOG_2PI = math.log(2 * math.pi)
-MEANS = ("loss", "elbo", "reconstruction", "kl", "nll")
+MEANS = ("elbo", "bound", "reconstruction", "kl", "nll")
 Likelihood = Literal["bernoulli", "gaussian", "discretized_logistic"]
 
 
@@ -155,6 +155,10 @@ class VAE(LightningModule):
         for name, number in (("latent_dim", latent_dim), ("samples", samples), ("test_samples", test_samples)):
             if number < 1:
                 raise ValueError(f"{name}={number}: expected at least 1")
+        if network not in ("conv", "mlp"):
+            raise ValueError(f"network={network!r}: expected 'conv' or 'mlp'")
+        if likelihood not in get_args(Likelihood):
+            raise ValueError(f"likelihood={likelihood!r}: expected one of {', '.join(get_args(Likelihood))}")
         for name, value in (("beta", beta), ("free_bits", free_bits)):
             if not value >= 0:
                 raise ValueError(f"{name}={value}: expected 0 or more")
@@ -241,9 +245,10 @@ class VAE(LightningModule):
             log_w = log_p_x + log_normal(z).sum(2) - log_normal(z, mean, log_var).sum(2)
             bound, reconstruction = importance_bound(log_w), log_p_x.mean(0)
             loss = -global_mean(bound)
-        each = {"elbo": bound, "reconstruction": reconstruction, "kl": kl.sum(1), "mean": mean, "log_var": log_var}
+        elbo = reconstruction - kl.sum(1)
+        each = {"elbo": elbo, "bound": bound, "reconstruction": reconstruction, "kl": kl.sum(1)}
         parts = {name: each[name].detach().mean() for name in ("elbo", "reconstruction", "kl")}
-        return {"loss": loss, **parts}, {**each, "z": z[0], "x": x}
+        return {"loss": loss, **parts}, {**each, "mean": mean, "log_var": log_var, "z": z[0], "x": x}
 
     def _kl_weight(self) -> float:
         if not self.training or self.warmup == 0:
@@ -271,9 +276,8 @@ class VAE(LightningModule):
     def _evaluate(self, batch: ImageBatch, batch_idx: int, stage: str) -> dict[str, Tensor]:
         if batch_idx == 0:
             self._shown = batch.images
-        losses, each = self._objective(batch.images, (0, stage, batch_idx))
-        self.means["loss"].update(losses["loss"], len(batch.images))
-        for name in ("elbo", "reconstruction", "kl"):
+        _, each = self._objective(batch.images, (0, stage, batch_idx))
+        for name in ("elbo", "bound", "reconstruction", "kl"):
             self.means[name].update(each[name])
         self.posterior.update(each["mean"], each["log_var"], each["z"])
         return each
@@ -296,10 +300,14 @@ class VAE(LightningModule):
 
     def _log_scores(self, stage: str, names: Sequence[str]) -> None:
         scores = {name: self.means[name].compute() for name in names}
-        bound = scores["nll"] if "nll" in scores else -scores["elbo"]
-        scores["bits_per_dim"] = bound / (math.log(2) * math.prod(self.image_shape))
+        best = scores["nll"] if "nll" in scores else -scores["bound"]
+        if self.likelihood != "gaussian":  # a density, whose bits depend on the unit of brightness
+            scores["bits_per_dim"] = best / (math.log(2) * math.prod(self.image_shape))
         found = self.posterior.compute()
         self._kl = found.kl
+        # What training minimizes, of all images at once.
+        free = self.beta * found.kl.clamp_min(self.free_bits).sum() - scores["reconstruction"]
+        scores["loss"] = free if self.samples == 1 else -scores["bound"]
         scores |= {"active_units": found.active_units, "mutual_information": found.mutual_information}
         if found.active_units == 0:
             rank_zero_warn(

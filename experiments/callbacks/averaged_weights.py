@@ -16,6 +16,8 @@ class AveragedWeights(EMAWeightAveraging):
     weights than validation chose. And the module is copied without the Trainer and the factories of its optimizers,
     which cannot be copied in a distributed run.
 
+    Pictures on the way are of the last step's weights, those of the test of the averaged ones.
+
     Args:
         decay: share of the past that each optimizer step keeps.
     """

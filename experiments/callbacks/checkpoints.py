@@ -96,7 +96,12 @@ class RecoveryCheckpoint(Checkpoint):
         path = self.folder.checkpoints / f"step={trainer.global_step:08d}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)  # the whole state, not the weights alone
         if trainer.is_global_zero:
-            for old in self.folder.recovery_checkpoints()[self.keep :]:
+            states = self.folder.recovery_checkpoints()
+            # Later ones are of a training that this one went back behind.
+            later, earlier = (
+                [s for s in states if (s.name > path.name) is after and s != path] for after in (True, False)
+            )
+            for old in [*later, *earlier[self.keep - 1 :]]:
                 old.unlink()
         return path
 

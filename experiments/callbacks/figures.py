@@ -49,7 +49,9 @@ class Figures(Callback):
         if isinstance(trainer.strategy, FSDPStrategy):  # this rank has a part of the weights only
             rank_zero_warn(f"no figures for {moment}: they are not drawn where the weights are spread over devices")
             return
-        with torch.random.fork_rng(devices=[]), torch.no_grad():  # pictures must not change the training
+        device = trainer.strategy.root_device
+        forked = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(forked), torch.no_grad():  # pictures must not change the training
             pictures = illustrate()
         folder = self.folder / moment
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,9 +31,12 @@ def figures(model: Autoencoder, batch: ImageBatch) -> dict[str, Figure]:
 
 def reconstructions_figure(model: Autoencoder, images: Tensor) -> Figure:
     """Images, their reconstructions from the code and from as many principal components, and the errors of both."""
-    ours, pca = model.to_pixels(model(images)), model.pca_reconstruction(images)
-    rows = [images, ours, (ours - images).abs(), pca, (pca - images).abs()]
-    labels = ["image", f"code of {model.code_dim}", "its error", f"PCA, {len(model.pca_components)}", "its error"]
+    ours = model.to_pixels(model(images))
+    rows, labels = [images, ours, (ours - images).abs()], ["image", f"code of {model.code_dim}", "its error"]
+    if model.compares:
+        pca = model.pca_reconstruction(images)
+        rows += [pca, (pca - images).abs()]
+        labels += [f"PCA, {len(model.pca_components)}", "its error"]
     return rows_figure(rows, labels)
 
 

@@ -38,7 +38,8 @@ BOUNDS = (1, 10, 20, 40, 80)
 def figures(model: CharLM, codes: Tensor) -> dict[str, Figure]:
     """All of them, of the passage ``codes`` (N,)."""
     with evaluating(model):
-        text = "".join(model.vocab[code] for code in codes.tolist())
+        characters = [model.vocab[code] for code in codes.tolist()]
+        text = "".join(character if len(character) == 1 else "\ufffd" for character in characters)  # <unk> is longer
         opened = model.recurrent.open(model.embed(codes[None]))
         logits = model.decoder(model.recurrent.norms[-1](torch.stack(opened[-1]["h"], 1)))[0]
         made = {
@@ -119,7 +120,7 @@ def own_reach_figure(model: CharLM, codes: Tensor) -> Figure:
     """How far back the gradient reaches, before training (weights newly drawn) and now."""
     arguments = {name: value for name, value in model.hparams.items() if not name.startswith("_")}
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False):  # weights that gradients can be taken of
-        torch.manual_seed(0)
+        torch.random.default_generator.manual_seed(0)  # the CPU's alone
         untrained = type(model)(**arguments).to(codes.device).eval()
     steps = min(REACH, (len(codes) - 1) // 2)
     windows = codes[: len(codes) // (steps + 1) * (steps + 1)].view(-1, steps + 1)[:16]

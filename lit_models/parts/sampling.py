@@ -34,7 +34,8 @@ def draw(
         return logits.argmax(1)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, 1).values[:, -1:], -torch.inf)
+        kept = logits.topk(top_k, 1)
+        logits = torch.full_like(logits, -torch.inf).scatter_(1, kept.indices, kept.values)
     if top_p is not None and top_p < 1:
         ordered, symbols = logits.softmax(1).sort(1, descending=True)
         before = ordered.cumsum(1) - ordered  # a symbol is cut when those before it suffice
