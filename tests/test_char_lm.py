@@ -473,3 +473,15 @@ def test_training_goes_on_with_new_text_and_the_old_vocabulary(
     line = mistake("fit", *config, *more, "--model.hidden", "9", *QUIET)
     assert "recurrent.layers.0.weight_ih_l0 is (32, " in line
     assert line.endswith("expected a checkpoint of the same network")
+
+
+def test_pictures_leave_padding_out_and_stand_unknown_characters() -> None:
+    text = "ab cd\n" * 40
+    model = CharLM(["<unk>", *VOCAB], hidden=10)
+    inputs = model.to_codes(text + "é" + text)[None]
+    targets = inputs.roll(-1, 1)
+    inputs, targets = F.pad(inputs, (0, 60)), F.pad(targets, (0, 60), value=-100)
+    model.validation_step(TextBatch(inputs, targets, torch.ones(1, dtype=torch.bool)), 0)
+    assert sum(map(len, model._passage)) == 2 * len(text) + 1
+    with torch.no_grad():
+        assert "cells" in model.illustrate()

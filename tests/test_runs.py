@@ -335,3 +335,14 @@ def test_weights_and_biases_gets_configuration_manifest_and_exact_summary(monkey
     assert run.summary["last/val/loss"] == summary["last"]["val/loss"]
     run.finish()
     assert list(cli.folder.path.glob("wandb/offline-run-*/run-watched.wandb"))
+
+
+def test_going_back_to_an_older_state_leaves_the_newer_ones_behind(fit: Callable[..., CLI]) -> None:
+    steps = [*CONFIG, *SMALL, "--checkpoint.every_n_train_steps", "1", "--checkpoint.keep", "5"]
+    first = fit(*steps)
+    states = first.folder.recovery_checkpoints()
+    older = next(state for state in states if state.name == "step=00000005.ckpt")
+    again = fit(*steps, "--trainer.max_steps", "6", "--ckpt_path", str(older))
+    assert again.folder.path == first.folder.path
+    newest = again.folder.recovery_checkpoints()[0]
+    assert newest.name == "step=00000006.ckpt", "what was saved after going back is what `last` goes on from"

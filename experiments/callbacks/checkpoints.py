@@ -98,11 +98,10 @@ class RecoveryCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             states = self.folder.recovery_checkpoints()
             # Later ones are of a training that this one went back behind.
-            later, earlier = (
-                [s for s in states if (s.name > path.name) is after and s != path] for after in (True, False)
-            )
-            for old in [*later, *earlier[self.keep - 1 :]]:
-                old.unlink()
+            kept = [state for state in states if state.name <= path.name][: self.keep]
+            for state in states:
+                if state not in kept:
+                    state.unlink()
         return path
 
 
