@@ -110,8 +110,7 @@ class Autoencoder(LightningModule):
             raise ValueError(
                 f"code_size={code_size}: expected 1 to {side}, the map's size after {len(channels)} layers"
             )
-        kernel = 1 if code_size is None else side - code_size + 1
-        self.kernel = kernel
+        self.kernel = kernel = 1 if code_size is None else side - code_size + 1
         layers = [self.image_shape[0], *channels]
         self.encoder = nn.Sequential(conv_down(layers), nn.Conv2d(channels[-1], code_channels, kernel))
         self.decoder = nn.Sequential(
@@ -154,12 +153,12 @@ class Autoencoder(LightningModule):
 
     def corrupted(self, images: Tensor, *key: int) -> Tensor:
         """What the encoder sees in training: a function of ``key``."""
-        shape = (len(images), images[0].numel()) if self.corruption == "noise" else (len(images), images[0, 0].numel())
+        count, device = len(images), images.device
         if self.corruption == "noise":
-            noise = normal_of_samples(*shape, "noise", *key, device=images.device).view_as(images)
+            noise = normal_of_samples(count, images[0].numel(), "noise", *key, device=device).view_as(images)
             return images + self.corruption_level * noise.to(images.dtype)
-        if self.corruption == "mask":
-            draws = uniform_of_samples(*shape, "mask", *key, device=images.device)
+        if self.corruption == "mask":  # all channels of a pixel
+            draws = uniform_of_samples(count, images[0, 0].numel(), "mask", *key, device=device)
             return images * (draws.view_as(images[:, :1]) >= self.corruption_level)
         return images
 

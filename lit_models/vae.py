@@ -231,9 +231,8 @@ class VAE(LightningModule):
         """The loss and what it is made of; and of each image (B, …) what evaluation averages."""
         x = self.observed(images, *key)
         mean, log_var = self.posterior_of(x)
-        z = mean + (0.5 * log_var).exp() * self.draws(
-            self.samples, mean, *key
-        )  # the reparameterization trick: (k, B, D)
+        # The reparameterization trick: (k, B, D)
+        z = mean + (0.5 * log_var).exp() * self.draws(self.samples, mean, *key)
         log_p_x = self.log_p_x_given_z(x, z)
         kl = gaussian_kl(mean, log_var)
         if self.samples == 1:

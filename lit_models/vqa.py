@@ -31,6 +31,7 @@ from torchmetrics import MeanMetric
 from datamodules.vocabulary import encode
 from lit_models.parts.distributed import global_mean
 from lit_models.parts.encoders import Backbone, ConvEncoder, Norm
+from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.vqa_scores import VQAScores, score_of
@@ -329,17 +330,13 @@ class VQA(LightningModule):
             raise TypeError(f"question of type {type(question).__name__}: expected text")
         tokens, lengths = encode([question], self.vocab)
         images = to_image_batch(image, self.image_shape, self.device)
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             state = self.encode_question(tokens.to(self.device), lengths)
             first = torch.zeros(1, dtype=torch.long, device=self.device)
             if self.encoder is None or self.fact is None:
                 logits = self.classifier(state)
             else:
                 logits = self.classifier(self.fact(self.encoder(images), state, first, first))
-        finally:
-            self.train(was_training)
         best = logits[0].float().softmax(0).topk(min(top, len(self.answers)))
         return [(self.answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
@@ -354,18 +351,14 @@ class VQA(LightningModule):
         if self._shown is None or self._confusions is None:
             return {}
         batch = self._shown
-        was_training = self.training
-        self.eval()
         attention = None
-        try:
+        with evaluating(self):
             logits = self(batch)
             if isinstance(self.fact, AttentionFact) and self.encoder is not None:
                 grid = self.encoder(batch.images)
                 question = self.encode_question(batch.questions, batch.lengths)
                 attention = self.fact.attend(grid, question, batch.image_index, batch.question_index)
                 attention = attention.unflatten(1, grid.shape[2:])
-        finally:
-            self.train(was_training)
         figures = {"confusion": confusion_figure(self._confusions, self.answers, self.question_types)}
         if batch.images.shape[1] in (1, 3):  # pictures, not cached features
             figures["questions"] = question_figure(logits, batch, self.vocab, self.answers, attention)
@@ -389,11 +382,8 @@ def make_encoder(
 
 def grid_size(encoder: nn.Module, image_shape: Sequence[int]) -> int:
     """The numbers in the grid of one image."""
-    was_training = encoder.training
-    with torch.no_grad():
-        size = encoder.eval()(torch.zeros(1, *image_shape)).numel()
-    encoder.train(was_training)
-    return size
+    with evaluating(encoder), torch.no_grad():
+        return encoder(torch.zeros(1, *image_shape)).numel()
 
 
 def make_fact(

@@ -66,6 +66,12 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
         assert torch.allclose(model.code(x[:, :, :8])[:, :, 0], model.code(x)[:, :, 0], atol=0.5)
 
 
+def test_images_smaller_than_the_codes_kernel_are_refused() -> None:
+    with pytest.raises(ValueError, match="images of 4×8: expected at least 5×5, which the code needs"):
+        make().encode(images(2, (1, 4, 8)))
+    assert make().encode(images(2, (1, 5, 5))).shape == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -123,6 +129,25 @@ def test_a_fit_compares_the_code_with_as_many_components(fit: Callable[..., CLI]
     assert float(cli.trainer.callback_metrics["test/pca_mse"]) == pytest.approx(expected, rel=1e-4)
     loaded = Autoencoder.load_from_checkpoint(cli.folder.best_checkpoint(), weights_only=True)
     assert torch.equal(loaded.pca_components, model.pca_components), "a loaded model has its yardstick with it"
+
+
+def test_other_images_get_components_of_their_own(fit: Callable[..., CLI]) -> None:
+    config = [
+        *("--model", "lit_models.autoencoder.Autoencoder", "--data", "datamodules.images.Digits"),
+        *("--model.channels", "[4, 8]", "--model.code_channels", "4", "--trainer.max_epochs", "1"),
+        *("--trainer.limit_train_batches", "2", "--best.monitor", "val/mse", "--test_after_fit", "false"),
+    ]
+    old = fit(*config)
+    new = fit(*config, "--data.limit", "300", "--init_from", str(old.folder.best_checkpoint()))
+    assert not torch.allclose(new.model.pca_mean, old.model.pca_mean)
+    assert torch.equal(new.model.pca_mean, fit(*config, "--data.limit", "300").model.pca_mean)
+
+
+def test_large_images_are_not_compared_with_pca() -> None:
+    large = make(image_shape=[3, 64, 64])
+    assert not large.compares
+    assert large.pca_components.numel() == 0
+    assert make(image_shape=[1, 64, 64]).compares
 
 
 def test_use() -> None:

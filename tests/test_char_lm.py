@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -320,10 +321,13 @@ def test_primes_of_different_lengths_do_not_disturb_each_other() -> None:
 def test_unknown_characters() -> None:
     with pytest.raises(ValueError, match=r"'é' \(U\+00E9\)"):
         make().sample("é")
-    model = CharLM(["<unk>", *VOCAB], hidden=8)
-    with torch.no_grad():
-        model.decoder.bias[0] = 50
-    assert set(model.sample("é", length=50, seed=0)) <= set(VOCAB), "<unk> stands for a character, it is none"
+    for place in (0, 3):
+        vocab = [*VOCAB[:place], "<unk>", *VOCAB[place:]]
+        model = CharLM(vocab, hidden=8)
+        with torch.no_grad():
+            model.decoder.bias[place] = 50
+        assert set(model.sample("é", length=50, seed=0)) <= set(VOCAB), "<unk> stands for a character, it is none"
+    assert model.sample([]) == []
 
 
 @pytest.mark.parametrize(
@@ -356,6 +360,18 @@ def test_draws_have_the_models_distribution() -> None:
     # softmax is .644 .237 .087 .032: the first two reach .8, the first alone .6
     assert torch.allclose(shares(top_p=0.8), two, atol=0.01)
     assert shares(top_p=0.6).tolist() == [1, 0, 0, 0]
+
+
+def test_ties_are_cut_too() -> None:
+    codes = draw(torch.zeros(2000, 5), top_k=2, generator=torch.Generator().manual_seed(0))
+    assert len(codes.unique()) == 2
+
+
+def test_a_trained_model_can_be_copied() -> None:
+    model = make()
+    model.training_step(batch(codes(2, 6), fresh=True), 0)
+    copy = deepcopy(model)
+    assert copy._state is not None
 
 
 def test_score_is_the_chain_rule() -> None:

@@ -138,3 +138,17 @@ def test_the_script_itself_exits_with_status_2(tmp_path: Path) -> None:
     assert done.stderr.strip().count("\n") == 0
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_missing_checkpoint_to_start_from(mistake: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "best.ckpt").touch()
+    line = mistake("fit", "-c", CONFIG, "--init_from", str(tmp_path / "bets.ckpt"))
+    assert line.startswith(f"init_from={tmp_path / 'bets.ckpt'}: no such file")
+    assert "'best.ckpt'" in line
+    assert not any((tmp_path / "runs").glob("**/*.ckpt"))
+
+
+def test_predicting_on_several_devices(mistake: Callable[..., str]) -> None:
+    assert mistake("predict", "-c", CONFIG, "--trainer.devices", "2", "--trainer.accelerator", "cpu").startswith(
+        "trainer.devices=2: expected 1 to predict"
+    )

@@ -230,6 +230,32 @@ def test_mutual_information_of_codes_that_tell_all_or_nothing() -> None:
     assert float(mutual_information(same, same, torch.randn(64, 1))) == pytest.approx(0, abs=1e-5)
 
 
+def test_the_scores_do_not_depend_on_which_rank_had_which_images() -> None:
+    torch.manual_seed(0)
+    mean, log_var, z = torch.randn(3, 5000, 2).unbind()
+    one, two = PosteriorScores(), PosteriorScores()
+    one.update(mean, log_var, z)
+    for rank in (0, 1):  # as they are gathered
+        two.update(mean[rank::2], log_var[rank::2], z[rank::2])
+    assert float(two.compute().mutual_information) == pytest.approx(float(one.compute().mutual_information), abs=1e-5)
+
+
+def test_evaluation_counts_images_not_batches() -> None:
+    whole, parts = make(free_bits=0.1).eval(), make(free_bits=0.1).eval()
+    x, logged = images(9), []
+    for model, sizes in ((whole, [9]), (parts, [5, 4])):
+        for some in x.split(sizes):
+            _, each = model._objective(some, (0,))
+            for name in ("elbo", "bound", "reconstruction", "kl"):
+                model.means[name].update(torch.full((len(some),), float(len(some))))
+            model.posterior.update(each["mean"], each["log_var"], each["z"])
+        model.log_dict = lambda scores, logged=logged: logged.append(scores)  # type: ignore[method-assign, assignment]
+        model._log_scores("val", ("elbo", "bound", "reconstruction", "kl"))
+    assert float(logged[1]["val/reconstruction"]) == pytest.approx((5 * 5 + 4 * 4) / 9)
+    kl = [scores["val/loss"] + scores["val/reconstruction"] for scores in logged]
+    assert float(kl[1]) == pytest.approx(float(kl[0]), abs=1e-5), "free bits are of the mean over all images"
+
+
 def test_a_collapsed_posterior_is_warned_of(fit: Callable[..., CLI]) -> None:
     with pytest.warns(UserWarning, match="posterior collapse: no dimension of the code depends on the image"):
         fit(
@@ -253,6 +279,8 @@ def test_a_collapsed_posterior_is_warned_of(fit: Callable[..., CLI]) -> None:
         ({"sigma": 0.0}, "sigma=0.0: expected more than 0"),
         ({"binarize": True, "likelihood": "gaussian"}, "expected 'bernoulli'"),
         ({"samples": 5, "beta": 2.0}, "samples=5 with beta"),
+        ({"network": "cnn"}, "network='cnn': expected 'conv' or 'mlp'"),
+        ({"likelihood": "gausian"}, "likelihood='gausian': expected one of bernoulli, gaussian, discretized_logistic"),
         ({"activation": "gelu"}, "activation='gelu': expected 'relu' or 'tanh'"),
     ],
 )
