@@ -190,6 +190,10 @@ class VAE(LightningModule):
             self.encoder = nn.Sequential(nn.Flatten(), mlp([pixels, *hidden, 2 * latent_dim], activation))
             decode = mlp([latent_dim, *list(hidden)[::-1], pixels], activation)
             self.decoder = nn.Sequential(decode, nn.Unflatten(1, self.image_shape))
+            for layer in self.modules():  # as the IWAE paper does: PyTorch's smaller weights start some epochs behind
+                if isinstance(layer, nn.Linear):
+                    nn.init.xavier_uniform_(layer.weight)
+                    nn.init.zeros_(layer.bias)
         # One deviation for all pixels: what is learned, as a variance of its own for each pixel collapses.
         scale = torch.tensor(math.log(sigma if sigma is not None else 0.1))
         self.log_scale = nn.Parameter(scale, requires_grad=sigma is None and likelihood != "bernoulli")
@@ -222,6 +226,21 @@ class VAE(LightningModule):
         """ε of ``count`` codes an image: (k, B, D)."""
         noise = normal_of_samples(len(like), count * self.latent_dim, "posterior", *key, device=like.device)
         return noise.to(like.dtype).view(len(like), count, self.latent_dim).transpose(0, 1)
+
+    def on_fit_start(self) -> None:
+        """Lets the decoder of a new MLP begin with the mean image, as IWAE's own code does."""
+        if self.likelihood != "bernoulli" or self.hparams["network"] != "mlp":
+            return
+        bias = self.decoder[0][-1].bias.data  # type: ignore[index]
+        if bias.any():  # the run goes on, or began with trained weights
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        total, count = torch.zeros_like(bias), torch.zeros(1).to(bias)
+        for batch in data.plain_loader("train"):
+            total += data.to_float(batch).images.to(bias).flatten(1).sum(0)
+            count += len(batch.images)
+        mean = mean_over_ranks(total) / mean_over_ranks(count)
+        bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         key = (self.seed, self.current_epoch, batch_idx)
