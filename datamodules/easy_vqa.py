@@ -110,7 +110,7 @@ class EasyVQA(VisualQuestions):
     def setup(self, stage: str | None = None) -> None:
         if self.tables:
             return
-        train_images, test_images = _read_images("train"), _read_images("test")
+        train_images, test_images = read_images("train"), read_images("test")
         train_questions, test_questions = self._train_questions, _read_questions("test")
         if self.prior_shift is None and not self.holdout:  # nobody asks what an image shows
             train_pairs, test_pairs = [""] * len(train_images), [""] * len(test_images)
@@ -234,19 +234,21 @@ def attributes(images: Tensor) -> list[str]:
     its bounding box that it fills: rectangle 1, circle π/4, triangle ½.
     """
     palette = torch.tensor(list(COLORS.values()))
-    width = images.shape[3]
-    distance = (images.int() - ground_of(images).int()).abs().sum(1)  # (N, H, W)
-    pairs = []
-    for image, contrast in zip(images, distance, strict=True):
-        is_object = contrast > contrast.max() // 2
-        y, x = divmod(int(contrast.argmax()), width)
-        color = list(COLORS)[int((palette - image[:, y, x].int()).abs().sum(1).argmin())]
-        rows, columns = is_object.any(1).nonzero(), is_object.any(0).nonzero()
-        area = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
-        filled = float(is_object.sum() / area)
-        shape = "rectangle" if filled > 0.92 else "circle" if filled > 0.70 else "triangle"
-        pairs.append(f"{shape}-{color}")
-    return pairs
+    contrast = (images.short() - ground_of(images).short()).abs_()
+    distance = contrast.sum(1, dtype=torch.short).flatten(1)  # (N, H·W)
+    highest, where = distance.max(1, keepdim=True)
+    pixels = images.flatten(2).gather(2, where[:, None].expand(-1, 3, -1))[:, :, 0].int()
+    colors = (pixels[:, None] - palette).abs().sum(2).argmin(1)
+
+    is_object = (distance > highest // 2).unflatten(1, images.shape[2:])
+
+    def extent(occupied: Tensor) -> Tensor:
+        """(N, S) bool → (N,): from the first to the last."""
+        return occupied.shape[1] - occupied.flip(1).int().argmax(1) - occupied.int().argmax(1)
+
+    filled = is_object.sum((1, 2)) / (extent(is_object.any(2)) * extent(is_object.any(1)))
+    shapes = ["rectangle" if share > 0.92 else "circle" if share > 0.70 else "triangle" for share in filled.tolist()]
+    return [f"{shape}-{list(COLORS)[color]}" for shape, color in zip(shapes, colors.tolist(), strict=True)]
 
 
 def _read_questions(part: str) -> list[Question]:
@@ -266,7 +268,7 @@ def _kind(text: str, answer: str) -> str:
 
 
 @lru_cache(maxsize=2)  # both parts, for who makes several data modules in one process
-def _read_images(part: str) -> Tensor:
+def read_images(part: str) -> Tensor:
     """(N, 3, 64, 64) uint8 in the order of their numbers."""
     import easy_vqa
     from PIL import Image

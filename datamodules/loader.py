@@ -48,17 +48,29 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
-def draws_per_sample(trainer: Trainer, num_samples: int, num_draws: int, seed: int) -> Tensor:
-    """Uniform draws (num_samples, num_draws) for the training batch that is being prepared, one row a sample.
+def draws_of_place(num_samples: int, num_draws: int, *key: int | str) -> Tensor:
+    """Uniform draws (num_samples, num_draws) on the CPU, a function of ``key`` and of each sample's place in the batch.
 
-    They are a function of (seed, epoch, batch, place in the global batch): drawn for the samples of all ranks, of which
-    each rank takes those that :class:`TensorLoader` gave it. So a resumed run repeats them, and two ranks augment just
-    as one would.
+    Of its place in the *global* batch: drawn for the samples of all ranks, of which each rank takes those that
+    :class:`TensorLoader` gave it. So two ranks draw just what one would.
     """
     rank, world_size = rank_and_world_size()
+    draws = torch.rand(num_samples * world_size, num_draws, generator=keyed_generator(*key), dtype=torch.float32)
+    return draws[rank::world_size]
+
+
+def training_draws(trainer: Trainer, num_samples: int, num_draws: int, seed: int) -> Tensor:
+    """:func:`draws_of_place` for the training batch that is being prepared, one row a sample.
+
+    They are a function of (seed, epoch, batch, place), so that a resumed run repeats them.
+    """
     batch_idx = trainer.fit_loop.batch_idx + 1  # the loop counts a batch only once it is on the device
-    generator = keyed_generator(seed, "augment", trainer.current_epoch, batch_idx)
-    draws = torch.rand(num_samples * world_size, num_draws, generator=generator)[rank::world_size]
+    return draws_of_place(num_samples, num_draws, seed, "augment", trainer.current_epoch, batch_idx)
+
+
+def draws_per_sample(trainer: Trainer, num_samples: int, num_draws: int, seed: int) -> Tensor:
+    """:func:`training_draws` on the trainer's device."""
+    draws = training_draws(trainer, num_samples, num_draws, seed)
     return draws.to(trainer.strategy.root_device, non_blocking=True)
 
 

@@ -104,11 +104,11 @@ def read(images: dict[str, Tensor]) -> dict[str, list[str]]:
 @pytest.fixture(scope="module", autouse=True)
 def _read_once(images: dict[str, Tensor], read: dict[str, list[str]]) -> Iterator[None]:
     """Images are decoded and looked at once for all tests."""
-    original = module._read_images
+    original = module.read_images
     assert torch.equal(original("test"), images["test"])
     known = {id(images[part]): read[part] for part in images}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_read_images", lambda part: images[part])
+        patch.setattr(module, "read_images", lambda part: images[part])
         patch.setattr(module, "attributes", lambda tensor: known[id(tensor)])
         yield
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from lit_models.parts.distributed import GlobalBatchNorm2d
+from lit_models.parts.batch_norm import GlobalBatchNorm2d
 from lit_models.parts.encoders import IMAGENET_MEAN, IMAGENET_STD, RESNETS, PooledConv, ResNet, image_encoder
 
 

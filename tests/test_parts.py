@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from datamodules.loader import TensorLoader
-from lit_models.parts.distributed import GlobalBatchNorm2d, global_mean, world_size
+from lit_models.parts.batch_norm import GlobalBatchNorm2d
+from lit_models.parts.distributed import global_mean, world_size
 from lit_models.parts.encoders import Backbone, ConvEncoder, Rescale
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def world_size() -> int:
@@ -47,40 +48,33 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.stack(parts, 1).flatten(0, 1)
 
 
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor) -> Tensor:
+        return gather_rows(rows)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)  # every rank's loss depends on these rows
+        return rows_of_this_rank(total)
+
+
+def gather_rows_with_gradient(rows: Tensor) -> Tensor:
+    """:func:`gather_rows`, through which the gradients of all ranks' losses reach the rank that a row came from.
+
+    DDP averages them over the ranks, so a loss that is a mean over this rank's rows has the gradient of the mean over
+    all of them.
+    """
+    return rows if world_size() == 1 else _GatherWithGradient.apply(rows)
+
+
+def places_of_this_rank(count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Where this rank's ``count`` rows are among those of :func:`gather_rows`."""
+    rank = dist.get_rank() if world_size() > 1 else 0
+    return torch.arange(count, device=device) * world_size() + rank
+
+
 def rows_of_this_rank(rows: Tensor) -> Tensor:
     """The reverse of :func:`gather_rows`."""
     return rows[dist.get_rank() :: world_size()] if world_size() > 1 else rows
-
-
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization over the samples of all ranks, on any device.
-
-    In one process it *is* ``nn.BatchNorm2d``. Across ranks it sums the count, Σx and then Σ(x − mean)² with their
-    gradients (``nn.SyncBatchNorm`` does so on GPUs only; Lightning's ``sync_batchnorm`` replaces this class by it
-    there).
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and world_size() > 1):
-            return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce
-
-        x = input.to(torch.promote_types(input.dtype, torch.float))
-        count = x.new_tensor([x.numel() / x.shape[1]])
-        sums = all_reduce(torch.cat([x.sum((0, 2, 3)), count]))
-        total = sums[-1].detach()
-        mean = sums[:-1] / total
-        centered = x - mean[:, None, None]
-        variance = all_reduce(centered.square().sum((0, 2, 3))) / total  # biased, as batch norm normalizes
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-                unbiased = variance * (total / (total - 1))
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-        scale = (variance + self.eps).rsqrt()
-        if self.affine:
-            scale = scale * self.weight
-            return (centered * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
-        return (centered * scale[:, None, None]).to(input.dtype)

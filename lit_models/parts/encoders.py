@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_models.parts.distributed import GlobalBatchNorm2d
+from lit_models.parts.batch_norm import GlobalBatchNorm2d
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -321,6 +321,12 @@ def _fitted(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]
         else value
         for key, value in weights.items()
     }
+
+
+def library_weights(encoder: nn.Module) -> dict[str, Tensor]:
+    """The weights of an :func:`image_encoder` under the names that torchvision or timm give them."""
+    network = encoder.body if isinstance(encoder, Pooled) else encoder
+    return {key: value.detach().clone() for key, value in network.state_dict().items()}
 
 
 def _rescale(channels: int, mean: Sequence[float], std: Sequence[float]) -> Rescale:

@@ -1,9 +1,10 @@
-"""Rows of images as one figure."""
+"""Rows of images, and maps of what stands for them, as one figure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -31,3 +32,28 @@ def rows_figure(rows: Sequence[Tensor], labels: Sequence[str] = (), title: str =
     if title:
         axis.set_title(title, size=10)
     return figure
+
+
+def map_figure(features: Tensor, labels: Tensor) -> Figure:
+    """Features (B, D) in two dimensions, by PCA and by t-SNE, colored by class."""
+    points, classes = features.float().cpu().numpy(), labels.cpu().numpy()
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    for axis, (name, flat) in zip(figure.subplots(1, 2), _maps(points).items(), strict=False):
+        scatter = axis.scatter(flat[:, 0], flat[:, 1], c=classes, cmap="tab10", s=9)
+        axis.set(title=name, xticks=[], yticks=[])
+    if len(set(classes.tolist())) > 1:
+        figure.colorbar(scatter, ax=figure.axes, ticks=sorted(set(classes.tolist()))[:20], label="class")
+    return figure
+
+
+def _maps(points: np.ndarray) -> dict[str, np.ndarray]:
+    """Two maps of points (N, D) to the plane (N, 2); t-SNE only of enough points."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    wide = points if points.shape[1] > 1 else np.repeat(points, 2, 1)
+    found = {"PCA": PCA(2, random_state=0).fit_transform(wide) if len(wide) > 1 else wide[:, :2]}
+    if len(wide) >= 30:
+        perplexity = min(30, len(wide) / 4)
+        found["t-SNE"] = TSNE(2, perplexity=perplexity, random_state=0, init="pca").fit_transform(wide)
+    return found

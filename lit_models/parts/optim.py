@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -55,6 +57,64 @@ class WarmupCosine(LRScheduler):
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
 
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017), for large batches; SimCLR's optimizer.
+
+    For a weight matrix or kernel w with gradient g, all norms Euclidean:
+
+        d = g + weight_decay · w        v ← momentum · v + lr · trust · ‖w‖ / ‖d‖ · d        w ← w − v
+
+    where the ratio is 1 if either norm is 0. Biases and the weights of norms, that is tensors of one dimension or none,
+    are neither scaled nor decayed: v ← momentum · v + lr · g. By shape, not by name: names differ between networks.
+
+    All tensors are stepped at once, and no norm is read by the host.
+
+    Args:
+        trust: the coefficient η, 0.001 as in SimCLR's code.
+
+    Raises:
+        ValueError: an argument is negative, or momentum 1 or more.
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 1e-6, trust: float = 1e-3
+    ) -> None:
+        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("trust", trust)):
+            if not value >= 0:
+                raise ValueError(f"{name}={value}: expected 0 or more")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum}: expected 0 or more and less than 1")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            scaled = [p for p in params if p.dim() > 1]
+            updates = {p: p.grad for p in params}
+            if scaled:
+                decayed = torch._foreach_add([p.grad for p in scaled], scaled, alpha=group["weight_decay"])
+                weights = torch.stack(torch._foreach_norm(scaled))
+                lengths = torch.stack(torch._foreach_norm(decayed))
+                ratios = torch.where((weights > 0) & (lengths > 0), group["trust"] * weights / lengths, 1.0)
+                torch._foreach_mul_(decayed, list(ratios.unbind()))
+                updates |= dict(zip(scaled, decayed, strict=True))
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, list(updates.values()), alpha=group["lr"])
+            torch._foreach_sub_(params, buffers)
+        return loss
+
+
 class DecayAfter(LambdaLR):
     """Multiplies the learning rate by ``factor`` an epoch from epoch ``after`` on, counted from 0: char-rnn's."""
 
@@ -63,14 +123,26 @@ class DecayAfter(LambdaLR):
 
 
 def configure_optimizers(
-    module: LightningModule, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None
+    module: LightningModule,
+    optimizer: OptimizerCallable,
+    scheduler: LRSchedulerCallable | None,
+    decay_vectors: bool = True,
 ) -> OptimizerLRScheduler:
     """What a technique with one optimizer returns from ``configure_optimizers``.
 
     Only parameters that require a gradient are optimized. :class:`WarmupCosine` goes by steps, every other schedule by
     epochs, as torch documents them.
+
+    Args:
+        decay_vectors: whether biases and the weights of norms, that is parameters of one dimension or none, have the
+            optimizer's weight decay; else they have none.
     """
-    made = optimizer([p for p in module.parameters() if p.requires_grad])
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if decay_vectors:
+        made = optimizer(trained)
+    else:
+        matrices, vectors = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() <= 1]
+        made = optimizer([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
     if scheduler is None:
         return {"optimizer": made}
     schedule = scheduler(made)

@@ -1,0 +1,171 @@
+"""Several augmented views of each image of any source, for contrastive learning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from datamodules.augment import Augmentation
+from datamodules.images import ImageBatch, Images, Part
+from datamodules.loader import TensorLoader, draws_of_place, rank_and_world_size, training_draws
+
+
+class ViewBatch(NamedTuple):
+    """V views of each of B images, in 0..1 and the model's precision, and V′ small ones."""
+
+    images: Tensor
+    """(B, C, H, W) uint8: the images as they are stored"""
+    labels: Tensor
+    """(B,) int64: the class, or -1 where it is not known"""
+    views: Tensor
+    """(V, B, C, S, S)"""
+    small: Tensor
+    """(V′, B, C, s, s); V′ is 0 without multi-crop"""
+
+
+class ContrastiveViews(LightningDataModule):
+    """Batches of augmented views, made on the device, where every view of every image has its own draws.
+
+    In training they are a function of (seed, epoch, batch, place in the global batch); in evaluation of the place
+    alone, so that every epoch, every run and any number of ranks sees the same. The parts, their labels and their order
+    are the source's.
+
+    Args:
+        source: what the images come from; its own batch size is replaced.
+        batch_size: images per rank and batch; the network sees ``views`` times as many.
+        views: of each image.
+        small_views: further, smaller ones (multi-crop: Caron et al. 2020).
+        small_size: pixels of their side.
+        small_scale: range of their crop's share of the area.
+        size: pixels of a view's side; by default the source's shorter one.
+        augmentation: how a view is made; its ``size`` is this ``size``.
+        label_fraction: train on this share of the labeled images only, of each class in its share, if it is below 1:
+            those of :meth:`labeled_subset`.
+
+    Attributes:
+        image_shape: C, size, size: of a view.
+        num_classes, class_names: the source's.
+
+    Raises:
+        ValueError: an argument is out of range, or ``small_views`` and ``small_size`` do not go together.
+    """
+
+    def __init__(
+        self,
+        source: Images,
+        batch_size: int = 256,
+        views: int = 2,
+        small_views: int = 0,
+        small_size: int | None = None,
+        small_scale: tuple[float, float] = (0.05, 0.25),
+        size: int | None = None,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
+        label_fraction: float = 1.0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("views", views, 1), ("small_views", small_views, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value}: expected at least {least}")
+        if small_views and small_size is None:
+            raise ValueError(f"small_size=null: expected the pixels of a side, for small_views={small_views}")
+        if small_size is not None and not small_views:
+            raise ValueError(f"small_size={small_size}: expected null, for small_views=0")
+        if size is not None and augmentation.size not in (None, size):
+            raise ValueError(f"augmentation.size={augmentation.size}: expected size={size}, or null")
+        channels, *sides = source.image_shape
+        self.source, self.views, self.small_views, self.label_fraction = source, views, small_views, label_fraction
+        self.batch_size = source.batch_size = batch_size
+        self.augmentation = replace(augmentation, size=size or augmentation.size or min(sides))
+        self.small_augmentation = replace(augmentation, size=small_size or 1, scale=small_scale)
+        self.image_shape = [channels, self.augmentation.size, self.augmentation.size]
+
+    @property
+    def num_classes(self) -> int:
+        return self.source.num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.source.class_names
+
+    def prepare_data(self) -> None:
+        self.source.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        self.source.setup(stage)
+
+    def part(self, name: str) -> Part:
+        """:meth:`Images.part`"""
+        return self.source.part(name)
+
+    def labeled_subset(self, fraction: float) -> Tensor:
+        """:meth:`Images.labeled_subset`"""
+        return self.source.labeled_subset(fraction)
+
+    def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
+        """:meth:`Images.plain_loader`: of an :class:`ImageBatch`, without views."""
+        return self.source.plain_loader(part)
+
+    def train_dataloader(self) -> TensorLoader:
+        loader = self.source.train_dataloader()
+        if self.label_fraction != 1:
+            rows = self.labeled_subset(self.label_fraction)
+            loader.source, loader.num_samples = self.part("train").take(rows), len(rows)
+        return loader
+
+    def val_dataloader(self) -> TensorLoader:
+        return self._evaluated(self.source.val_dataloader())
+
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        loader = self.source.test_dataloader()
+        return self._evaluated(loader) if isinstance(loader, TensorLoader) else loader
+
+    def _evaluated(self, loader: TensorLoader) -> TensorLoader:
+        """Without the last batch if it is not full, where images have several views: a contrastive loss depends on how
+        many negatives there are."""
+        if self.views + self.small_views > 1:
+            loader.batch_size = min(loader.batch_size, loader.num_samples // rank_and_world_size()[1])
+            loader.drop_last = True
+        return loader
+
+    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self.source.predict_dataloader()
+
+    def to_float(self, batch: Any) -> Any:
+        """:meth:`Images.to_float`, of an :class:`ImageBatch` or of a :class:`ViewBatch`."""
+        self.source.trainer = self.trainer
+        return self.source.to_float(batch)
+
+    def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
+        """Two views of each image, uint8 or float, as two batches: always the same ones at one place in the batch."""
+        draws = draws_of_place(len(batch.images), 2 * Augmentation.num_draws, "two views")
+        first, second = self._augmented(batch.images, draws, self.augmentation)
+        return batch._replace(images=first), batch._replace(images=second)
+
+    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ViewBatch:
+        count, each = len(batch.images), Augmentation.num_draws
+        num_draws = (self.views + self.small_views) * each
+        if self.trainer is not None and self.trainer.training:
+            draws = training_draws(self.trainer, count, num_draws, self.source.order_seed)
+        else:
+            draws = draws_of_place(count, num_draws, "views")
+        for_views, for_small = draws.split([self.views * each, self.small_views * each], 1)
+        return ViewBatch(
+            images=batch.images,
+            labels=batch.labels,
+            views=self._augmented(batch.images, for_views, self.augmentation),
+            small=self._augmented(batch.images, for_small, self.small_augmentation),
+        )
+
+    def _augmented(self, images: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
+        """(B, C, H, W) and draws (B, V · num_draws) → (V, B, C, S, S)."""
+        count, each = len(images), augmentation.num_draws
+        views = draws.shape[1] // each
+        # All views in one go, of which each sample's row holds the draws of all of its own.
+        draws = draws.view(count, views, each).transpose(0, 1).reshape(-1, each)
+        dtype = torch.float32 if self.trainer is None else self.trainer.lightning_module.dtype
+        assert isinstance(dtype, torch.dtype)
+        return augmentation(images.repeat(views, 1, 1, 1), draws, dtype).unflatten(0, (views, count))

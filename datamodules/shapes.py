@@ -1,0 +1,50 @@
+"""The colored shapes of easy-VQA as images with labels, from what PyPI's ``easy-vqa`` ships (MIT license)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from datamodules.easy_vqa import COLORS, SHAPES, attributes, read_images
+from datamodules.images import ImageBatch, Images, Part
+
+
+class Shapes(Images):
+    """4,000 and 1,000 images 64×64 of one circle, rectangle or triangle in one of eight colors on a pale ground.
+
+    The labels are read off the pixels: a fifth of the images have no question that says them, and where one does it
+    agrees. The test images are the official ones.
+
+    Args:
+        label: what the classes are.
+        batch_size, root, val_fraction, split_seed, limit: as of :class:`~datamodules.images.Images`.
+
+    Raises:
+        ValueError: an unknown label.
+    """
+
+    shape = (3, 64, 64)
+
+    def __init__(
+        self,
+        label: Literal["shape", "color"] = "shape",
+        batch_size: int = 128,
+        root: str | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, root, val_fraction, split_seed, limit)
+        if label not in ("shape", "color"):
+            raise ValueError(f"label={label!r}: expected 'shape' or 'color'")
+        self.label = label
+        self.class_names = list(SHAPES if label == "shape" else COLORS)
+
+    def read(self) -> dict[str, Part]:
+        parts: dict[str, Part] = {}
+        for part in ("train", "test"):
+            images = read_images(part)
+            shown = [pair.split("-")[self.label == "color"] for pair in attributes(images)]
+            parts[part] = ImageBatch(images, torch.tensor([self.class_names.index(name) for name in shown]))
+        return parts

@@ -1,0 +1,198 @@
+"""Offline evaluation of a representation: a linear classifier on a trained encoder, which is frozen or fine-tuned.
+
+The protocol of SimCLR (section 2.3) and MoCo (section 4.1): the pre-training is over, its head is thrown away, and a
+linear layer learns the classes from h = encode(x). What is frozen stays as it is: its weights and its batch
+normalization's statistics. With all labels this measures the representation; with 1 % or 10 % of them
+(``data.label_fraction``), and the encoder trained along (``frozen: false``), what it is good for when labels are few.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from lit_models.parts.batch_norm import GlobalBatchNorm1d
+from lit_models.parts.distributed import global_mean
+from lit_models.parts.evaluating import evaluating
+from lit_models.parts.images import to_image_batch
+from lit_models.parts.optim import WarmupCosine, configure_optimizers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from datamodules.contrastive_views import ViewBatch
+
+
+class LinearProbe(LightningModule):
+    """A linear classifier of what any trained module's ``encode`` makes of images.
+
+    Training is on the first view of :class:`datamodules.contrastive_views.ContrastiveViews`, evaluation on the images
+    as they are.
+
+    Args:
+        image_shape: (C, H, W).
+        num_classes: of the labels.
+        checkpoint: of a module of this repository that has ``encode``; may hold ``~`` and variables of the environment.
+        frozen: train the linear layer only; else the encoder too.
+        standardize: normalize the features without learned scale, by batch statistics, before the linear layer: they
+            can be of any size.
+        class_names: of the classes, for :meth:`classify`.
+        encoder: the module's class and arguments, which a checkpoint of this class knows, so that it needs no other.
+        optimizer, scheduler: callables, as Lightning's CLI makes them.
+
+    Raises:
+        ValueError: the checkpoint is no such module's.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_classes: int,
+        checkpoint: str = "",
+        frozen: bool = True,
+        standardize: bool = True,
+        class_names: Sequence[str] | None = None,
+        encoder: dict[str, Any] | None = None,
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+        scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
+    ) -> None:
+        super().__init__()
+        if encoder is None:
+            encoder, weights = trained_module(checkpoint)
+            self.encoder = rebuilt(encoder)
+            self.encoder.load_state_dict(weights)
+        else:
+            self.encoder = rebuilt(encoder)
+        if not hasattr(self.encoder, "encode"):
+            raise ValueError(f"checkpoint={checkpoint}: holds a {encoder['class_path']}, which has no encode")
+        trained_on = list(getattr(self.encoder, "image_shape", encoder["init_args"].get("image_shape", image_shape)))
+        if trained_on != list(image_shape):
+            raise ValueError(f"checkpoint={checkpoint}: was trained on images of {trained_on}, these are {image_shape}")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.hparams["encoder"] = encoder
+        self.image_shape, self.frozen = list(image_shape), frozen
+        self.class_names = list(class_names or [])
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.encoder.requires_grad_(not frozen)
+        with evaluating(self.encoder), torch.no_grad():
+            features = self.encoder.encode(torch.zeros(1, *image_shape)).flatten(1).shape[1]  # type: ignore[operator]
+        self.norm = GlobalBatchNorm1d(features, affine=False) if standardize else nn.Identity()
+        self.classifier = nn.Linear(features, num_classes)
+        self.loss = MeanMetric()
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.confusion = MulticlassConfusionMatrix(num_classes)
+        self._confusion: Tensor | None = None  # for illustrate(): of what was last evaluated
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in 0..1 → logits (B, K)."""
+        return self.classifier(self.norm(self.encoder.encode(images).flatten(1)))  # type: ignore[operator]
+
+    def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
+        logits = self(batch.views[0])
+        loss = global_mean(F.cross_entropy(logits, batch.labels, reduction="none"))
+        return {"loss": loss, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
+
+    def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: ViewBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: ViewBatch, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        logits = self(data.to_float(batch).images)
+        self.loss.update(F.cross_entropy(logits, batch.labels, reduction="none"))
+        self.accuracy.update(logits, batch.labels)
+        self.confusion.update(logits, batch.labels)
+        self.log_dict({f"{stage}/loss": self.loss, f"{stage}/accuracy": self.accuracy})
+
+    def on_validation_epoch_end(self) -> None:
+        self._confusion = self.confusion.compute()
+        self.confusion.reset()
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[int]:
+        """The class of each image of the batch."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return self(data.to_float(batch).images).argmax(1).tolist()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure_optimizers(self, self.optimizer, self.scheduler)
+
+    @torch.inference_mode()
+    def classify(self, image: object) -> dict[str, float]:
+        """The probability of each class, by its name, for an image as
+        :func:`~lit_models.parts.images.to_image_batch` takes it."""
+        with evaluating(self):
+            batch = to_image_batch(image, self.image_shape, self.device).to(self.dtype)
+            probabilities = self(batch).softmax(1)[0].tolist()
+        names = self.class_names or [str(i) for i in range(len(probabilities))]
+        return dict(sorted(zip(names, probabilities, strict=True), key=lambda item: -item[1]))
+
+    def illustrate(self) -> dict[str, Figure]:
+        """Which classes are taken for which."""
+        return {} if self._confusion is None else {"confusion": confusion_figure(self._confusion, self.class_names)}
+
+
+# ---- what a checkpoint holds ---------------------------------------------------------------------------------------
+
+
+def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
+    """Which class (K rows) was taken for which, as shares of each row of counts (K, K)."""
+    from matplotlib.figure import Figure
+
+    shares = counts.float().cpu() / counts.sum(1, keepdim=True).clamp_min(1).cpu()
+    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 20:
+        axis.set_xticks(range(len(names)), names, rotation=90)
+        axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="taken for", ylabel="class")
+    figure.colorbar(image, label="share of the class")
+    return figure
+
+
+def trained_module(checkpoint: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The class path and arguments of the module that a checkpoint holds, and its weights."""
+    checkpoint = os.path.expanduser(os.path.expandvars(checkpoint))
+    if not Path(checkpoint).is_file():
+        raise ValueError(
+            f"checkpoint={checkpoint or '(none)'}: no such file; expected a checkpoint of a trained module"
+        )
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        arguments = {key: value for key, value in content["hyper_parameters"].items() if key != "_instantiator"}
+        class_path = arguments.pop("_class_path")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"checkpoint={checkpoint}: expected one of a module of this repository ({reason})") from None
+    return {"class_path": class_path, "init_args": arguments}, content["state_dict"]
+
+
+def rebuilt(made_of: dict[str, Any]) -> LightningModule:
+    """A module of such a class and arguments, with new weights."""
+    package, _, name = made_of["class_path"].rpartition(".")
+    if not package.startswith("lit_models."):  # what a file says is imported only from here
+        raise ValueError(f"checkpoint: holds a {made_of['class_path']}, expected a module of lit_models")
+    return getattr(import_module(package), name)(**made_of["init_args"])

@@ -1,0 +1,77 @@
+"""What contrastive losses share: the cross-entropy of positives among candidates, and how well they are told apart."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from lit_models.parts.distributed import mean_over_ranks
+
+COLLAPSED = 0.05
+"""spread of the projections below which they are taken for one point"""
+
+
+def unit(z: Tensor) -> Tensor:
+    """Vectors (…, D) of length 1, in single precision at least: exp(sim/τ) needs its digits."""
+    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float)), dim=-1)
+
+
+def cross_entropy_of_positives(logits: Tensor, positives: Tensor) -> Tensor:
+    """The mean over anchors and their positives of −log softmax(logits)[positive].
+
+    Args:
+        logits: (A, C) of A anchors and C candidates; −inf for one that is none.
+        positives: (A, P) columns.
+    """
+    if positives.shape[1] == 1:
+        return F.cross_entropy(logits, positives[:, 0])
+    return (logits.logsumexp(1, keepdim=True) - logits.gather(1, positives)).mean()
+
+
+@torch.no_grad()
+def similarities(logits: Tensor, positives: Tensor, temperature: float) -> dict[str, Tensor]:
+    """What the logits say, as means over the anchors: the cosine of the positives and of the hardest negative, and the
+    share of anchors to which a positive is the most similar of all candidates."""
+    values, columns = logits.topk(min(positives.shape[1] + 1, logits.shape[1]), dim=1)  # one of them is no positive
+    is_positive = (columns[:, :, None] == positives[:, None]).any(2)
+    hardest = values.masked_fill(is_positive, -torch.inf).amax(1)
+    return {
+        "positive_similarity": logits.gather(1, positives).mean() * temperature,
+        "negative_similarity": hardest.clamp_min(-1 / temperature).mean() * temperature,  # −1 where there is none yet
+        "contrastive_accuracy": is_positive[:, 0].float().mean(),
+    }
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """√D times the mean deviation of each dimension of unit vectors (N, D) of all ranks: 1 on a sphere, 0 in a point."""
+    mean, square = mean_over_ranks(torch.stack([z.mean(0), z.square().mean(0)]))
+    return (square - mean.square()).clamp_min(0).sqrt().mean() * z.shape[1] ** 0.5
+
+
+class ContrastiveScores(torch.nn.ModuleDict):
+    """Running means of the loss, of :func:`similarities` and of :func:`spread` over evaluated batches."""
+
+    def __init__(self) -> None:
+        names = ("loss", "positive_similarity", "negative_similarity", "contrastive_accuracy", "projection_std")
+        super().__init__({name: MeanMetric() for name in names})
+
+    def add(self, scores: dict[str, Tensor]) -> None:
+        for name, value in scores.items():
+            self[name].update(value)  # type: ignore[operator]
+
+    def log(self, module: LightningModule, stage: str) -> None:
+        """Logs them as ``val/…`` or ``test/…``, and warns if the projections have collapsed."""
+        found = {name: metric.compute() for name, metric in self.items()}  # type: ignore[operator]
+        module.log_dict({f"{stage}/{name}": value for name, value in found.items()})
+        for metric in self.values():
+            metric.reset()  # type: ignore[operator]
+        if found["projection_std"] < COLLAPSED:
+            rank_zero_warn(
+                f"collapse: the projections of all images are nearly one point (step {module.global_step}, "
+                f"{stage}/projection_std {float(found['projection_std']):.4f}); a lower learning rate may help"
+            )

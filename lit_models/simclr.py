@@ -1,0 +1,186 @@
+"""SimCLR: two augmented views of an image should have the same representation, and those of other images another.
+
+Chen, Kornblith, Norouzi & Hinton, "A Simple Framework for Contrastive Learning of Visual Representations" (2020). Each
+of N images is augmented twice, which gives 2N views; the two of an image are a positive pair, and the other 2(N − 1)
+are its negatives. With an encoder f and a projection head g, an MLP that is thrown away afterwards:
+
+    h = f(x)        z = g(h)        ℓ(i, j) = −log  exp(sim(z_i, z_j)/τ) / Σ_{k ≠ i} exp(sim(z_i, z_k)/τ)        (eq. 1)
+
+averaged over all positive pairs, where sim is the cosine. What is learned is what the augmentations leave: see
+docs/simclr.md for an experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from lit_models.parts.contrastive import ContrastiveScores, cross_entropy_of_positives, similarities, spread, unit
+from lit_models.parts.distributed import gather_rows_with_gradient, places_of_this_rank
+from lit_models.parts.encoders import Stem, image_encoder, library_weights
+from lit_models.parts.heads import projection_head
+from lit_models.parts.optim import WarmupCosine, configure_optimizers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from datamodules.contrastive_views import ViewBatch
+
+
+def pairwise_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The similarities of eq. 1, with the views of all ranks as candidates.
+
+    Args:
+        z: unit vectors (V, B, D): V views of this rank's B images.
+
+    Returns:
+        logits (V·B, V·N), sim/τ of each view to all views of the N images of all ranks, −inf to itself; and the columns
+        (V·B, V − 1) of its positives, the other views of the same image.
+    """
+    views, count, _ = z.shape
+    everyone = gather_rows_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (V, N, D)
+    # Row v·B + b is view v of this rank's image b, and column v·N + i is view v of image i of all.
+    image = places_of_this_rank(count, z.device)
+    columns = torch.arange(views, device=z.device)[:, None] * everyone.shape[1] + image  # (V, B) of this rank's views
+    logits = (z / temperature).flatten(0, 1) @ everyone.flatten(0, 1).T
+    logits = logits.scatter(1, columns.flatten()[:, None], -torch.inf)
+    others = [columns.roll(-shift, 0).flatten() for shift in range(1, views)]
+    return logits, torch.stack(others, 1)
+
+
+def nt_xent(z: Tensor, temperature: float) -> Tensor:
+    """The normalized temperature-scaled cross-entropy of projections (V, B, D): eq. 1, its mean over positive pairs.
+
+    Of more than two views, every two of an image are a pair, and the other positives stay among the candidates.
+    """
+    return cross_entropy_of_positives(*pairwise_logits(unit(z), temperature))
+
+
+class SimCLR(LightningModule):
+    """SimCLR, on the views of :class:`datamodules.contrastive_views.ContrastiveViews`.
+
+    Args:
+        image_shape: (C, H, W) of the views.
+        encoder, stem, width: f, as :func:`lit_models.parts.encoders.image_encoder` takes them.
+        pretrained: start from the library's ImageNet weights.
+        head_layers: linear layers of g (2 in the paper, 3 in its authors' code).
+        head_dim: hidden units of g; by default as many as h has numbers.
+        head_norm: batch normalization in g.
+        out_dim: of z.
+        temperature: τ.
+        decay_vectors: whether biases and the weights of norms have the optimizer's weight decay.
+        optimizer, scheduler: callables, as Lightning's CLI makes them.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        encoder: str = "resnet18",
+        stem: Stem | None = None,
+        width: int | None = None,
+        pretrained: bool = False,
+        head_layers: int = 2,
+        head_dim: int | None = None,
+        head_norm: bool = False,
+        out_dim: int = 128,
+        temperature: float = 0.5,
+        decay_vectors: bool = False,
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.06, momentum=0.9, weight_decay=5e-4),
+        scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: expected more than 0")
+        if out_dim < 1:
+            raise ValueError(f"out_dim={out_dim}: expected at least 1")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.temperature, self.decay_vectors = temperature, decay_vectors
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.encoder = image_encoder(encoder, image_shape, stem=stem, width=width, pretrained=pretrained)
+        features = int(self.encoder.out_dim)  # type: ignore[arg-type]
+        self.head = projection_head(features, head_dim or features, out_dim, head_layers, head_norm)
+        self.scores = ContrastiveScores()
+        self._shown: ViewBatch | None = None  # for illustrate(): the first batch that was last evaluated
+
+    # ---- the model -----------------------------------------------------------------------------------------------
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in 0..1 → h (B, D), the representation: the head is for the loss alone."""
+        return self.encoder(images)
+
+    def project(self, views: Tensor) -> Tensor:
+        """(V, B, C, H, W) → (V, B, D): z, as unit vectors.
+
+        All views go through the network together: with batch normalization each of them by itself would be another
+        function, with another gradient.
+        """
+        z = self.head(self.encode(views.flatten(0, 1)))
+        return unit(z).unflatten(0, views.shape[:2])
+
+    def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
+        return self._contrast(batch)
+
+    def _contrast(self, batch: ViewBatch) -> dict[str, Tensor]:
+        z = self.project(batch.views)
+        if len(batch.small):  # of another size, so by themselves
+            z = torch.cat([z, self.project(batch.small)])
+        logits, positives = pairwise_logits(z, self.temperature)
+        loss = cross_entropy_of_positives(logits, positives)
+        return {
+            "loss": loss,
+            **similarities(logits, positives, self.temperature),
+            "projection_std": spread(z.flatten(0, 1)),
+        }
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def test_step(self, batch: ViewBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def _evaluate(self, batch: ViewBatch, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._shown = batch
+        self.scores.add(self._contrast(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.scores.log(self, "val")
+
+    def on_test_epoch_end(self) -> None:
+        self.scores.log(self, "test")
+
+    def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[list[float]]:
+        """The representation of each image of the batch, without augmentation."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return self.encode(data.to_float(batch).images).tolist()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure_optimizers(self, self.optimizer, self.scheduler, self.decay_vectors)
+
+    # ---- use -----------------------------------------------------------------------------------------------------
+
+    def export(self) -> dict[str, Tensor]:
+        """The encoder's weights by the names of torchvision or timm, for ``load_state_dict(…, strict=False)`` there.
+
+        Without a classifier's. A ResNet that was not pretrained takes pixels in −1..1.
+        """
+        return library_weights(self.encoder)
+
+    def illustrate(self) -> dict[str, Figure]:
+        """Views; nearest neighbors; a map of the representation; similarities of positives and of negatives."""
+        from lit_models.parts.contrastive_figures import figures
+
+        if self._shown is None:
+            return {}
+        return figures(self, self._shown, lambda views: self.project(views))
