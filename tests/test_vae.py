@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
@@ -15,8 +17,10 @@ from datamodules.images import ImageBatch
 from experiments.cli import CLI
 from lit_models.parts.image_coders import conv_decoder, conv_encoder
 from lit_models.parts.latent import slerp
+from lit_models.parts.noise import normal_of_samples
 from lit_models.parts.vae_scores import PosteriorScores, mutual_information
 from lit_models.vae import VAE, gaussian_kl, importance_bound, kl_weight, log_likelihood, log_normal
+from tests.contracts.test_ranks import one_and_two_ranks
 
 SHAPE = [1, 8, 8]
 
@@ -192,6 +196,32 @@ def test_noise_belongs_to_the_sample_whichever_rank_has_it(monkeypatch: pytest.M
         count = len(range(rank, 7, 2))
         assert torch.equal(model.draws(2, torch.zeros(count, 3), "key"), whole[:, rank::2])
         assert torch.equal(model.observed(images(7)[rank::2], 5), pixels[rank::2])
+
+
+def test_noise_is_standard_normal_and_no_row_depends_on_how_many_there_are() -> None:
+    device = torch.device("cpu")
+    many = normal_of_samples(4001, 50, "key", device=device)
+    assert float(many.mean()) == pytest.approx(0, abs=0.01)
+    assert float(many.std()) == pytest.approx(1, abs=0.01)
+    for count in (1, 2, 7, 100):
+        assert torch.equal(normal_of_samples(count, 50, "key", device=device), many[:count])
+
+
+def test_two_ranks_binarize_and_begin_as_one(tmp_path: Path) -> None:
+    options = {"network": "mlp", "hidden": [16], "latent_dim": 3, "binarize": True, "test_samples": 2}
+    settings = {
+        "model": {"class_path": "lit_models.vae.VAE", "init_args": options},
+        "data": {"class_path": "datamodules.images.Digits", "init_args": {"batch_size": 8, "limit": 100}},
+        "probe": {"every_n_epochs": None},
+    }
+    file = tmp_path / "binary.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    one, two = one_and_two_ranks(["-c", str(file)], tmp_path)
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    for name, expected in one["gradients"].items():
+        assert torch.allclose(two["gradients"][name], expected, rtol=1e-5, atol=1e-9), name
+    evaluated = {name: value for name, value in one["metrics"].items() if name.startswith("val/")}
+    assert {name: two["metrics"][name] for name in evaluated} == pytest.approx(evaluated, rel=1e-5, abs=1e-5)
 
 
 def test_an_mlp_begins_with_the_mean_image(fit: Callable[..., CLI]) -> None:

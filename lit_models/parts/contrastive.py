@@ -48,7 +48,10 @@ def similarities(logits: Tensor, positives: Tensor, temperature: float) -> dict[
 
 @torch.no_grad()
 def spread(z: Tensor) -> Tensor:
-    """√D times the mean deviation of each dimension of unit vectors (N, D) of all ranks: 1 on a sphere, 0 in a point."""
+    """√D times the mean deviation of the dimensions of unit vectors (N, D): 1 on a sphere, 0 in a point.
+
+    Of the vectors of all ranks together.
+    """
     mean, square = mean_over_ranks(torch.stack([z.mean(0), z.square().mean(0)]))
     return (square - mean.square()).clamp_min(0).sqrt().mean() * z.shape[1] ** 0.5
 
