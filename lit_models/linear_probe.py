@@ -12,6 +12,7 @@ import os
 import pickle
 from collections.abc import Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +71,14 @@ class LinearProbe(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
         super().__init__()
+        weights = None
         if encoder is None:
             encoder, weights = trained_module(checkpoint)
-            self.encoder = rebuilt(encoder)
-            self.encoder.load_state_dict(weights)
-        else:
-            self.encoder = rebuilt(encoder)
+        self.encoder = rebuilt(encoder)
         if not hasattr(self.encoder, "encode"):
             raise ValueError(f"checkpoint={checkpoint}: holds a {encoder['class_path']}, which has no encode")
+        if weights is not None:
+            self.encoder.load_state_dict(weights)
         trained_on = list(getattr(self.encoder, "image_shape", encoder["init_args"].get("image_shape", image_shape)))
         if trained_on != list(image_shape):
             raise ValueError(f"checkpoint={checkpoint}: was trained on images of {trained_on}, these are {image_shape}")
@@ -92,6 +93,7 @@ class LinearProbe(LightningModule):
         self.norm = GlobalBatchNorm1d(features, affine=False) if standardize else nn.Identity()
         self.classifier = nn.Linear(features, num_classes)
         self.loss = MeanMetric()
+        self.train()  # Lightning leaves each part in the mode that it finds
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self._confusion: Tensor | None = None  # for illustrate(): of what was last evaluated
@@ -195,4 +197,6 @@ def rebuilt(made_of: dict[str, Any]) -> LightningModule:
     package, _, name = made_of["class_path"].rpartition(".")
     if not package.startswith("lit_models."):  # what a file says is imported only from here
         raise ValueError(f"checkpoint: holds a {made_of['class_path']}, expected a module of lit_models")
-    return getattr(import_module(package), name)(**made_of["init_args"])
+    made = getattr(import_module(package), name)
+    known = signature(made).parameters  # a checkpoint also holds facts of the data that this class did not ask for
+    return made(**{key: value for key, value in made_of["init_args"].items() if key in known})

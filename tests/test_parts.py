@@ -349,7 +349,9 @@ def test_timm_backbone_ends_in_a_map() -> None:
 @pytest.mark.parametrize("frozen", [True, False])
 def test_only_a_frozen_backbone_keeps_weights_and_statistics_in_training(frozen: bool) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(Backbone("resnet18", frozen=frozen), nn.Flatten(), nn.Linear(512, 2)).train()
+    model = nn.Sequential(Backbone("resnet18", frozen=frozen), nn.Flatten(), nn.Linear(512, 2))
+    assert model[0].body.training != frozen, "from the start: Lightning does not call train() before a fit"
+    model.train()
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):

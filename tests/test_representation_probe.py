@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,13 @@ from datamodules.images import Digits, ImageBatch, Part
 from experiments import representations
 from experiments.callbacks import representation_probe
 from experiments.callbacks.exact_resume import generator_states
-from experiments.callbacks.representation_probe import RepresentationProbe, collect, labeled_rows, undisturbed
+from experiments.callbacks.representation_probe import (
+    RepresentationProbe,
+    collect,
+    from_all_ranks,
+    labeled_rows,
+    undisturbed,
+)
 from experiments.cli import CLI, build
 from experiments.representations import (
     accuracy,
@@ -271,6 +278,108 @@ class PartlyLabeled(Digits):
 class Mirrored(Digits):
     def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
         return batch, batch._replace(images=batch.images.flip(3) if self.batch_size == 32 else batch.images)
+
+
+# ---- when, and with what, without a training -------------------------------------------------------------------------
+
+
+def fake_trainer(**options: Any) -> Any:
+    """A Trainer at the end of the third of ten epochs."""
+    state = {"fn": "fit", "sanity_checking": False, "fast_dev_run": False, "last_batch": True} | options
+    progress = SimpleNamespace(is_last_batch=state["last_batch"])
+    return SimpleNamespace(
+        sanity_checking=state["sanity_checking"],
+        fast_dev_run=state["fast_dev_run"],
+        state=SimpleNamespace(fn=state["fn"]),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        current_epoch=options.get("epoch", 2),
+        max_epochs=10,
+        global_step=30,
+        max_steps=options.get("max_steps", -1),
+        datamodule=options.get("data"),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+        world_size=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("every", "options", "expected"),
+    [
+        (3, {}, True),
+        (3, {"epoch": 1}, False),
+        (3, {"epoch": 9}, True),
+        (0, {}, False),
+        (0, {"epoch": 9}, True),
+        (3, {"last_batch": False}, False),  # a validation within an epoch
+        (2, {"max_steps": 30}, True),
+        (2, {"max_steps": 30, "last_batch": False}, True),  # the run's last validation
+        (2, {"max_steps": 31}, False),
+        (2, {"fn": "validate"}, True),
+        (3, {"sanity_checking": True}, False),
+        (3, {"fast_dev_run": True}, False),
+        (3, {"fast_dev_run": True, "fn": "validate"}, False),
+    ],
+)
+def test_when_it_is_due(every: int, options: dict[str, Any], expected: bool) -> None:
+    assert RepresentationProbe(every_n_epochs=every)._is_due(fake_trainer(**options)) == expected
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_trial_run_tests_without_it(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    callback = RepresentationProbe()
+    callback.works = True
+    monkeypatch.setattr(callback, "_log", lambda trainer, module, stage: asked.append(stage))
+    callback.on_test_epoch_end(fake_trainer(fast_dev_run=fast), LightningModule())
+    assert asked == ([] if fast else ["test"])
+
+
+def test_its_arguments_reach_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, dict[str, Any]]] = []
+
+    def spy(*parts: Tensor, **options: Any) -> dict[str, float]:
+        asked.append((len(parts[0]), options))
+        return {}
+
+    monkeypatch.setattr(representation_probe, "probe", spy)
+    callback = RepresentationProbe(k=7, temperature=0.3, bank_size=100)
+    callback.measure(fake_trainer(data=Digits()), VAE([1, 8, 8], network="mlp"), "val")
+    ((bank, options),) = asked
+    assert (bank, options["k"], options["temperature"], options["num_classes"]) == (100, 7, 0.3, 10)
+    assert list(options["subsets"]) == ["1pct"], "10 % are more than the bank"
+
+
+class RandomViews(Digits):
+    def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
+        return batch, batch._replace(images=batch.images + torch.rand_like(batch.images))
+
+
+def test_the_views_are_the_same_each_time() -> None:
+    model = VAE([1, 8, 8], network="mlp")
+    trainer, callback = fake_trainer(data=RandomViews()), RepresentationProbe(bank_size=50)
+    first, second = (callback.measure(trainer, model, "val")["alignment"] for _ in range(2))
+    assert first == second > 0
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize(("samples", "ranks"), [(7, 2), (8, 2), (7, 3), (9, 3)])
+def test_features_of_all_ranks_are_in_order_each_once(samples: int, ranks: int, shape: tuple[int, ...]) -> None:
+    everything = torch.arange(samples).view(-1, *[1 for _ in shape]).expand(-1, *shape)
+    dealt = [everything[rank::ranks] for rank in range(ranks)]
+    given: list[Tensor] = []  # what each rank hands in
+
+    def from_rank(rank: int, answer: Tensor) -> Tensor:
+        trainer: Any = SimpleNamespace(
+            world_size=ranks, strategy=SimpleNamespace(all_gather=lambda rows: (given.append(rows), answer)[1])
+        )
+        return from_all_ranks(dealt[rank], samples, trainer)
+
+    longest = -(-samples // ranks)
+    for rank in range(ranks):
+        from_rank(rank, torch.zeros(ranks, longest, *shape))
+    assert {len(rows) for rows in given} == {longest}, "as all_gather expects"
+    assert torch.equal(from_rank(0, torch.stack(given)), everything)
 
 
 # ---- in a training ---------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         else:
             self.body, self.out_channels = _torchvision_body(name, pretrained)
         if frozen:
-            self.body.requires_grad_(False)
+            self.body.requires_grad_(False).eval()  # Lightning leaves each part in the mode that it finds
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)

@@ -1,0 +1,114 @@
+"""The offline linear probe: what is frozen stays, and what a checkpoint holds is all that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.cli import CLI
+from lit_models.linear_probe import LinearProbe
+from lit_models.simclr import SimCLR
+from tests.conftest import REPOSITORY
+from tests.contracts.encoder_checkpoint import prepare
+
+CONFIG = ["-c", str(REPOSITORY / "configs/linear_probe/digits.yaml")]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    prepare(tmp_path)
+    return str(tmp_path / "encoder.ckpt")
+
+
+def state(encoder: Any) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in encoder.state_dict().items()}
+
+
+def train(fit: Callable[..., CLI], checkpoint: str, *options: str) -> LinearProbe:
+    small = ("--data.source.limit", "200", "--data.batch_size", "20", "--trainer.max_epochs", "2")
+    cli = fit(*CONFIG, "--model.checkpoint", checkpoint, *small, "--test_after_fit", "false", *options)
+    return cli.model
+
+
+def test_frozen_means_weights_and_batch_norm_statistics(fit: Callable[..., CLI], checkpoint: str) -> None:
+    model = train(fit, checkpoint)
+    before = torch.load(checkpoint, weights_only=True)["state_dict"]
+    after = state(model.encoder)
+    assert any("running_mean" in key for key in before)
+    for key, value in before.items():
+        assert torch.equal(after[key], value), key
+    assert not torch.equal(model.norm.running_mean, torch.zeros_like(model.norm.running_mean)), "the probe did train"
+    assert not model.train().encoder.training
+    assert model.classifier.training
+
+
+def test_fine_tuning_moves_both(fit: Callable[..., CLI], checkpoint: str) -> None:
+    model = train(fit, checkpoint, "--model.frozen", "false")
+    before = torch.load(checkpoint, weights_only=True)["state_dict"]
+    after = state(model.encoder)
+    for key in before:
+        if key.startswith("encoder.") and ("running_mean" in key or key.endswith("1.weight")):
+            assert not torch.equal(after[key], before[key]), key
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [("0.01", 13), ("0.1", 129)])
+def test_a_share_of_the_labels(fit: Callable[..., CLI], checkpoint: str, fraction: str, expected: int) -> None:
+    options = ("--model.checkpoint", checkpoint, "--data.label_fraction", fraction, "--data.batch_size", "4")
+    cli = fit(*CONFIG, *options, "--trainer.max_epochs", "1", "--test_after_fit", "false")
+    loader = cli.datamodule.train_dataloader()
+    assert loader.num_samples == expected
+    assert loader.source.labels.unique().tolist() == list(range(10))
+    assert len(cli.datamodule.part("train").labels) > 1000, "the probe's bank is whole"
+
+
+def test_it_learns_the_classes_and_names_them(fit: Callable[..., CLI], tmp_path: Path) -> None:
+    simclr = ("-c", str(REPOSITORY / "configs/simclr/digits.yaml"), "--trainer.max_epochs", "5")
+    trained = fit(*simclr, "--test_after_fit", "false").folder.recovery_checkpoints()[0]
+    cli = fit(*CONFIG, "--model.checkpoint", trained, "--trainer.max_epochs", "20")
+    assert float(cli.trainer.callback_metrics["test/accuracy"]) > 0.85
+
+    Path(trained).unlink()  # nothing else is needed to use it
+    best = cli.folder.best_checkpoint()
+    model = LinearProbe.load_from_checkpoint(best, map_location="cpu", weights_only=True)
+    assert isinstance(model.encoder, SimCLR)
+    part = cli.datamodule.part("test")
+    right = [
+        max(model.classify(image), key=model.classify(image).__getitem__) == str(int(label))
+        for image, label in zip(part.images[:40], part.labels[:40], strict=True)
+    ]
+    assert sum(right) > 30
+    probabilities = model.classify(part.images[0])
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+
+
+def test_variables_in_the_path(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINED", str(Path(checkpoint).parent))
+    model = LinearProbe([1, 8, 8], 10, checkpoint="$TRAINED/encoder.ckpt")
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_mistakes_are_named(tmp_path: Path, checkpoint: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"checkpoint=\(none\): no such file; expected a checkpoint of a trained module"
+    ):
+        LinearProbe([1, 8, 8], 10)
+    with pytest.raises(ValueError, match=r"was trained on images of \[1, 8, 8\], these are \[3, 32, 32\]"):
+        LinearProbe([3, 32, 32], 10, checkpoint)
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match=r"text.ckpt: expected one of a module of this repository"):
+        LinearProbe([1, 8, 8], 10, str(tmp_path / "text.ckpt"))
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["_class_path"] = "os.path.join"
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"holds a os.path.join, expected a module of lit_models"):
+        LinearProbe([1, 8, 8], 10, str(tmp_path / "other.ckpt"))
+    content["hyper_parameters"] = {"_class_path": "lit_models.char_lm.CharLM", "vocab": ["a", "b"]}
+    torch.save(content, tmp_path / "text_model.ckpt")
+    with pytest.raises(ValueError, match=r"holds a lit_models.char_lm.CharLM, which has no encode"):
+        LinearProbe([1, 8, 8], 10, str(tmp_path / "text_model.ckpt"))
