@@ -13,7 +13,7 @@ docs/simclr.md for an experiment.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -74,6 +74,7 @@ class SimCLR(LightningModule):
         head_norm: batch normalization in g.
         out_dim: of z.
         temperature: τ.
+        representation: what :meth:`encode` gives: h, or z, which has less of what the augmentation changes (section 4.2).
         decay_vectors: whether biases and the weights of norms have the optimizer's weight decay.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
@@ -93,6 +94,7 @@ class SimCLR(LightningModule):
         head_norm: bool = False,
         out_dim: int = 128,
         temperature: float = 0.5,
+        representation: Literal["encoder", "projection"] = "encoder",
         decay_vectors: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.06, momentum=0.9, weight_decay=5e-4),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
@@ -102,8 +104,10 @@ class SimCLR(LightningModule):
             raise ValueError(f"temperature={temperature}: expected more than 0")
         if out_dim < 1:
             raise ValueError(f"out_dim={out_dim}: expected at least 1")
+        if representation not in ("encoder", "projection"):
+            raise ValueError(f"representation={representation!r}: expected 'encoder' or 'projection'")
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
-        self.temperature, self.decay_vectors = temperature, decay_vectors
+        self.temperature, self.representation, self.decay_vectors = temperature, representation, decay_vectors
         self.optimizer, self.scheduler = optimizer, scheduler
         self.encoder = image_encoder(encoder, image_shape, stem=stem, width=width, pretrained=pretrained)
         features = int(self.encoder.out_dim)  # type: ignore[arg-type]
@@ -115,7 +119,8 @@ class SimCLR(LightningModule):
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → h (B, D), the representation: the head is for the loss alone."""
-        return self.encoder(images)
+        h = self.encoder(images)
+        return h if self.representation == "encoder" else self.head(h)
 
     def project(self, views: Tensor) -> Tensor:
         """(V, B, C, H, W) → (V, B, D): z, as unit vectors.
@@ -123,7 +128,7 @@ class SimCLR(LightningModule):
         All views go through the network together: with batch normalization each of them by itself would be another
         function, with another gradient.
         """
-        z = self.head(self.encode(views.flatten(0, 1)))
+        z = self.head(self.encoder(views.flatten(0, 1)))
         return unit(z).unflatten(0, views.shape[:2])
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:

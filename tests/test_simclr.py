@@ -54,6 +54,8 @@ def test_the_representation_is_before_the_head() -> None:
     images = batch().views[0]
     assert torch.equal(model.encode(images), model.encoder(images))
     assert model.encode(images).shape == (8, 8)
+    projection = make(representation="projection").eval()
+    assert torch.equal(projection.encode(images), model.head(model.encoder(images)))
 
 
 def test_decay_by_shape_or_of_everything() -> None:
@@ -106,6 +108,7 @@ def test_views_of_the_same_image_become_alike(fit: Callable[..., CLI]) -> None:
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature=0.0: expected more than 0"),
+        ({"representation": "h"}, "representation='h': expected 'encoder' or 'projection'"),
         ({"out_dim": 0}, "out_dim=0: expected at least 1"),
         ({"head_layers": 4}, "head_layers=4: expected 1, 2 or 3"),
     ],
