@@ -74,7 +74,8 @@ class SimCLR(LightningModule):
         head_norm: batch normalization in g.
         out_dim: of z.
         temperature: τ.
-        representation: what :meth:`encode` gives: h, or z, which has less of what the augmentation changes (section 4.2).
+        representation: what :meth:`encode` gives: h, or z, which has less of what the augmentation changes (section
+            4.2).
         decay_vectors: whether biases and the weights of norms have the optimizer's weight decay.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 

@@ -52,8 +52,8 @@ def spread(z: Tensor) -> Tensor:
 
     Of the vectors of all ranks together.
     """
-    mean, square = mean_over_ranks(torch.stack([z.mean(0), z.square().mean(0)]))
-    return (square - mean.square()).clamp_min(0).sqrt().mean() * z.shape[1] ** 0.5
+    centered = z - mean_over_ranks(z.mean(0))
+    return mean_over_ranks(centered.square().mean(0)).sqrt().mean() * z.shape[1] ** 0.5
 
 
 class ContrastiveScores(torch.nn.ModuleDict):
