@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
@@ -135,9 +136,13 @@ class ContrastiveViews(LightningDataModule):
         return self.source.predict_dataloader()
 
     def to_float(self, batch: Any) -> Any:
-        """:meth:`Images.to_float`, of an :class:`ImageBatch` or of a :class:`ViewBatch`."""
+        """:meth:`Images.to_float`, of either kind of batch, and its images as large as views are."""
         self.source.trainer = self.trainer
-        return self.source.to_float(batch)
+        batch = self.source.to_float(batch)
+        side: int = self.image_shape[-1]  # type: ignore[assignment]
+        if tuple(batch.images.shape[2:]) == (side, side):
+            return batch
+        return batch._replace(images=F.interpolate(batch.images, (side, side), mode="bilinear", antialias=True))
 
     def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
         """Two views of each image, uint8 or float, as two batches: always the same ones at one place in the batch."""

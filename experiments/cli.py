@@ -16,6 +16,7 @@ import signal
 import sys
 import warnings
 from contextlib import nullcontext
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +52,7 @@ from experiments.run_folder import (
     write_atomically,
 )
 
-DATA_FACTS = ("vocab", "answers", "question_types", "image_shape", "num_classes", "scale_factor")
+DATA_FACTS = ("vocab", "answers", "question_types", "image_shape", "num_classes", "class_names", "scale_factor")
 """attributes of a data module that are linked to a model's argument of the same name"""
 
 BASE_CONFIG = REPOSITORY / "configs" / "base.yaml"
@@ -125,6 +126,11 @@ class CLI(LightningCLI):
         if (saved_class := saved.get("_class_path", asked["class_path"])) != asked["class_path"]:
             raise Mistake(f"ckpt_path={checkpoint}: holds a {saved_class}, expected a {asked['class_path']}")
         pairs = {f"model.{key}": (value, saved.get(key, value)) for key, value in asked.get("init_args", {}).items()}
+        package, _, name = asked["class_path"].rpartition(".")
+        for key in getattr(getattr(import_module(package), name), "adjustable", ()):
+            new, old = pairs.pop(f"model.{key}")
+            if new is None and old is not None:
+                config.model.init_args[key] = old
         origin = folder_of_checkpoint(checkpoint)
         if self.config.subcommand == "fit" and origin is not None:
             run = yaml.safe_load(origin.config.read_text())

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lit_models.parts.batch_norm import GlobalBatchNorm1d
+from lit_models.parts.batch_norm import GlobalBatchNorm1d, whole_batch_norm
 from lit_models.parts.distributed import global_mean
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
@@ -58,6 +58,9 @@ class LinearProbe(LightningModule):
         ValueError: the checkpoint is no such module's.
     """
 
+    adjustable: ClassVar = ("checkpoint", "encoder")
+    """arguments that may differ from a checkpoint's"""
+
     def __init__(
         self,
         image_shape: Sequence[int],
@@ -78,7 +81,12 @@ class LinearProbe(LightningModule):
         if not hasattr(self.encoder, "encode"):
             raise ValueError(f"checkpoint={checkpoint}: holds a {encoder['class_path']}, which has no encode")
         if weights is not None:
-            self.encoder.load_state_dict(weights)
+            try:
+                self.encoder.load_state_dict(weights)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[1].strip()
+                raise ValueError(f"checkpoint={checkpoint}: does not fit {encoder['class_path']} ({reason})") from None
+        whole_batch_norm(self.encoder)
         trained_on = list(getattr(self.encoder, "image_shape", encoder["init_args"].get("image_shape", image_shape)))
         if trained_on != list(image_shape):
             raise ValueError(f"checkpoint={checkpoint}: was trained on images of {trained_on}, these are {image_shape}")
@@ -87,9 +95,7 @@ class LinearProbe(LightningModule):
         self.image_shape, self.frozen = list(image_shape), frozen
         self.class_names = list(class_names or [])
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.encoder.requires_grad_(not frozen)
-        with evaluating(self.encoder), torch.no_grad():
-            features = self.encoder.encode(torch.zeros(1, *image_shape)).flatten(1).shape[1]  # type: ignore[operator]
+        features = self._train_what_encodes(not frozen)
         self.norm = GlobalBatchNorm1d(features, affine=False) if standardize else nn.Identity()
         self.classifier = nn.Linear(features, num_classes)
         self.loss = MeanMetric()
@@ -97,6 +103,17 @@ class LinearProbe(LightningModule):
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self._confusion: Tensor | None = None  # for illustrate(): of what was last evaluated
+
+    def _train_what_encodes(self, trained: bool) -> int:
+        """Lets those parameters be trained, if any, that ``encode`` depends on, and returns how many numbers it gives."""
+        with evaluating(self.encoder), torch.enable_grad():
+            features = self.encoder.encode(torch.zeros(1, *self.image_shape)).flatten(1)  # type: ignore[operator]
+            if features.requires_grad:
+                features.sum().backward()
+        for parameter in self.encoder.parameters():
+            parameter.requires_grad_(trained and parameter.grad is not None)
+            parameter.grad = None
+        return features.shape[1]
 
     def train(self, mode: bool = True) -> LinearProbe:
         super().train(mode)
@@ -186,8 +203,10 @@ def trained_module(checkpoint: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         arguments = {key: value for key, value in content["hyper_parameters"].items() if key != "_instantiator"}
         class_path = arguments.pop("_class_path")
+        if arguments.get("pretrained"):
+            arguments["pretrained"] = False  # other weights follow
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = "trained without the command line" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise ValueError(f"checkpoint={checkpoint}: expected one of a module of this repository ({reason})") from None
     return {"class_path": class_path, "init_args": arguments}, content["state_dict"]
 
@@ -195,8 +214,9 @@ def trained_module(checkpoint: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def rebuilt(made_of: dict[str, Any]) -> LightningModule:
     """A module of such a class and arguments, with new weights."""
     package, _, name = made_of["class_path"].rpartition(".")
-    if not package.startswith("lit_models."):  # what a file says is imported only from here
+    # What a file says is imported from here only, and called only if it is a technique.
+    made = getattr(import_module(package), name, None) if package.startswith("lit_models.") else None
+    if not (isinstance(made, type) and issubclass(made, LightningModule) and made.__module__ == package):
         raise ValueError(f"checkpoint: holds a {made_of['class_path']}, expected a module of lit_models")
-    made = getattr(import_module(package), name)
     known = signature(made).parameters  # a checkpoint also holds facts of the data that this class did not ask for
     return made(**{key: value for key, value in made_of["init_args"].items() if key in known})

@@ -33,7 +33,14 @@ from torch import Tensor, nn
 
 from datamodules.loader import keyed_generator
 from lit_models.parts.batch_norm import split_batch_norm
-from lit_models.parts.contrastive import ContrastiveScores, cross_entropy_of_positives, similarities, spread, unit
+from lit_models.parts.contrastive import (
+    ContrastiveScores,
+    cross_entropy_of_positives,
+    full_precision,
+    similarities,
+    spread,
+    unit,
+)
 from lit_models.parts.distributed import gather_rows, rows_of_this_rank
 from lit_models.parts.encoders import Stem, image_encoder, library_weights
 from lit_models.parts.heads import projection_head
@@ -69,7 +76,9 @@ class KeyQueue(nn.Module):
     def logits(self, queries: Tensor, temperature: float) -> Tensor:
         """(B, D) → (B, size): q·k/τ, −inf where there is no key yet."""
         there = torch.arange(len(self.keys), device=queries.device) < self.enqueued
-        return (queries @ self.keys.T.to(queries.dtype) / temperature).masked_fill(~there, -torch.inf)
+        with full_precision(queries):
+            logits = queries @ self.keys.T.to(queries.dtype) / temperature
+        return logits.masked_fill(~there, -torch.inf)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, step: int) -> None:
@@ -157,8 +166,28 @@ class MoCo(LightningModule):
         self.queue = KeyQueue(queue_size, out_dim)
         # The same on all ranks: DDP need not send it in each step.
         self._ddp_params_and_buffers_to_ignore = [f"queue.{name}" for name, _ in self.queue.named_buffers()]
+        self.steps = 1  # of the training, for the cosine
         self.scores = ContrastiveScores()
         self._shown: ViewBatch | None = None  # for illustrate(): the first batch that was last evaluated
+
+    def setup(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        views, small = getattr(data, "views", 2), getattr(data, "small_views", 0)
+        if (views, small) != (2, 0):
+            raise ValueError(f"views={views}, small_views={small}: MoCo expects 2 and 0, a query and a key")
+
+    def on_fit_start(self) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        count, size = data.train_dataloader().num_samples, len(self.queue.keys)
+        if size > count:
+            raise ValueError(
+                f"queue_size={size}: expected at most the {count} training images, or each would always meet keys of "
+                "its own as negatives"
+            )
+        if self.momentum_schedule == "cosine":
+            if self.trainer.estimated_stepping_batches == math.inf:
+                raise ValueError("momentum_schedule='cosine': expected trainer.max_epochs or max_steps, its length")
+            self.steps = int(self.trainer.estimated_stepping_batches)
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -214,8 +243,7 @@ class MoCo(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        self.follow(momentum_at(self.global_step, steps, self.momentum, self.momentum_schedule == "cosine"))
+        self.follow(momentum_at(self.global_step, self.steps, self.momentum, self.momentum_schedule == "cosine"))
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
@@ -223,16 +251,6 @@ class MoCo(LightningModule):
         torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - momentum)
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
-
-    def on_fit_start(self) -> None:
-        data, size = self.trainer.datamodule, len(self.queue.keys)  # type: ignore[attr-defined]
-        if (views := getattr(data, "views", 2)) != 2:
-            raise ValueError(f"views={views}: MoCo expects 2, a query and a key")
-        if hasattr(data, "part") and size > (count := len(data.part("train").labels)):
-            raise ValueError(
-                f"queue_size={size}: expected at most the {count} training images, or an image would meet keys of its "
-                "own as negatives"
-            )
 
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
         self._evaluate(batch, batch_idx)

@@ -13,7 +13,7 @@ docs/simclr.md for an experiment.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,7 +21,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from lit_models.parts.contrastive import ContrastiveScores, cross_entropy_of_positives, similarities, spread, unit
+from lit_models.parts.contrastive import (
+    ContrastiveScores,
+    cross_entropy_of_positives,
+    full_precision,
+    similarities,
+    spread,
+    unit,
+)
 from lit_models.parts.distributed import gather_rows_with_gradient, places_of_this_rank
 from lit_models.parts.encoders import Stem, image_encoder, library_weights
 from lit_models.parts.heads import projection_head
@@ -48,7 +55,8 @@ def pairwise_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     # Row v·B + b is view v of this rank's image b, and column v·N + i is view v of image i of all.
     image = places_of_this_rank(count, z.device)
     columns = torch.arange(views, device=z.device)[:, None] * everyone.shape[1] + image  # (V, B) of this rank's views
-    logits = (z / temperature).flatten(0, 1) @ everyone.flatten(0, 1).T
+    with full_precision(z):
+        logits = (z / temperature).flatten(0, 1) @ everyone.flatten(0, 1).T
     logits = logits.scatter(1, columns.flatten()[:, None], -torch.inf)
     others = [columns.roll(-shift, 0).flatten() for shift in range(1, views)]
     return logits, torch.stack(others, 1)
@@ -83,6 +91,9 @@ class SimCLR(LightningModule):
         ValueError: an argument out of range.
     """
 
+    adjustable: ClassVar = ("representation",)
+    """arguments that may differ from a checkpoint's"""
+
     def __init__(
         self,
         image_shape: Sequence[int],
@@ -115,6 +126,11 @@ class SimCLR(LightningModule):
         self.head = projection_head(features, head_dim or features, out_dim, head_layers, head_norm)
         self.scores = ContrastiveScores()
         self._shown: ViewBatch | None = None  # for illustrate(): the first batch that was last evaluated
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if getattr(data, "views", 2) + getattr(data, "small_views", 0) < 2:
+            raise ValueError(f"views={data.views}: SimCLR expects at least 2 of an image")
 
     # ---- the model -----------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +131,9 @@ class VAE(LightningModule):
         ValueError: an argument out of range; ``beta``, ``warmup`` or ``free_bits`` with several ``samples``, whose
             bound has no KL of its own.
     """
+
+    adjustable: ClassVar = ("test_samples",)
+    """arguments that may differ from a checkpoint's"""
 
     def __init__(
         self,

@@ -134,6 +134,15 @@ def test_split_batch_norm_normalizes_each_group_by_itself() -> None:
     torch.testing.assert_close(split.eval()(x), reference.eval()(x))
 
 
+def test_split_batch_norm_keeps_the_layout() -> None:
+    norm = SplitBatchNorm2d(3)
+    norm.splits = 2
+    x = torch.randn(4, 3, 5, 5)
+    last = norm(x.to(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, norm(x))
+
+
 def test_groups_of_unequal_size_are_refused() -> None:
     norm = SplitBatchNorm2d(3)
     norm.splits = 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.cli import CLI
+from experiments.cli import CLI, build
 from lit_models.linear_probe import LinearProbe
 from lit_models.simclr import SimCLR
 from tests.conftest import REPOSITORY
@@ -87,6 +87,38 @@ def test_it_learns_the_classes_and_names_them(fit: Callable[..., CLI], tmp_path:
     assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
 
 
+def test_a_test_of_a_checkpoint_needs_nothing_else(fit: Callable[..., CLI], checkpoint: str) -> None:
+    options = ("--model.checkpoint", checkpoint, "--data.source.limit", "200", "--data.batch_size", "20")
+    cli = fit(*CONFIG, *options, "--trainer.max_epochs", "1")
+    tested = float(cli.trainer.callback_metrics["test/accuracy"])
+    Path(checkpoint).unlink()
+    again = build(["test", "--ckpt_path", str(cli.folder.best_checkpoint())])
+    again.execute()
+    assert float(again.trainer.callback_metrics["test/accuracy"]) == tested
+
+
+@pytest.mark.parametrize("technique", ["moco", "vae", "autoencoder"])
+def test_any_module_that_encodes(technique: str, fit: Callable[..., CLI]) -> None:
+    config = ("-c", str(REPOSITORY / f"configs/{technique}/digits.yaml"))
+    small = ("-c", str(REPOSITORY / f"tests/contracts/shrink/{technique}/digits.yaml"), "--trainer.max_steps", "2")
+    trained = fit(*config, *small, "--test_after_fit", "false").folder.recovery_checkpoints()[0]
+    model = LinearProbe([1, 8, 8], 10, str(trained), frozen=False)
+    model(torch.rand(6, 1, 8, 8)).sum().backward()  # also in groups that MoCo would not have
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), name
+        if name.startswith("encoder.key") or "decoder" in name:
+            assert not parameter.requires_grad
+
+
+def test_classes_have_the_names_of_the_data(fit: Callable[..., CLI], tmp_path: Path) -> None:
+    arguments = {"image_shape": [3, 64, 64], "encoder": "conv", "width": 2}
+    content = {"state_dict": SimCLR(**arguments).state_dict(), "hyper_parameters": arguments}
+    torch.save({**content, "hyper_parameters": {**arguments, "_class_path": "lit_models.simclr.SimCLR"}}, "e.ckpt")
+    shapes = ("--data.source", "datamodules.shapes.Shapes", "--data.source.limit", "60", "--trainer.max_steps", "1")
+    cli = fit(*CONFIG, *shapes, "--model.checkpoint", "e.ckpt", "--data.batch_size", "20", "--test_after_fit", "false")
+    assert sorted(cli.model.classify(torch.rand(3, 64, 64))) == ["circle", "rectangle", "triangle"]
+
+
 def test_variables_in_the_path(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINED", str(Path(checkpoint).parent))
     model = LinearProbe([1, 8, 8], 10, checkpoint="$TRAINED/encoder.ckpt")
@@ -108,6 +140,11 @@ def test_mistakes_are_named(tmp_path: Path, checkpoint: str) -> None:
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"holds a os.path.join, expected a module of lit_models"):
         LinearProbe([1, 8, 8], 10, str(tmp_path / "other.ckpt"))
+    for path in ("lit_models.linear_probe.import_module", "lit_models.simclr.SimClr"):
+        content["hyper_parameters"] = {"_class_path": path, "name": "this"}
+        torch.save(content, tmp_path / "called.ckpt")
+        with pytest.raises(ValueError, match=f"holds a {path}, expected a module of lit_models"):
+            LinearProbe([1, 8, 8], 10, str(tmp_path / "called.ckpt"))
     content["hyper_parameters"] = {"_class_path": "lit_models.char_lm.CharLM", "vocab": ["a", "b"]}
     torch.save(content, tmp_path / "text_model.ckpt")
     with pytest.raises(ValueError, match=r"holds a lit_models.char_lm.CharLM, which has no encode"):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from datamodules.contrastive_views import ViewBatch
 from experiments.cli import CLI
 from lit_models.moco import KeyQueue, MoCo, momentum_at
+from lit_models.parts.batch_norm import split_batch_norm
+from lit_models.simclr import pairwise_logits
 from tests.conftest import REPOSITORY
 
 CONFIG = ["-c", str(REPOSITORY / "configs/moco/digits.yaml")]
@@ -183,10 +185,72 @@ def test_the_queue_and_the_key_encoder_are_in_the_checkpoint(fit: Callable[..., 
     assert not torch.equal(saved["key.head.0.weight"], saved["query.head.0.weight"])
 
 
+def test_the_key_encoder_follows_once_an_optimizer_step(
+    fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed = []
+    monkeypatch.setattr(MoCo, "follow", lambda self, momentum: followed.append((self.global_step, momentum)))
+    fit(
+        *CONFIG,
+        *SMALL,
+        "--trainer.max_steps",
+        "3",
+        "--trainer.accumulate_grad_batches",
+        "2",
+        "--test_after_fit",
+        "false",
+    )
+    assert followed == [(step, 0.9) for step in (0, 1, 2)]
+    followed.clear()
+    fit(*CONFIG, *SMALL, "--trainer.max_steps", "2", "--model.momentum_schedule", "cosine", "--test_after_fit", "false")
+    assert followed == [(0, pytest.approx(0.9)), (1, pytest.approx(0.95))]
+
+
+def test_the_key_encoder_moves_in_a_run(fit: Callable[..., CLI]) -> None:
+    cli = fit(*CONFIG, *SMALL, "--trainer.max_steps", "2", "--test_after_fit", "false")
+    torch.manual_seed(0)
+    for (name, q), (_, k) in zip(cli.model.query.named_parameters(), cli.model.key.named_parameters(), strict=True):
+        assert not torch.equal(q, k), name
+    still = fit(*CONFIG, *SMALL, "--trainer.max_steps", "2", "--model.momentum", "1.0", "--test_after_fit", "false")
+    moved = [
+        not torch.equal(a, b) for a, b in zip(cli.model.key.parameters(), still.model.key.parameters(), strict=True)
+    ]
+    assert all(moved)
+
+
+def test_logits_are_in_full_precision_under_autocast() -> None:
+    model = make()
+    step(model, batch())
+    q = F.normalize(torch.randn(3, 6), dim=1)
+    expected = model.logits(q, q)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.logits(q, q)
+        ours, _ = pairwise_logits(torch.stack([q, q]), 0.1)
+    assert found.dtype == torch.float
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(ours, pairwise_logits(torch.stack([q, q]), 0.1)[0])
+
+
+def test_an_encoder_whose_norms_cannot_be_split_is_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    with pytest.raises(ValueError, match="bn_splits=2: 1 of this encoder is a BatchNorm2d, which cannot be split"):
+        split_batch_norm(network, 2)
+
+
 def test_what_cannot_be_is_refused(mistake: Callable[..., str]) -> None:
     too_long = mistake("fit", *CONFIG, *SMALL, "--model.queue_size", "201")
     assert too_long.startswith("queue_size=201: expected at most the 200 training images")
-    assert mistake("fit", *CONFIG, *SMALL, "--data.views", "3") == "views=3: MoCo expects 2, a query and a key"
+    few = mistake("fit", *CONFIG, *SMALL, "--model.queue_size", "50", "--data.label_fraction", "0.1")
+    assert few.startswith("queue_size=50: expected at most the 20 training images")
+    for options, found in (
+        (["--data.views", "3"], "views=3, small_views=0"),
+        (["--data.small_views", "1", "--data.small_size", "6"], "views=2, small_views=1"),
+    ):
+        assert mistake("fit", *CONFIG, *SMALL, *options) == f"{found}: MoCo expects 2 and 0, a query and a key"
+    endless = ("--model.momentum_schedule", "cosine", "--trainer.max_epochs", "-1", "--model.scheduler", "null")
+    assert mistake("fit", *CONFIG, *SMALL, *endless).startswith(
+        "momentum_schedule='cosine': expected trainer.max_epochs"
+    )
 
 
 @pytest.mark.parametrize(

@@ -358,8 +358,34 @@ class RandomViews(Digits):
 def test_the_views_are_the_same_each_time() -> None:
     model = VAE([1, 8, 8], network="mlp")
     trainer, callback = fake_trainer(data=RandomViews()), RepresentationProbe(bank_size=50)
-    first, second = (callback.measure(trainer, model, "val")["alignment"] for _ in range(2))
-    assert first == second > 0
+    found = []
+    for seed in (1, 2):  # the training has drawn more since
+        torch.manual_seed(seed)
+        found.append(callback.measure(trainer, model, "val")["alignment"])
+    assert found[0] == found[1] > 0
+
+
+class UnlabeledValidation(Digits):
+    def read(self) -> dict[str, Part]:
+        parts = super().read()
+        part = parts["test"]
+        return parts | {"val": ImageBatch(part.images, -torch.ones_like(part.labels))}  # type: ignore[attr-defined]
+
+
+def test_no_labels_no_figures() -> None:
+    _, labels = collect(lambda batch: batch.images.flatten(1), PartlyLabeled(), "train")
+    assert 600 < len(labels) < 700
+    assert bool((labels >= 0).all())
+    trainer = fake_trainer(data=UnlabeledValidation())
+    for part in ("val", "test"):
+        assert RepresentationProbe().measure(trainer, VAE([1, 8, 8], network="mlp"), part) == {}
+
+
+def test_figures_of_an_older_state_are_forgotten() -> None:
+    trainer = fake_trainer()
+    trainer.callback_metrics = {f"val/{name}": 1.0 for name in FIGURES | {"alignment", "loss"}}
+    RepresentationProbe().on_validation_start(trainer, LightningModule())
+    assert trainer.callback_metrics == {"val/loss": 1.0}
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])

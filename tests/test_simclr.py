@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torchvision.models import resnet18
 
 from datamodules.contrastive_views import ViewBatch
-from experiments.cli import CLI
+from experiments.cli import CLI, build
 from lit_models.simclr import SimCLR, nt_xent
 from tests.conftest import REPOSITORY
 
@@ -102,6 +102,20 @@ def test_views_of_the_same_image_become_alike(fit: Callable[..., CLI]) -> None:
         first, second = (F.normalize(model.encode(v.images), dim=1) for v in data.two_views(data.part("val")))
     same = (first * second).sum(1).mean()
     assert float(same) > float((first @ second.T).mean()) + 0.1
+
+
+def test_one_view_is_a_mistake(mistake: Callable[..., str]) -> None:
+    assert mistake("fit", *CONFIG, *SMALL, "--data.views", "1") == "views=1: SimCLR expects at least 2 of an image"
+
+
+def test_the_projection_of_a_trained_model_can_be_probed(
+    fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = fit(*CONFIG, *SMALL, "--trainer.max_steps", "2", "--test_after_fit", "false")
+    best = str(cli.folder.recovery_checkpoints()[0])
+    other = build(["test", "--ckpt_path", best, "--model.representation", "projection"])
+    other.execute()
+    assert other.model.encode(torch.rand(2, 1, 8, 8)).shape == (2, 8)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as _Norm
 
 from lit_models.parts.distributed import mean_over_ranks, world_size
 
@@ -89,12 +90,30 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         output = F.batch_norm(rows, means, variances, weight, bias, True, momentum, self.eps)
         for statistic, of_groups in ((self.running_mean, means), (self.running_var, variances)):
             statistic.copy_(mean_over_ranks(of_groups.view(groups, -1).mean(0)))
-        return output.reshape(input.shape)
+        output = output.reshape(input.shape)
+        channels_last = input.is_contiguous(memory_format=torch.channels_last)
+        return output.contiguous(memory_format=torch.channels_last) if channels_last else output
 
 
 def split_batch_norm(network: nn.Module, splits: int) -> None:
-    """Makes every :class:`GlobalBatchNorm2d` of a network a :class:`SplitBatchNorm2d`."""
-    for module in network.modules():
+    """Makes every :class:`GlobalBatchNorm2d` of a network a :class:`SplitBatchNorm2d`.
+
+    Raises:
+        ValueError: the network has batch normalization of another kind, which would not be split.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, _Norm) and not isinstance(module, _Global):
+            raise ValueError(
+                f"bn_splits={splits}: {name} of this encoder is a {type(module).__name__}, which cannot be split; "
+                "expected an encoder with plain batch normalization, or bn_splits=1"
+            )
         if isinstance(module, GlobalBatchNorm2d):
             module.__class__ = SplitBatchNorm2d  # type: ignore[assignment]
             module.splits = splits  # type: ignore[assignment]
+
+
+def whole_batch_norm(network: nn.Module) -> None:
+    """The reverse of :func:`split_batch_norm`."""
+    for module in network.modules():
+        if isinstance(module, SplitBatchNorm2d):
+            module.__class__ = GlobalBatchNorm2d  # type: ignore[assignment]

@@ -58,14 +58,15 @@ class WarmupCosine(LRScheduler):
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017), for large batches; SimCLR's optimizer.
+    """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017), for large batches, as SimCLR's code has it.
 
     For a weight matrix or kernel w with gradient g, all norms Euclidean:
 
         d = g + weight_decay · w        v ← momentum · v + lr · trust · ‖w‖ / ‖d‖ · d        w ← w − v
 
-    where the ratio is 1 if either norm is 0. Biases and the weights of norms, that is tensors of one dimension or none,
-    are neither scaled nor decayed: v ← momentum · v + lr · g. By shape, not by name: names differ between networks.
+    where the ratio is 1 if either norm is 0. (You et al. divide by ‖g‖ + weight_decay · ‖w‖.) Biases and the weights of
+    norms, that is tensors of one dimension or none, are neither scaled nor decayed: v ← momentum · v + lr · g. By
+    shape, not by name: names differ between networks.
 
     All tensors are stepped at once, and no norm is read by the host.
 
@@ -147,6 +148,8 @@ def configure_optimizers(
         return {"optimizer": made}
     schedule = scheduler(made)
     if isinstance(schedule, WarmupCosine):
+        if module.trainer.estimated_stepping_batches == math.inf:
+            raise ValueError("scheduler WarmupCosine: expected trainer.max_epochs or trainer.max_steps, its length")
         schedule.set_total_steps(int(module.trainer.estimated_stepping_batches))
         return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
     if isinstance(schedule, ReduceLROnPlateau):
