@@ -105,7 +105,7 @@ class LinearProbe(LightningModule):
         self._confusion: Tensor | None = None  # for illustrate(): of what was last evaluated
 
     def _train_what_encodes(self, trained: bool) -> int:
-        """Lets those parameters be trained, if any, that ``encode`` depends on, and returns how many numbers it gives."""
+        """Lets those parameters be trained, if any, that ``encode`` depends on; returns how many numbers it gives."""
         with evaluating(self.encoder), torch.enable_grad():
             features = self.encoder.encode(torch.zeros(1, *self.image_shape)).flatten(1)  # type: ignore[operator]
             if features.requires_grad:
