@@ -84,9 +84,11 @@ def by_hand(
     network = nn.Sequential(encoder, head).to(device()).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps)))
+    following = next(views)  # its workers have started
     start = now()
     for _ in range(steps):
-        first, second = next(views)
+        first, second = following
+        following = next(views)
         both = torch.cat([first, second]).to(device(), memory_format=torch.channels_last)
         optimizer.zero_grad()
         loss(*network(both).chunk(2)).backward()

@@ -34,7 +34,8 @@ def be_rank(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     """``be_rank(r, n)`` makes this process rank r of n."""
 
     def become(rank: int, world_size: int) -> None:
-        monkeypatch.setattr("datamodules.loader.rank_and_world_size", lambda: (rank, world_size))
+        for module in ("loader", "contrastive_views"):
+            monkeypatch.setattr(f"datamodules.{module}.rank_and_world_size", lambda: (rank, world_size))
 
     return become
 
@@ -184,6 +185,24 @@ def test_two_ranks_see_what_one_does(training: bool, num_views: int, be_rank: Ra
             assert torch.equal(half.labels, one.labels[rank::2])
             assert torch.allclose(half.views, one.views[:, rank::2], atol=1e-6)
             assert torch.allclose(half.small, one.small[:, rank::2], atol=1e-6)
+
+
+def test_evaluation_on_two_ranks_of_fewer_images_than_a_batch(be_rank: Ranks) -> None:
+    for world_size in (1, 2):
+        be_rank(0, world_size)
+        data = digits(batch_size=1000)
+        data.setup()
+        (batch,) = data.val_dataloader()
+        assert len(batch.labels) == len(data.part("val").labels) // world_size
+
+
+def test_images_are_evaluated_in_the_size_of_the_views() -> None:
+    data = digits(size=6)
+    batch = first_batch(data)
+    shown = data.to_float(batch).images
+    assert shown.shape[2:] == (6, 6)
+    assert list(shown.shape[1:]) == data.image_shape
+    torch.testing.assert_close(shown.mean(), batch.images.float().mean() / 255, atol=0.02, rtol=0)
 
 
 def test_views_have_the_precision_of_the_module() -> None:

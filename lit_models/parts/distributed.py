@@ -19,11 +19,11 @@ def global_mean(values: Tensor) -> Tensor:
     DDP averages the ranks' gradients. The mean of means that this gives is right only for equal N, so the local sum is
     divided by the *average* N instead.
     """
+    if world_size() == 1:
+        return values.mean()
     count = torch.tensor(values.numel(), dtype=values.dtype, device=values.device)
-    if world_size() > 1:
-        dist.all_reduce(count)
-        count = count / world_size()
-    return values.sum() / count
+    dist.all_reduce(count)
+    return values.sum() / (count / world_size())
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
