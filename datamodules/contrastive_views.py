@@ -50,6 +50,7 @@ class ContrastiveViews(LightningDataModule):
     Attributes:
         image_shape: C, size, size: of a view.
         num_classes, class_names: the source's.
+        num_training_images: that training goes through in an epoch.
 
     Raises:
         ValueError: an argument is out of range, or ``small_views`` and ``small_size`` do not go together.
@@ -109,6 +110,12 @@ class ContrastiveViews(LightningDataModule):
     def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
         """:meth:`Images.plain_loader`: of an :class:`ImageBatch`, without views."""
         return self.source.plain_loader(part)
+
+    @property
+    def num_training_images(self) -> int:
+        if self.label_fraction != 1:
+            return len(self.labeled_subset(self.label_fraction))
+        return len(self.part("train").labels)
 
     def train_dataloader(self) -> TensorLoader:
         loader = self.source.train_dataloader()

@@ -178,8 +178,8 @@ class MoCo(LightningModule):
 
     def on_fit_start(self) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        count, size = data.train_dataloader().num_samples, len(self.queue.keys)
-        if size > count:
+        size = len(self.queue.keys)
+        if hasattr(data, "num_training_images") and size > (count := data.num_training_images):
             raise ValueError(
                 f"queue_size={size}: expected at most the {count} training images, or each would always meet keys of "
                 "its own as negatives"
