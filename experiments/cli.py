@@ -127,12 +127,14 @@ class CLI(LightningCLI):
             raise Mistake(f"ckpt_path={checkpoint}: holds a {saved_class}, expected a {asked['class_path']}")
         pairs = {f"model.{key}": (value, saved.get(key, value)) for key, value in asked.get("init_args", {}).items()}
         package, _, name = asked["class_path"].rpartition(".")
-        for key in getattr(getattr(import_module(package), name), "adjustable", ()):
-            new, old = pairs.pop(f"model.{key}")
-            if new is None and old is not None:
-                config.model.init_args[key] = old
+        adjustable = getattr(getattr(import_module(package), name), "adjustable", ())
         origin = folder_of_checkpoint(checkpoint)
-        if self.config.subcommand == "fit" and origin is not None:
+        if self.config.subcommand != "fit":
+            for key in adjustable:
+                new, old = pairs.pop(f"model.{key}")
+                if new is None and old is not None:
+                    config.model.init_args[key] = old
+        elif origin is not None:
             run = yaml.safe_load(origin.config.read_text())
             now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
             for part in ("model", "data"):
