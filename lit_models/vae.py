@@ -179,7 +179,7 @@ class VAE(LightningModule):
                 f"samples={samples} with beta, warmup or free_bits: expected samples=1, whose bound has a KL"
             )
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
-        self.image_shape = list(image_shape)
+        self.image_shape, self.network = list(image_shape), network
         self.latent_dim, self.likelihood, self.binarize = latent_dim, likelihood, binarize
         self.samples, self.test_samples = samples, test_samples
         self.beta, self.warmup, self.cycles, self.free_bits = beta, warmup, cycles, free_bits
@@ -233,7 +233,7 @@ class VAE(LightningModule):
 
     def on_fit_start(self) -> None:
         """Lets the decoder of a new MLP begin with the mean image, as IWAE's own code does."""
-        if self.likelihood != "bernoulli" or self.hparams["network"] != "mlp":
+        if self.likelihood != "bernoulli" or self.network != "mlp":
             return
         bias = self.decoder[0][-1].bias.data  # type: ignore[index]
         if bias.any():  # the run goes on, or began with trained weights
