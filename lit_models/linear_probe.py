@@ -173,9 +173,6 @@ class LinearProbe(LightningModule):
         return {} if self._confusion is None else {"confusion": confusion_figure(self._confusion, self.class_names)}
 
 
-# ---- what a checkpoint holds ---------------------------------------------------------------------------------------
-
-
 def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
     """Which class (K rows) was taken for which, as shares of each row of counts (K, K)."""
     from matplotlib.figure import Figure
@@ -190,6 +187,9 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
     axis.set(xlabel="taken for", ylabel="class")
     figure.colorbar(image, label="share of the class")
     return figure
+
+
+# ---- what a checkpoint holds ---------------------------------------------------------------------------------------
 
 
 def trained_module(checkpoint: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -205,4 +205,4 @@ class SimCLR(LightningModule):
 
         if self._shown is None:
             return {}
-        return figures(self, self._shown, lambda views: self.project(views))
+        return figures(self, self._shown, self.project)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as _Norm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_models.parts.distributed import mean_over_ranks, world_size
-
-if TYPE_CHECKING:
-    from torch.nn.modules.batchnorm import _BatchNorm
-else:
-    _BatchNorm = object
 
 
 class _Global(_BatchNorm):
@@ -102,7 +95,7 @@ def split_batch_norm(network: nn.Module, splits: int) -> None:
         ValueError: the network has batch normalization of another kind, which would not be split.
     """
     for name, module in network.named_modules():
-        if isinstance(module, _Norm) and not isinstance(module, _Global):
+        if isinstance(module, _BatchNorm) and not isinstance(module, _Global):
             raise ValueError(
                 f"bn_splits={splits}: {name} of this encoder is a {type(module).__name__}, which cannot be split; "
                 "expected an encoder with plain batch normalization, or bn_splits=1"
