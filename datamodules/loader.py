@@ -158,6 +158,12 @@ class TensorLoader:
         made = getattr(self.source, "fingerprint", None)
         return made() if made else None
 
+    def _order(self) -> Tensor:
+        """The samples of this epoch (N,), a function of (seed, epoch), the same on every rank."""
+        if self.shuffle:
+            return torch.randperm(self.num_samples, generator=keyed_generator(self.seed, self.epoch))
+        return torch.arange(self.num_samples)
+
     def _boundaries(self) -> list[int]:
         """Where the global batches begin, and where the last one ends."""
         _, world_size = rank_and_world_size()
@@ -206,11 +212,7 @@ class TensorLoader:
             self._position = 0
         self._resumed = False
         rank, world_size = rank_and_world_size()
-        if self.shuffle:
-            order = torch.randperm(self.num_samples, generator=keyed_generator(self.seed, self.epoch))
-        else:
-            order = torch.arange(self.num_samples)
-        bounds = self._boundaries()
+        order, bounds = self._order(), self._boundaries()
         # Global batches begin at multiples of the number of ranks, so a rank's part of each is a run of its own part.
         sizes = [len(range(start + rank, end, world_size)) for start, end in pairwise(bounds)]
         return list(order[rank : bounds[-1] : world_size].split(sizes))[self._position :]
