@@ -1,0 +1,339 @@
+"""Images with examples of what is alike (+) and what is not (−): by classes, or as explicit pairs and triplets."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from datamodules.augment import Augmentation
+from datamodules.images import ImageBatch, Images, Part
+from datamodules.loader import TensorLoader, WorkerLoader, keyed_generator, rank_and_world_size, training_draws
+
+GROUPS = ("pairs", "triplets")
+COLUMNS = (["anchor", "other", "same"], ["anchor", "positive", "negative"])
+
+
+class ExampleBatch(NamedTuple):
+    """B groups of G images, in 0..1 and the model's precision. The first of a group is its anchor."""
+
+    images: Tensor
+    """(B, G, C, H, W): G is 1 where the classes say what is alike, 2 for pairs, 3 for triplets"""
+    labels: Tensor
+    """(B, G) int64: the classes, or -1 where they are not known"""
+    same: Tensor
+    """(B, G − 1) bool: which of the others are of the anchor's kind"""
+
+
+class Groups:
+    """Explicit groups of the images of a part, as a source of :class:`ExampleBatch`.
+
+    Args:
+        part: the images.
+        rows: (N, G) of the part: N groups.
+        same: (N, G − 1), see :class:`ExampleBatch`.
+    """
+
+    def __init__(self, part: Part, rows: Tensor, same: Tensor) -> None:
+        self.part, self.rows, self.same = part, rows, same
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Tensor) -> ExampleBatch:
+        rows = self.rows[indices]
+        flat = rows.flatten()
+        images, labels = self.part.take(flat) if isinstance(self.part, ImageBatch) else self.part[flat]
+        return ExampleBatch(images.unflatten(0, rows.shape), labels.view(rows.shape), self.same[indices])
+
+
+def draw_groups(labels: Tensor, kind: Literal["pairs", "triplets"], *key: int | str) -> tuple[Tensor, Tensor]:
+    """Groups of every image with one of its class and one of another, drawn uniformly: a function of ``key``.
+
+    Args:
+        labels: (N,), each at least 0.
+        kind: two pairs of each image, (2N, 2), of which the first is of one class; or a triplet of each, (N, 3).
+
+    Returns:
+        their rows, and which of the others are of the anchor's class. Images that are alone in their class are no
+        anchors.
+
+    Raises:
+        ValueError: there is only one class, or no class has two images.
+    """
+    _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
+    if len(counts) < 2 or int(counts.max()) < 2:
+        raise ValueError(
+            f"groups={kind!r}: {len(labels)} images of {len(counts)} classes, expected two, and two images of one"
+        )
+    by_class = classes.argsort(stable=True)
+    begins = counts.cumsum(0) - counts
+    place = torch.empty_like(by_class)
+    place[by_class] = torch.arange(len(labels))  # of each image in by_class
+    anchors = (counts[classes] > 1).nonzero()[:, 0]
+    count, begin, place = counts[classes[anchors]], begins[classes[anchors]], place[anchors]
+    draws = torch.rand(2, len(anchors), dtype=torch.double, generator=keyed_generator(*key, "groups"))
+    # Of the others of the class: so many places on, in a circle.
+    positive = begin + (place - begin + 1 + (draws[0] * (count - 1)).long()) % count
+    # Of the images without this class, which is a run of by_class.
+    negative = (draws[1] * (len(labels) - count)).long()
+    negative += torch.where(negative >= begin, count, 0)
+    positive, negative = by_class[positive], by_class[negative]
+    if kind == "triplets":
+        same = torch.tensor([[True, False]]).repeat(len(anchors), 1)
+        return torch.stack([anchors, positive, negative], 1), same
+    pairs = torch.stack([anchors, positive, anchors, negative], 1).view(-1, 2)
+    return pairs, torch.tensor([[True], [False]]).repeat(len(anchors), 1)
+
+
+def read_groups(file: Path, count: int) -> tuple[Tensor, Tensor]:
+    """Pairs or triplets from a CSV file, whose first line is ``anchor,other,same`` or ``anchor,positive,negative``.
+
+    Args:
+        count: of the images whose numbers, from 0 on, the file holds; ``same`` is 0 or 1.
+
+    Raises:
+        ValueError: the file is not there or has another form; names the line.
+    """
+    if not file.is_file():
+        raise ValueError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file")
+    with file.open(newline="") as opened:
+        lines = [line for line in csv.reader(opened) if line]
+    heading = [name.strip() for name in lines[0]] if lines else []
+    if heading not in COLUMNS:
+        raise ValueError(f"{file}: begins with {','.join(heading)!r}, expected {' or '.join(map(','.join, COLUMNS))!r}")
+    pairs = heading == COLUMNS[0]
+    table = []
+    for number, line in enumerate(lines[1:], 2):
+        values = [int(value) if value.strip().isdecimal() else -1 for value in line]
+        images = values[:2] if pairs else values
+        if len(values) != 3 or not all(0 <= value < count for value in images) or (pairs and values[2] not in (0, 1)):
+            raise ValueError(f"{file}:{number}: {','.join(line)!r}, expected images from 0 to {count - 1}")
+        table.append(values)
+    if not table:
+        raise ValueError(f"{file}: holds no {'pair' if pairs else 'triplet'}")
+    rows = torch.tensor(table)
+    if pairs:
+        return rows[:, :2], rows[:, 2:].bool()
+    return rows, torch.tensor([[True, False]]).repeat(len(rows), 1)
+
+
+class ClassBalancedLoader(TensorLoader):
+    """Each global batch has m samples of each of p classes, p · m = batch_size · ranks.
+
+    An epoch has as many batches as that is possible for without a sample in two of them; which ones are left out of
+    larger classes is drawn anew each epoch.
+
+    Args:
+        labels: (N,) of the source's samples.
+        samples_per_class: m. Classes with fewer samples are left out.
+
+    Raises:
+        ValueError: there is no such p, or there are fewer such classes.
+    """
+
+    def __init__(self, *args: Any, labels: Tensor, samples_per_class: int, **options: Any) -> None:
+        super().__init__(*args, shuffle=True, drop_last=True, **options)
+        self.samples_per_class = samples_per_class
+        _, self.classes, counts = labels.unique(return_inverse=True, return_counts=True)
+        self.counts = counts
+        self.runs = counts // samples_per_class  # of m samples each, that a class can give
+
+    def _classes_per_batch(self) -> int:
+        size = self.batch_size * rank_and_world_size()[1]
+        p, left_over = divmod(size, self.samples_per_class)
+        enough = int((self.runs > 0).sum())
+        if left_over or p < 2:
+            raise ValueError(
+                f"samples_per_class={self.samples_per_class}: expected a divisor of the global batch of {size} images "
+                "that leaves at least two classes"
+            )
+        if p > enough:
+            raise ValueError(
+                f"samples_per_class={self.samples_per_class}: a global batch of {size} images needs {p} classes, "
+                f"{enough} have so many images; expected more samples of each, or a smaller batch_size"
+            )
+        return p
+
+    def _boundaries(self) -> list[int]:
+        p = self._classes_per_batch()
+        # n batches are possible where the classes can give n · p runs, of which none gives one batch two.
+        low, high = 0, int(self.runs.sum()) // p
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if int(self.runs.clamp(max=middle).sum()) >= middle * p else (low, middle - 1)
+        size = p * self.samples_per_class
+        return list(range(0, low * size + 1, size))
+
+    def _order(self) -> Tensor:
+        p, generator = self._classes_per_batch(), keyed_generator(self.seed, self.epoch)
+        shuffled = torch.randperm(len(self.classes), generator=generator)
+        by_class = shuffled[self.classes[shuffled].argsort(stable=True)]
+        begins, left, chosen = self.counts.cumsum(0) - self.counts, self.runs.clone(), []
+        for _ in range(len(self)):
+            # Those with the most runs left first, or in the end some would have to be in a batch twice.
+            first = (left + torch.rand(len(left), generator=generator)).topk(p).indices
+            left[first] -= 1
+            start = begins[first] + left[first] * self.samples_per_class
+            chosen.append(by_class[start[:, None] + torch.arange(self.samples_per_class)].flatten())
+        return torch.cat(chosen)
+
+
+class ClassBalancedWorkerLoader(ClassBalancedLoader, WorkerLoader):
+    """:class:`ClassBalancedLoader` for images that worker processes decode."""
+
+
+class LabelledPairs(LightningDataModule):
+    """Examples of what is alike and what is not, from any source of images.
+
+    By default a batch is images with their classes, which say of every two whether they are a positive pair; with
+    ``samples_per_class`` there are that many of each class in it. ``groups`` gives explicit pairs or triplets instead.
+    In evaluation every image comes once, with its class.
+
+    Args:
+        source: what the images come from; its own batch size is replaced.
+        batch_size: images, or groups, per rank and batch.
+        samples_per_class: of each class that a global batch has images of; by default images are drawn regardless of
+            their class.
+        groups: ``pairs`` or ``triplets`` that are drawn once, see :func:`draw_groups`; or a CSV file of them, see
+            :func:`read_groups`, by the images' numbers in the source's training part.
+        unseen_classes: names of classes that are left out of training and validation, and are the only ones in the
+            test: whether what is alike is told of kinds that were never shown. No other than these are tested.
+        augmentation: what training images go through, each with its own draws.
+
+    Attributes:
+        image_shape, num_classes, class_names: the source's.
+
+    Raises:
+        ValueError: an argument is out of range, or two of them contradict each other.
+    """
+
+    def __init__(
+        self,
+        source: Images,
+        batch_size: int = 128,
+        samples_per_class: int | None = None,
+        groups: str | None = None,
+        unseen_classes: Sequence[str | int] = (),
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 2:
+            raise ValueError(f"batch_size={batch_size}: expected at least 2")
+        if samples_per_class is not None and samples_per_class < 2:
+            raise ValueError(f"samples_per_class={samples_per_class}: expected at least 2, or null")
+        if samples_per_class is not None and groups is not None:
+            raise ValueError(f"samples_per_class={samples_per_class}: expected null beside groups={groups!r}")
+        names = [str(name) for name in unseen_classes]
+        if unknown := [name for name in names if name not in source.class_names]:
+            raise ValueError(f"unseen_classes={unknown[0]!r}: expected of {', '.join(source.class_names[:20])}")
+        if names and len(source.class_names) - len(set(names)) < 2:
+            raise ValueError(f"unseen_classes={names}: expected to leave at least two classes to train on")
+        if augmentation is not None and augmentation.size not in (None, min(source.image_shape[1:])):
+            raise ValueError(f"augmentation.size={augmentation.size}: expected null, the images' own")
+        self.source, self.groups, self.samples_per_class = source, groups, samples_per_class
+        self.batch_size = source.batch_size = batch_size
+        self.augmentation = augmentation
+        self.unseen = torch.tensor([source.class_names.index(name) for name in names], dtype=torch.long)
+        self.image_shape = source.image_shape
+        self._parts: dict[str, Part] = {}
+
+    @property
+    def num_classes(self) -> int:
+        return self.source.num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.source.class_names
+
+    def prepare_data(self) -> None:
+        self.source.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        self.source.setup(stage)
+
+    def part(self, name: str) -> Part:
+        """The images of "train", "val" or "test" that have a class, and that one which belongs there."""
+        if name not in self._parts:
+            whole = self.source.part(name)
+            kept = whole.labels >= 0
+            if len(self.unseen):
+                kept &= torch.isin(whole.labels, self.unseen) == (name == "test")
+            if not kept.any():
+                raise ValueError(f"part {name!r}: no image is left that has a class; expected some")
+            self._parts[name] = whole if kept.all() else whole.take(kept.nonzero()[:, 0])
+        return self._parts[name]
+
+    def labeled_subset(self, fraction: float) -> Tensor:
+        """:meth:`Images.labeled_subset`.
+
+        Raises:
+            ValueError: also where classes are unseen: nothing that is fitted on the others can name them.
+        """
+        if len(self.unseen):
+            raise ValueError("unseen_classes: the test has other classes than the training")
+        return self.source.labeled_subset(fraction)
+
+    def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
+        """Every image of a part once, in the order of storage: of an :class:`ImageBatch`."""
+        loader = self.source.plain_loader(part)
+        loader.source = self.part(part)
+        loader.num_samples = len(self.part(part).labels)
+        return loader
+
+    def train_dataloader(self) -> TensorLoader:
+        loader, part = self.source.train_dataloader(), self.part("train")
+        seed = self.source.order_seed
+        if self.samples_per_class is not None:
+            options: dict[str, Any] = {"labels": part.labels, "samples_per_class": self.samples_per_class, "seed": seed}
+            if isinstance(loader, WorkerLoader):
+                workers = loader.num_workers
+                return ClassBalancedWorkerLoader(part, self.batch_size, num_workers=workers, **options)
+            return ClassBalancedLoader(part, self.batch_size, **options)
+        if self.groups is not None:
+            if self.groups in GROUPS:
+                rows, same = draw_groups(part.labels, self.groups, self.source.split_seed)  # type: ignore[arg-type]
+            else:
+                rows, same = read_groups(Path(self.groups), len(part.labels))
+            return TensorLoader(Groups(part, rows, same), self.batch_size, shuffle=True, drop_last=True, seed=seed)
+        loader.source, loader.num_samples = part, len(part.labels)
+        return loader
+
+    def val_dataloader(self) -> TensorLoader:
+        return self.plain_loader("val")
+
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        self.setup()
+        return self.plain_loader("test") if "test" in self.source.parts else []
+
+    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self.test_dataloader()
+
+    def to_float(self, batch: Any) -> Any:
+        """:meth:`Images.to_float`"""
+        self.source.trainer = self.trainer
+        return self.source.to_float(batch)
+
+    def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
+        """:meth:`Images.two_views`"""
+        return self.source.two_views(self.to_float(batch))
+
+    def on_after_batch_transfer(self, batch: ImageBatch | ExampleBatch, dataloader_idx: int) -> ExampleBatch:
+        if isinstance(batch, ImageBatch):
+            images, labels = batch.images[:, None], batch.labels[:, None]
+            batch = ExampleBatch(images, labels, labels[:, 1:].bool())
+        count, each = batch.images.shape[:2]
+        flat = ImageBatch(batch.images.flatten(0, 1), batch.labels.flatten())
+        if self.augmentation is not None and self.trainer is not None and self.trainer.training:
+            draws = training_draws(self.trainer, count, each * Augmentation.num_draws, self.source.order_seed)
+            dtype = self.trainer.lightning_module.dtype
+            assert isinstance(dtype, torch.dtype)
+            images = self.augmentation(flat.images, draws.view(count * each, -1), dtype)
+        else:
+            images = self.to_float(flat).images
+        return batch._replace(images=images.unflatten(0, (count, each)))

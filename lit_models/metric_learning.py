@@ -1,0 +1,397 @@
+"""Metric learning: a representation supervised by examples of what is alike (+) and what is not (−).
+
+Hadsell, Chopra & LeCun, "Dimensionality Reduction by Learning an Invariant Mapping" (2006): two images go through the
+same network, a siamese one, and with d the distance of their embeddings
+
+    L = ½ d²   of a pair that is alike,        L = ½ max(0, m − d)²   of one that is not                     (eq. 4)
+
+Schroff, Kalenichenko & Philbin, "FaceNet" (2015): an anchor shall be nearer to its positive than to its negative,
+
+    L = max(0, d(a, p) − d(a, n) + m)
+
+where most triplets are soon no trouble and a miner chooses those that are: the hardest of a batch (Hermans, Beyer &
+Leibe 2017), the semi-hard ones, whose negative is further than the positive but within the margin (FaceNet), or by
+distance (Wu et al. 2017). Khosla et al., "Supervised Contrastive Learning" (2020), take all positives of a batch into
+the softmax of SimCLR. Learning to classify, with the classifier thrown away, is what they all have to be better than.
+
+Losses, miners, distances and reducers are those of pytorch-metric-learning, by their names there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from inspect import signature
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from pytorch_metric_learning import distances, losses, miners, reducers
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+
+from datamodules.loader import keyed_generator
+from lit_models.parts.contrastive import full_precision, spread
+from lit_models.parts.distributed import gather_rows, gather_rows_with_gradient
+from lit_models.parts.encoders import Stem, image_encoder, library_weights
+from lit_models.parts.evaluating import evaluating
+from lit_models.parts.heads import projection_head
+from lit_models.parts.images import to_image_batch
+from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.retrieval import (
+    Verification,
+    bootstrap_interval,
+    nearest_of,
+    retrieval_scores,
+    verification,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from datamodules.labelled_pairs import ExampleBatch
+
+SHOWN = 400
+"""images that the figures are of"""
+COLLAPSED = 0.01
+"""mean distance of negative pairs, over the embeddings' mean length, below which they are taken for one point"""
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+class SiameseLoss(losses.ContrastiveLoss):
+    """Equation 4 of Hadsell et al. 2006: ½ d² of positive pairs, ½ max(0, margin − d)² of negative ones.
+
+    pytorch-metric-learning's ``ContrastiveLoss`` is the same without the squares.
+    """
+
+    def __init__(self, margin: float = 1.0, **options: Any) -> None:
+        super().__init__(pos_margin=0, neg_margin=margin, **options)
+
+    def get_per_pair_loss(self, pair_dists: Tensor, pos_or_neg: str) -> Tensor:
+        return super().get_per_pair_loss(pair_dists, pos_or_neg).square() / 2
+
+
+class ClassificationLoss(nn.Module):
+    """The cross-entropy of a linear classifier of the embeddings: the baseline, which compares no pairs."""
+
+    def __init__(self, num_classes: int, embedding_size: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(embedding_size, num_classes)
+
+    def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: object = None) -> Tensor:
+        return F.cross_entropy(self.classifier(embeddings), labels)
+
+
+OWN = {"SiameseLoss": SiameseLoss, "ClassificationLoss": ClassificationLoss}
+
+
+def chosen(argument: str, spec: Mapping[str, Any], library: ModuleType, **facts: Any) -> Any:
+    """An object of pytorch-metric-learning, or of :data:`OWN`, by ``name``; what else ``spec`` holds are its arguments.
+
+    Args:
+        argument: what is chosen, for messages.
+        facts: arguments that it is given if it has them.
+
+    Raises:
+        ValueError: no such name or argument.
+    """
+    options = dict(spec)
+    name = options.pop("name", None)
+    known = {key: value for key, value in vars(library).items() if isinstance(value, type)} | (
+        OWN if library is losses else {}
+    )
+    if name not in known:
+        near = get_close_matches(str(name), known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{argument}.name={name!r}: expected a name of {library.__name__}{hint}")
+    wanted: set[str] = set()
+    for base in known[name].__mro__:
+        wanted |= set(signature(vars(base)["__init__"]).parameters) if "__init__" in vars(base) else set()
+    wanted -= {"self", "args", "kwargs", "options"}
+    if unknown := [key for key in options if key not in wanted]:
+        raise ValueError(
+            f"{argument}.{unknown[0]}: {name} has no such argument, expected of {', '.join(sorted(wanted))}"
+        )
+    try:
+        return known[name](**{key: value for key, value in facts.items() if key in wanted}, **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"{argument}={dict(spec)}: {error}") from error
+
+
+def pairs_of(same: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Groups (N, G − 1), of which an anchor is alike, as pytorch-metric-learning takes pairs of embeddings (N·G, D):
+    rows of the anchors and of the others of positive pairs, and those of negative pairs."""
+    size = same.shape[1] + 1
+    found = []
+    for pairs in (same, ~same):
+        group, other = pairs.nonzero().unbind(1)
+        found += [group * size, group * size + 1 + other]
+    return tuple(found)  # type: ignore[return-value]
+
+
+@contextmanager
+def drawing(*key: int | str) -> Iterator[None]:
+    """Torch's draws inside are a function of ``key``, and change none outside: a miner's, the same on every rank."""
+    with torch.random.fork_rng():
+        torch.manual_seed(keyed_generator(*key).initial_seed())
+        yield
+
+
+# ---- the module ------------------------------------------------------------------------------------------------------
+
+
+class MetricLearning(LightningModule):
+    """An image encoder that is trained on the examples of :class:`datamodules.labelled_pairs.LabelledPairs`.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        num_classes: for losses that have weights for each class.
+        encoder, stem, width, pretrained: as :func:`lit_models.parts.encoders.image_encoder` takes them.
+        out_dim: of the embedding that the loss compares; ``null`` for the encoder's own features.
+        head_layers, head_dim: linear layers from the features to the embedding, and the hidden units of more than one.
+        normalize: embeddings of length 1.
+        loss: ``name`` and arguments of one of pytorch-metric-learning's losses, of :class:`SiameseLoss` or of
+            :class:`ClassificationLoss`.
+        miner: of one of its miners, which choose among the pairs or triplets of a batch; ``null`` for all.
+        distance, reducer: of its distances and reducers; ``null`` for the Euclidean distance, and for the loss's own.
+        freeze_batch_norm: keep the batch-norm statistics of the encoder as they are, as is usual with pretrained
+            weights and small batches.
+        representation: what :meth:`encode` gives: the encoder's features, or the embedding.
+        optimizer, scheduler: callables, as Lightning's CLI makes them.
+
+    Raises:
+        ValueError: an argument out of range; no such loss, miner, distance or reducer.
+    """
+
+    adjustable: ClassVar = ("representation",)
+    """arguments that may differ from a checkpoint's"""
+    threshold: Tensor
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_classes: int,
+        encoder: str = "resnet18",
+        stem: Stem | None = None,
+        width: int | None = None,
+        pretrained: bool = False,
+        out_dim: int | None = 128,
+        head_layers: int = 1,
+        head_dim: int | None = None,
+        normalize: bool = True,
+        loss: dict[str, Any] = {"name": "TripletMarginLoss", "margin": 0.2},  # noqa: B006 - it is only read
+        miner: dict[str, Any] | None = None,
+        distance: dict[str, Any] | None = None,
+        reducer: dict[str, Any] | None = None,
+        freeze_batch_norm: bool = False,
+        representation: Literal["encoder", "embedding"] = "encoder",
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
+        scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
+    ) -> None:
+        super().__init__()
+        if out_dim is not None and out_dim < 1:
+            raise ValueError(f"out_dim={out_dim}: expected at least 1, or null")
+        if representation not in ("encoder", "embedding"):
+            raise ValueError(f"representation={representation!r}: expected 'encoder' or 'embedding'")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.image_shape, self.normalize, self.representation = list(image_shape), normalize, representation
+        self.freeze_batch_norm = freeze_batch_norm
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.seed = torch.initial_seed()  # of seed_everything
+
+        self.encoder = image_encoder(encoder, image_shape, stem=stem, width=width, pretrained=pretrained)
+        features = int(self.encoder.out_dim)  # type: ignore[arg-type]
+        self.head: nn.Module = nn.Identity()
+        if out_dim is not None:
+            self.head = projection_head(features, head_dim or features, out_dim, head_layers)
+        distance = distance or {"name": "LpDistance"}
+        # pytorch-metric-learning's distances normalize unless they are told not to; that of angles always does.
+        known = {} if distance.get("name") == "CosineSimilarity" else {"normalize_embeddings": normalize}
+        measure = chosen("distance", distance, distances, **known)
+        shared = {"distance": measure} | ({"reducer": chosen("reducer", reducer, reducers)} if reducer else {})
+        self.loss = chosen("loss", loss, losses, num_classes=num_classes, embedding_size=out_dim or features, **shared)
+        self.miner = chosen("miner", miner, miners, distance=measure) if miner else None
+
+        self.embeddings, self.labels = CatMetric(), CatMetric()
+        self.register_buffer("threshold", torch.tensor(torch.nan))  # between pairs that are alike and others
+        self._verification: Verification | None = None  # for illustrate(): of what was last evaluated, and some of it
+        self._shown: list[tuple[Tensor, Tensor]] = []
+        self.train()  # Lightning leaves each part in the mode that it finds
+
+    def train(self, mode: bool = True) -> MetricLearning:
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        if getattr(self.trainer.datamodule, "groups", None) is not None:  # type: ignore[attr-defined]
+            if self.miner is not None:
+                raise ValueError(f"miner={type(self.miner).__name__}: expected null, for data.groups are explicit")
+            if not isinstance(self.loss, losses.GenericPairLoss | losses.TripletMarginLoss):
+                raise ValueError(
+                    f"loss.name={type(self.loss).__name__!r}: expected one of pairs or triplets, for data.groups are "
+                    "explicit"
+                )
+
+    # ---- the model -----------------------------------------------------------------------------------------------
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in 0..1 → the representation (B, D)."""
+        return self.encoder(images) if self.representation == "encoder" else self.embed(images)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in 0..1 → the embedding (B, out_dim), whose distances are what is learned."""
+        z = self.head(self.encoder(images))
+        z = z.to(torch.promote_types(z.dtype, torch.float))
+        return F.normalize(z, dim=1) if self.normalize else z
+
+    def training_step(self, batch: ExampleBatch, batch_idx: int) -> dict[str, Tensor]:
+        shape = batch.images.shape[:2]
+        z = self.embed(batch.images.flatten(0, 1)).unflatten(0, shape)
+        # Pairs and triplets are formed across ranks: each has all embeddings, and the loss of all.
+        z = gather_rows_with_gradient(z).flatten(0, 1)
+        labels, same = gather_rows(batch.labels).flatten(), gather_rows(batch.same.long()).bool()
+        with full_precision(z), drawing(self.seed, self.current_epoch, batch_idx):
+            if shape[1] > 1:
+                loss, mined = self.loss(z, None, pairs_of(same)), None
+            else:
+                mined = self.miner(z, labels) if self.miner else None
+                loss = self.loss(z, labels, mined)
+        scores = {"loss": loss, "embedding_std": spread(F.normalize(z.detach(), dim=1))}
+        if mined is not None:
+            scores["mined"] = z.new_tensor(float(len(mined[0])))
+        return scores
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._shown = []
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: ExampleBatch, batch_idx: int) -> None:
+        self._collect(batch, int(sum(self.trainer.num_val_batches)))
+
+    def test_step(self, batch: ExampleBatch, batch_idx: int) -> None:
+        self._collect(batch, int(sum(self.trainer.num_test_batches)))
+
+    def _collect(self, batch: ExampleBatch, num_batches: int) -> None:
+        images, labels = batch.images[:, 0], batch.labels[:, 0]
+        self.embeddings.update(self.embed(images))
+        self.labels.update(labels)
+        rows = torch.arange(0, len(images), max(1, len(images) * num_batches // SHOWN))  # data may be sorted by class
+        self._shown.append((images[rows], labels[rows]))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        z, labels = self._log_scores("test")
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for batch in data.plain_loader("train"):
+            batch = data.to_float(move_data_to_device(batch, self.device))
+            self.embeddings.update(self.embed(batch.images))
+            self.labels.update(batch.labels)
+        gallery, classes = self._collected()
+        if torch.isin(labels, classes).any():
+            self.log(
+                "test/precision_at_1_in_training", float((classes[nearest_of(z, gallery)] == labels).float().mean())
+            )
+
+    def _collected(self) -> tuple[Tensor, Tensor]:
+        """Embeddings and labels that were collected on all ranks."""
+        z, labels = self.embeddings.compute(), self.labels.compute().long()
+        self.embeddings.reset()
+        self.labels.reset()
+        return z, labels
+
+    def _log_scores(self, stage: str) -> tuple[Tensor, Tensor]:
+        z, labels = self._collected()
+        scores = retrieval_scores(z, labels)
+        found = {name: float(values.mean()) for name, values in scores.items()}
+        if stage == "test":
+            for name, values in scores.items():
+                found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(values)
+        pairs = self._verification = verification(z, labels)
+        if stage == "val":
+            self.threshold.fill_(pairs.best_threshold())
+        found["verification_auc"] = pairs.auc()
+        found["verification_accuracy"] = pairs.accuracy(float(self.threshold))
+        middle = (pairs.edges[1:] + pairs.edges[:-1]) / 2
+        for name, counts in (("positive", pairs.positives), ("negative", pairs.negatives)):
+            found[f"{name}_distance"] = float((counts * middle).sum() / counts.sum())
+        self.log_dict({f"{stage}/{name}": value for name, value in found.items()})
+        if found["negative_distance"] <= COLLAPSED * float(z.norm(dim=1).mean()):
+            rank_zero_warn(
+                f"collapse: all images are embedded in nearly one point (step {self.global_step}, mean distance of "
+                f"negative pairs {found['negative_distance']:.4f}), where a loss is its margin and has no gradient; "
+                "another miner, a lower learning rate or a larger batch may help"
+            )
+        return z, labels
+
+    def predict_step(self, batch: ExampleBatch, batch_idx: int) -> list[list[float]]:
+        """The embedding of each image of the batch."""
+        return self.embed(batch.images[:, 0]).tolist()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure_optimizers(self, self.optimizer, self.scheduler)
+
+    # ---- use -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def embedding(self, image: object) -> Tensor:
+        """(out_dim,): of an image as :func:`~lit_models.parts.images.to_image_batch` takes it."""
+        with evaluating(self):
+            return self.embed(to_image_batch(image, self.image_shape, self.device).to(self.dtype))[0]
+
+    def distance(self, a: object, b: object) -> float:
+        """The Euclidean distance of two images' embeddings."""
+        return float((self.embedding(a) - self.embedding(b)).norm())
+
+    def alike(self, a: object, b: object) -> bool:
+        """Whether two images are nearer to each other than the threshold that told validation's pairs apart best.
+
+        Raises:
+            ValueError: the model was never validated, so that there is none.
+        """
+        if self.threshold.isnan():
+            raise ValueError("threshold=nan: expected a model that was validated")
+        return self.distance(a, b) < float(self.threshold)
+
+    def nearest(self, image: object, gallery: Sequence[object], k: int = 5) -> list[tuple[int, float]]:
+        """The k images of a gallery that are nearest to an image, as (number in the gallery, distance), nearest first.
+
+        Raises:
+            ValueError: the gallery is empty, or k is less than 1.
+        """
+        if not len(gallery) or k < 1:
+            raise ValueError(f"k={k} of a gallery of {len(gallery)} images: expected at least 1 of at least 1")
+        query = self.embedding(image)
+        found = torch.stack([(self.embedding(other) - query).norm() for other in gallery])
+        smallest = found.topk(min(k, len(gallery)), largest=False)
+        return list(zip(smallest.indices.tolist(), smallest.values.tolist(), strict=True))
+
+    def export(self) -> dict[str, Tensor]:
+        """The encoder's weights by the names of torchvision or timm: see :meth:`lit_models.simclr.SimCLR.export`."""
+        return library_weights(self.encoder)
+
+    def illustrate(self) -> dict[str, Figure]:
+        """Neighbors with hits and misses; a map; the distances of positive and negative pairs; the hardest pairs."""
+        from lit_models.parts.retrieval_figures import figures
+
+        if self._verification is None:
+            return {}
+        images, labels = (torch.cat(parts) for parts in zip(*self._shown, strict=True))
+        return figures(self, images, labels, self._verification)

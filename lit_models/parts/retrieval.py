@@ -1,0 +1,121 @@
+"""How well distances between embeddings tell what is alike: retrieval, and the verification of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 2**24
+"""distances of a block: 64 MB"""
+BINS = 2000
+
+
+def blocks_of_distances(z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Euclidean distances between all of z (N, D), some rows at a time: (rows (n,), distances (n, N))."""
+    z = z.float()
+    for rows in torch.arange(len(z), device=z.device).split(max(1, BLOCK // len(z))):
+        yield rows, torch.cdist(z[rows], z)
+
+
+def retrieval_scores(z: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 10)) -> dict[str, Tensor]:
+    """Each image as a query to all the others (Musgrave, Belongie & Lim 2020, section 2.3).
+
+    With R the number of others of the query's class: ``recall_at_k``, whether one of the k nearest is of its class;
+    ``r_precision``, the share of its class among the R nearest; and ``map_at_r``, 1/R Σ_{i ≤ R} P(i), where P(i) is
+    the share among the i nearest if the i-th is of its class, and else 0.
+
+    Args:
+        z: embeddings (N, D).
+        labels: their classes (N,).
+
+    Returns:
+        by its name the score of each query, (M,), of the M whose class is not theirs alone.
+    """
+    _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
+    others = counts[classes] - 1
+    depth = min(max(int(others.max()), *ks), len(z) - 1)
+    scores: dict[str, list[Tensor]] = {}
+    for rows, distances in blocks_of_distances(z):
+        distances[torch.arange(len(rows)), rows] = torch.inf
+        nearest = distances.topk(depth, largest=False).indices
+        kept = others[rows] > 0
+        hits = (labels[nearest] == labels[rows, None])[kept].float()
+        number = others[rows][kept]
+        place = torch.arange(1, depth + 1, device=z.device)
+        within = (place <= number[:, None]) * hits
+        found = {f"recall_at_{k}": hits[:, :k].amax(1) for k in ks}
+        found["r_precision"] = within.sum(1) / number
+        found["map_at_r"] = (within * hits.cumsum(1) / place).sum(1) / number
+        for name, values in found.items():
+            scores.setdefault(name, []).append(values)
+    return {name: torch.cat(values) for name, values in scores.items()}
+
+
+def nearest_of(z: Tensor, gallery: Tensor) -> Tensor:
+    """The row of the nearest of the gallery (N, D) to each of z (M, D): (M,)."""
+    blocks = z.float().split(max(1, BLOCK // len(gallery)))
+    return torch.cat([torch.cdist(block, gallery.float()).argmin(1) for block in blocks])
+
+
+def bootstrap_interval(values: Tensor, level: float = 0.95, rounds: int = 1000) -> tuple[float, float]:
+    """The interval of the mean of ``values`` (N,) over resampled queries, by percentiles; always the same draws."""
+    generator = torch.Generator(values.device).manual_seed(0)
+    means = torch.stack(
+        [
+            values[torch.randint(len(values), (len(values),), generator=generator, device=values.device)].mean()
+            for _ in range(rounds)
+        ]
+    )
+    low, high = means.quantile(means.new_tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
+    return low, high
+
+
+class Verification(NamedTuple):
+    """How far apart pairs of one class are, and pairs of two."""
+
+    edges: Tensor
+    """(BINS + 1,) of the histograms' bins"""
+    positives: Tensor
+    """(BINS,) counts of pairs of one class"""
+    negatives: Tensor
+    """(BINS,) counts of pairs of two"""
+
+    def rates(self) -> tuple[Tensor, Tensor]:
+        """(BINS + 1,) each: the shares of positive and of negative pairs whose distance is below each edge."""
+        true, false = (F.pad(counts.double().cumsum(0), (1, 0)) for counts in (self.positives, self.negatives))
+        return true / true[-1], false / false[-1]
+
+    def auc(self) -> float:
+        """The area under the ROC curve: how probably a positive pair is nearer than a negative one."""
+        true, false = self.rates()
+        return float(torch.trapezoid(true, false))
+
+    def best_threshold(self) -> float:
+        """The distance that tells the two apart best: at the highest :meth:`accuracy`."""
+        true, false = self.rates()
+        return float(self.edges[(true - false).argmax()])
+
+    def accuracy(self, threshold: float) -> float:
+        """The mean of the shares of positive pairs below and of negative pairs above the threshold, for there are many
+        more of these."""
+        true, false = self.rates()
+        place = torch.searchsorted(self.edges, torch.tensor(threshold, device=self.edges.device)).clamp(max=BINS)
+        return float(true[place] + 1 - false[place]) / 2
+
+
+def verification(z: Tensor, labels: Tensor) -> Verification:
+    """Of all pairs of embeddings (N, D) with classes (N,), to a bin's width: a 2000th of the largest distance."""
+    z = z.float()
+    # No two points are further apart than twice the largest distance from their mean.
+    most = float(2 * (z - z.mean(0)).norm(dim=1).max()) or 1.0
+    positives, negatives = z.new_zeros(BINS), z.new_zeros(BINS)
+    for rows, distances in blocks_of_distances(z):
+        later = rows[:, None] < torch.arange(len(z), device=z.device)
+        same = labels[rows, None] == labels
+        positives += distances[later & same].histc(BINS, 0, most)
+        negatives += distances[later & ~same].histc(BINS, 0, most)
+    return Verification(torch.linspace(0, most, BINS + 1, device=z.device), positives, negatives)
