@@ -152,10 +152,8 @@ class ContrastiveViews(LightningDataModule):
         return batch._replace(images=F.interpolate(batch.images, (side, side), mode="bilinear", antialias=True))
 
     def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
-        """Two views of each image, uint8 or float, as two batches: always the same ones at one place in the batch."""
-        draws = draws_of_place(len(batch.images), 2 * Augmentation.num_draws, "two views")
-        first, second = self._augmented(batch.images, draws, self.augmentation)
-        return batch._replace(images=first), batch._replace(images=second)
+        """:meth:`Images.two_views`, as large as views are."""
+        return self.source.two_views(self.to_float(batch))
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ViewBatch:
         count, each = len(batch.images), Augmentation.num_draws

@@ -11,9 +11,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from datamodules.augment import Augmentation
 from datamodules.files import data_root
 from datamodules.image_files import PARTS, Tree
-from datamodules.loader import TensorLoader, keyed_generator
+from datamodules.loader import TensorLoader, draws_of_place, keyed_generator
 
 CIFAR100_CLASSES = (
     *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy"),
@@ -27,6 +28,10 @@ CIFAR100_CLASSES = (
     *("telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale"),
     *("willow_tree", "wolf", "woman", "worm"),
 )
+
+
+YARDSTICK = Augmentation(scale=(0.5, 1.0), flip=0.0, grayscale=0.0)
+"""what two views differ in whose representations should agree, the same for whatever was trained on"""
 
 
 class ImageBatch(NamedTuple):
@@ -217,6 +222,14 @@ class Images(LightningDataModule):
         dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
         # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
         return batch._replace(images=batch.images.to(dtype, memory_format=torch.channels_last).div_(255))
+
+    def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
+        """Two views of each image by :data:`YARDSTICK`, as two batches: the same ones at one place in the batch."""
+        dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
+        assert isinstance(dtype, torch.dtype)
+        draws = draws_of_place(len(batch.images), 2 * Augmentation.num_draws, "two views")
+        first, second = (YARDSTICK(batch.images, each, dtype) for each in draws.chunk(2, 1))
+        return batch._replace(images=first), batch._replace(images=second)
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         return self.to_float(batch)

@@ -77,14 +77,28 @@ def with_numbers(runs: list[Run], metric: str, left_out: dict[str, str]) -> tupl
     whole = []
     for run in runs:
         values = {name: run.metrics().get(name, "missing") for name in names}
-        wrong = [
-            name for name, value in values.items() if not isinstance(value, int | float) or not math.isfinite(value)
-        ]
+        wrong = [name for name, value in values.items() if not _is_number(value)]
         if wrong:
             left_out[str(run.folder.path)] = f"broken: {wrong[0]} is {text(values[wrong[0]])}"
         else:
             whole.append(run)
     return whole, [*names, "wall_seconds", "samples_per_second"]
+
+
+def with_columns(runs: list[Run], names: list[str], columns: list[str]) -> list[str]:
+    """The names with further ones before the last two, which are of speed.
+
+    Raises:
+        Mistake: no run has such a number.
+    """
+    known = {name for run in runs for name, value in (run.metrics() | run.summary).items() if _is_number(value)}
+    if unknown := [name for name in columns if name not in known]:
+        raise Mistake(f"--columns {unknown[0]}: no run has it{nearest(unknown[0], sorted(known))}")
+    return list(dict.fromkeys([*names[:-2], *columns, *names[-2:]]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def make_groups(runs: list[Run], names: list[str], by: list[str] | None) -> list[Group]:
@@ -168,6 +182,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN_OR_GLOB", help="a run's folder, a folder above runs, or a glob")
     parser.add_argument("--by", nargs="+", action="extend", metavar="KEY", help="group by the values of these keys")
     parser.add_argument("--metric", help="default: best.monitor, on the test set where all runs were tested")
+    parser.add_argument("--columns", nargs="+", action="extend", default=[], metavar="NAME", help="further numbers, such as parameters")
     parser.add_argument("--format", choices=list(VIEWS), default="table")
     parser.add_argument("--picture", metavar="FILE", help="default: compare_METRIC.png; '' for none")
     options = parser.parse_intermixed_args(args)
@@ -185,6 +200,7 @@ def main(args: list[str]) -> int:
     if runs:
         metric = choose_metric(runs, options.metric)
         runs, names = with_numbers(runs, metric, left_out)
+        names = with_columns(runs, names, options.columns)
         groups = make_groups(runs, names, options.by) if runs else []
         notes = remarks(groups)
         file = f"compare_{metric.replace('/', '_')}.png" if options.picture is None else options.picture

@@ -17,7 +17,7 @@ from experiments.arguments import Mistake
 if TYPE_CHECKING:
     from experiments.compare import Group
 
-DIGITS = {"wall_seconds": 1, "samples_per_second": 0}
+DIGITS = {"wall_seconds": 1, "samples_per_second": 0, "parameters": 0}
 """after the point; other figures have four"""
 PICTURES = (".png", ".pdf", ".svg")
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_models.parts.distributed import global_mean
+from lit_models.parts.encoders import image_encoder
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.image_coders import conv_down, conv_up_double
 from lit_models.parts.images import to_image_batch
@@ -67,6 +68,8 @@ class Autoencoder(LightningModule):
         code_channels: of the code.
         code_size: the code's map is ``code_size``×``code_size`` for images of ``image_shape``, which the last
             convolution's kernel is chosen for; ``null`` keeps the map as it is. With 1 the code is a vector.
+        encoder, width: a network of :func:`lit_models.parts.encoders.image_encoder`, which other techniques share,
+            and a linear layer in place of the encoder's convolutions; images then are of ``image_shape``.
         loss: ``mse``, ``l1`` or ``bce``.
         corruption: what the encoder sees in training: ``noise`` adds a Gaussian of deviation ``corruption_level``,
             ``mask`` blackens that share of the pixels.
@@ -86,6 +89,8 @@ class Autoencoder(LightningModule):
         channels: Sequence[int] = (32, 64, 128),
         code_channels: int = 32,
         code_size: int | None = 1,
+        encoder: str | None = None,
+        width: int | None = None,
         loss: Literal["mse", "l1", "bce"] = "mse",
         corruption: Corruption = "none",
         corruption_level: float = 0.25,
@@ -110,9 +115,16 @@ class Autoencoder(LightningModule):
             raise ValueError(
                 f"code_size={code_size}: expected 1 to {side}, the map's size after {len(channels)} layers"
             )
+        if encoder is not None and code_size != 1:
+            raise ValueError(f"code_size={code_size}: expected 1 with encoder={encoder!r}, which ends in a vector")
         self.kernel = kernel = 1 if code_size is None else side - code_size + 1
         layers = [self.image_shape[0], *channels]
-        self.encoder = nn.Sequential(conv_down(layers), nn.Conv2d(channels[-1], code_channels, kernel))
+        if encoder is None:
+            self.encoder = nn.Sequential(conv_down(layers), nn.Conv2d(channels[-1], code_channels, kernel))
+        else:
+            network = image_encoder(encoder, self.image_shape, width=width)
+            to_code = nn.Linear(int(network.out_dim), code_channels)  # type: ignore[arg-type]
+            self.encoder = nn.Sequential(network, to_code, nn.Unflatten(1, (code_channels, 1, 1)))
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(code_channels, channels[-1], kernel), nn.ReLU(), conv_up_double(layers)
         )

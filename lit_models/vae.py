@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_models.parts.distributed import global_mean, mean_over_ranks
+from lit_models.parts.encoders import image_encoder
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.image_coders import conv_decoder, conv_encoder, mlp
 from lit_models.parts.images import to_image_batch
@@ -112,6 +113,8 @@ class VAE(LightningModule):
     Args:
         image_shape: (C, H, W).
         network: ``conv``, or the papers' ``mlp``.
+        encoder, width: a network of :func:`lit_models.parts.encoders.image_encoder`, which contrastive techniques
+            share, and a linear layer as the encoder, beside the convolutional decoder.
         channels: of the convolutional network, whose layers each halve the image.
         hidden: of the MLP's layers, in the decoder in reverse order.
         activation: of the MLP: ``tanh`` (IWAE's) or ``relu``.
@@ -139,6 +142,8 @@ class VAE(LightningModule):
         self,
         image_shape: Sequence[int],
         network: Literal["conv", "mlp"] = "conv",
+        encoder: str | None = None,
+        width: int | None = None,
         channels: Sequence[int] = (32, 64),
         hidden: Sequence[int] = (200, 200),
         activation: Literal["tanh", "relu"] = "tanh",
@@ -161,6 +166,8 @@ class VAE(LightningModule):
                 raise ValueError(f"{name}={number}: expected at least 1")
         if network not in ("conv", "mlp"):
             raise ValueError(f"network={network!r}: expected 'conv' or 'mlp'")
+        if encoder is not None and network != "conv":
+            raise ValueError(f"encoder={encoder!r}: expected null with network={network!r}")
         if likelihood not in get_args(Likelihood):
             raise ValueError(f"likelihood={likelihood!r}: expected one of {', '.join(get_args(Likelihood))}")
         for name, value in (("beta", beta), ("free_bits", free_bits)):
@@ -187,7 +194,11 @@ class VAE(LightningModule):
         self.seed = torch.initial_seed()  # of seed_everything
 
         if network == "conv":
-            self.encoder = conv_encoder(self.image_shape, channels, 2 * latent_dim)
+            if encoder is None:
+                self.encoder = conv_encoder(self.image_shape, channels, 2 * latent_dim)
+            else:
+                features = image_encoder(encoder, self.image_shape, width=width)
+                self.encoder = nn.Sequential(features, nn.Linear(int(features.out_dim), 2 * latent_dim))  # type: ignore[arg-type]
             self.decoder = conv_decoder(self.image_shape, channels, latent_dim)
         else:
             pixels = math.prod(self.image_shape)

@@ -101,6 +101,12 @@ def test_groups_differ_in_more_than_the_seed(runs: Path, compare: Callable[..., 
     assert found["notes"] == []
 
 
+def test_further_columns_are_beside_the_metric(runs: Path, compare: Callable[..., Any]) -> None:
+    figures = compare(runs, "--columns", "test/loss", "best/val/accuracy")["groups"][0]["figures"]
+    assert list(figures) == ["test/accuracy", "test/loss", "best/val/accuracy", "wall_seconds", "samples_per_second"]
+    assert figures["test/loss"] == {"mean": 1.0, "std": 0.0}
+
+
 def test_a_validation_metric_is_shown_at_its_best_and_last(runs: Path, compare: Callable[..., dict[str, Any]]) -> None:
     figures = compare(runs, "--metric", "val/accuracy")["groups"][0]["figures"]
     assert "test/accuracy" not in figures
@@ -281,6 +287,7 @@ def test_no_picture_of_nothing(tmp_path: Path) -> None:
         (["--by", "model.fusoin"], ["--by model.fusoin", "did you mean 'model.fusion'"]),
         (["--metric", "test/acuracy"], ["--metric test/acuracy", "did you mean 'test/accuracy'"]),
         (["--format", "cvs"], ["cvs", "table, csv, json, markdown", "did you mean 'csv'"]),
+        (["--columns", "test/los"], ["--columns test/los: no run has it", "did you mean 'test/loss'"]),
         (["--metrics", "x"], ["--metrics: no such option", "did you mean '--metric'"]),
         (["--picture", "x.gif"], ["--picture x.gif", ".png"]),
         (["--picture", "nowhere/x.png"], ["no folder 'nowhere'"]),

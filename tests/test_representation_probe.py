@@ -59,6 +59,7 @@ SETTINGS: dict[str, Any] = {
 FIGURES = {
     *("knn_accuracy", "probe_accuracy", "probe_accuracy_1pct", "probe_accuracy_10pct"),
     *("uniformity", "effective_rank", "feature_std"),
+    "alignment",
 }
 
 
@@ -383,7 +384,7 @@ def test_no_labels_no_figures() -> None:
 
 def test_figures_of_an_older_state_are_forgotten() -> None:
     trainer = fake_trainer()
-    trainer.callback_metrics = {f"val/{name}": 1.0 for name in FIGURES | {"alignment", "loss"}}
+    trainer.callback_metrics = {f"val/{name}": 1.0 for name in FIGURES | {"loss"}}
     RepresentationProbe().on_validation_start(trainer, LightningModule())
     assert trainer.callback_metrics == {"val/loss": 1.0}
 
@@ -424,7 +425,7 @@ def summary(cli: CLI) -> dict[str, Any]:
 
 def probed(metrics: dict[str, Any], stage: str) -> set[str]:
     names = {name.partition("/")[2] for name in metrics if name.startswith(stage + "/")}
-    return names & (FIGURES | {"alignment"})
+    return names & (FIGURES)
 
 
 def test_a_run_logs_it_when_due_and_in_the_test(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +440,7 @@ def test_a_run_logs_it_when_due_and_in_the_test(config: list[str], monkeypatch: 
     with cli.folder.metrics.open() as file:
         validations = [row for row in csv.DictReader(file) if row["val/loss"]]
     measured = [[name for name in FIGURES if row[f"val/{name}"]] for row in validations]
-    assert [len(names) for names in measured] == [0, 7, 0, 7, 7], "every second epoch and the last one"
+    assert [len(names) for names in measured] == [0, 8, 0, 8, 8], "every second epoch and the last one"
     found = summary(cli)
     assert probed(found["last"], "val") == FIGURES
     assert probed(found["test"], "test") == FIGURES
@@ -564,7 +565,7 @@ def test_alignment_where_the_data_have_views(config: list[str], same: bool) -> N
     options = ("--data", f"{__name__}.Mirrored", "--data.batch_size", 64 if same else 32, "--trainer.max_epochs", 1)
     cli = start(config, *options)
     found = summary(cli)
-    assert probed(found["test"], "test") == FIGURES | {"alignment"}
+    assert probed(found["test"], "test") == FIGURES
     assert (found["last"]["val/alignment"] > 1e-3) != same
 
 
@@ -644,7 +645,7 @@ def test_a_monitor_that_nobody_logs_is_still_a_mistake(config: list[str], mistak
 def test_rows_to_compare_with(config: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     representations.main([*config, *QUIET])
     heading, *found = capsys.readouterr().out.splitlines()[-4:]
-    assert set(heading.split()) == FIGURES
+    assert set(heading.split()) == FIGURES - {"alignment"}
     values = {line[:24].strip(): [float(value) for value in line[24:].split()] for line in found}
     assert list(values) == ["pixels", "PCA (8)", "random encoder (8)"]
     knn = {name: row[0] for name, row in values.items()}

@@ -74,6 +74,7 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
+        self.values["parameters"] = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Rows that a killed process wrote after its last checkpoint will be written again.

@@ -1,0 +1,82 @@
+"""Representations that learn nothing from the task: the rows of a table that every other has to be better than.
+
+The pixels; their principal components (Pearson 1901), as many as an encoder has features; and those features with the
+encoder's initial weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lit_models.parts.encoders import Stem, image_encoder
+from lit_models.parts.pca import PCA
+
+
+class Untrained(LightningModule):
+    """A representation to be measured as a trained one is: one epoch, in which nothing is trained.
+
+    Args:
+        image_shape: (C, H, W).
+        representation: ``pixels``, ``pca`` or ``random``.
+        encoder, stem, width: as :func:`lit_models.parts.encoders.image_encoder` takes them; also says how many
+            principal components there are.
+
+    Raises:
+        ValueError: no such representation.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        representation: Literal["pixels", "pca", "random"],
+        encoder: str = "conv",
+        stem: Stem | None = None,
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        if representation not in ("pixels", "pca", "random"):
+            raise ValueError(f"representation={representation!r}: expected 'pixels', 'pca' or 'random'")
+        self.save_hyperparameters(logger=False)
+        self.representation = representation
+        network = image_encoder(encoder, image_shape, stem=stem, width=width)
+        self.encoder: nn.Module = network.requires_grad_(False) if representation == "random" else nn.Flatten()
+        self.nothing = nn.Parameter(torch.zeros(0))  # what is trained
+        if representation == "pca":
+            pixels = int(torch.tensor(image_shape).prod())
+            self.register_buffer("mean", torch.zeros(pixels))
+            self.register_buffer("components", torch.zeros(min(int(network.out_dim), pixels), pixels))  # type: ignore[arg-type]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in 0..1 → (B, D)."""
+        features: Tensor = self.encoder(images)
+        return (features - self.mean) @ self.components.T if self.representation == "pca" else features
+
+    def on_fit_start(self) -> None:
+        """Finds the principal components of the training images."""
+        if self.representation != "pca":
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        pca = PCA(len(self.mean), self.device)
+        for batch in data.plain_loader("train"):
+            pca.update(data.to_float(batch).images.to(self.device).flatten(1))
+        mean, components = pca.compute(len(self.components))
+        self.mean.copy_(mean)
+        self.components.copy_(components)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.nothing.sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def test_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.nothing], lr=0.0)
