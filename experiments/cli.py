@@ -52,7 +52,10 @@ from experiments.run_folder import (
     write_atomically,
 )
 
-DATA_FACTS = ("vocab", "answers", "question_types", "image_shape", "num_classes", "class_names", "scale_factor")
+DATA_FACTS = (
+    *("vocab", "answers", "question_types", "image_shape", "num_classes", "class_names"),
+    *("scale_factor", "longest"),
+)
 """attributes of a data module that are linked to a model's argument of the same name"""
 
 BASE_CONFIG = REPOSITORY / "configs" / "base.yaml"
