@@ -8,6 +8,7 @@ import os
 import tempfile
 import urllib.request
 from collections.abc import Iterable
+from http.client import HTTPException
 from pathlib import Path
 
 
@@ -45,7 +46,7 @@ def fetch(address: str, file: Path, sha256: str) -> None:
         try:
             with urllib.request.urlopen(address, timeout=60) as answer:
                 content = answer.read()
-        except OSError as error:
+        except (OSError, HTTPException) as error:  # the latter of a connection that breaks off
             reason = getattr(error, "reason", error)
             raise FileNotFoundError(f"{file}: not found; put there what is at {address} ({reason})") from error
         what, remedy = f"{address}: for {file}", ""

@@ -199,7 +199,8 @@ class CLI(LightningCLI):
 
         config = yaml.safe_load(self._rerunnable_config())
         linked = {key: value for key, value in self.model.hparams.items() if key in DATA_FACTS}
-        config["model"]["init_args"] |= {key: value for key, value in linked.items() if len(str(value)) < 1000}
+        short = {key: value for key, value in linked.items() if len(str(value)) < 1000}
+        config["model"]["init_args"] = config["model"].get("init_args", {}) | short
         return wandb_logger(self.folder, config, options.project, str(self.subcommand), options.tags)
 
     def _run_subcommand(self, subcommand: str) -> None:

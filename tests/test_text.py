@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from http.client import IncompleteRead
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -406,6 +407,16 @@ def test_tiny_shakespeare() -> None:
     assert len(data.vocab) == 65
     assert (len(data.part("train")), len(data.part("val"))) == (1_003_854, 111_540)  # as nanoGPT has it
     assert "".join(data.vocab[code] for code in data.codes[:14]) == "First Citizen:"
+
+
+def test_a_download_that_breaks_off_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks_off(*args: Any, **options: Any) -> Any:
+        raise IncompleteRead(b"half")
+
+    monkeypatch.setattr("urllib.request.urlopen", breaks_off)
+    with pytest.raises(FileNotFoundError, match=r"input.txt: not found; put there what is at https://.*IncompleteRead"):
+        CharText("tiny_shakespeare", root=str(tmp_path))
+    assert not list(tmp_path.rglob("*.txt"))
 
 
 def test_download_is_checked_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
