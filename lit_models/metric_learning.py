@@ -139,9 +139,9 @@ def pairs_of(same: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @contextmanager
-def drawing(*key: int | str) -> Iterator[None]:
+def drawing(device: torch.device, *key: int | str) -> Iterator[None]:
     """Torch's draws inside are a function of ``key``, and change none outside: a miner's, the same on every rank."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(keyed_generator(*key).initial_seed())
         yield
 
@@ -162,7 +162,7 @@ class MetricLearning(LightningModule):
         loss: ``name`` and arguments of one of pytorch-metric-learning's losses, of :class:`SiameseLoss` or of
             :class:`ClassificationLoss`.
         miner: of one of its miners, which choose among the pairs or triplets of a batch; ``null`` for all.
-        distance, reducer: of its distances and reducers; ``null`` for the Euclidean distance, and for the loss's own.
+        distance, reducer: of its distances and reducers; ``null`` for the loss's own, which a miner has too.
         freeze_batch_norm: keep the batch-norm statistics of the encoder as they are, as is usual with pretrained
             weights and small batches.
         representation: what :meth:`encode` gives: the encoder's features, or the embedding.
@@ -213,13 +213,16 @@ class MetricLearning(LightningModule):
         self.head: nn.Module = nn.Identity()
         if out_dim is not None:
             self.head = projection_head(features, head_dim or features, out_dim, head_layers)
-        distance = distance or {"name": "LpDistance"}
-        # pytorch-metric-learning's distances normalize unless they are told not to; that of angles always does.
-        known = {} if distance.get("name") == "CosineSimilarity" else {"normalize_embeddings": normalize}
-        measure = chosen("distance", distance, distances, **known)
-        shared = {"distance": measure} | ({"reducer": chosen("reducer", reducer, reducers)} if reducer else {})
+        shared: dict[str, Any] = {}
+        if distance:
+            shared["distance"] = chosen("distance", distance, distances)
+        if reducer:
+            shared["reducer"] = chosen("reducer", reducer, reducers)
         self.loss = chosen("loss", loss, losses, num_classes=num_classes, embedding_size=out_dim or features, **shared)
-        self.miner = chosen("miner", miner, miners, distance=measure) if miner else None
+        measure = getattr(self.loss, "distance", None)
+        if isinstance(measure, distances.LpDistance):  # which normalizes unless it is told not to
+            measure.normalize_embeddings = normalize
+        self.miner = chosen("miner", miner, miners, **({"distance": measure} if measure else {})) if miner else None
 
         self.embeddings, self.labels = CatMetric(), CatMetric()
         self.register_buffer("threshold", torch.tensor(torch.nan))  # between pairs that are alike and others
@@ -263,7 +266,7 @@ class MetricLearning(LightningModule):
         # Pairs and triplets are formed across ranks: each has all embeddings, and the loss of all.
         z = gather_rows_with_gradient(z).flatten(0, 1)
         labels, same = gather_rows(batch.labels).flatten(), gather_rows(batch.same.long()).bool()
-        with full_precision(z), drawing(self.seed, self.current_epoch, batch_idx):
+        with full_precision(z), drawing(z.device, self.seed, self.current_epoch, batch_idx):
             if shape[1] > 1:
                 loss, mined = self.loss(z, None, pairs_of(same)), None
             else:

@@ -131,8 +131,7 @@ def test_a_drawing_miner_repeats_itself_and_disturbs_nothing() -> None:
 
 
 def test_supcon_takes_all_positives_into_the_softmax() -> None:
-    model = make(loss={"name": "SupConLoss", "temperature": 0.3}, distance={"name": "CosineSimilarity"})
-    batch = examples()
+    model, batch = make(loss={"name": "SupConLoss", "temperature": 0.3}), examples()
     z, labels = embedded(model, batch), batch.labels[:, 0]
     logits = (z @ z.T / 0.3).fill_diagonal_(-torch.inf)
     log_p, alike = logits.log_softmax(1), (labels[:, None] == labels).fill_diagonal_(False)
