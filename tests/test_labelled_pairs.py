@@ -239,6 +239,21 @@ def test_without_unseen_classes_the_parts_are_the_sources() -> None:
     assert torch.equal(data.labeled_subset(0.1), source.labeled_subset(0.1))
 
 
+def test_images_without_a_class_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Digits.read
+
+    def without_some(self: Digits) -> Any:
+        parts = read(self)
+        parts["train"].labels[::3] = -1
+        return parts
+
+    monkeypatch.setattr(Digits, "read", without_some)
+    data, source = digits(), Digits()
+    data.setup()
+    assert int((source.part("train").labels == -1).sum()) > 0
+    assert classes_of(data.train_dataloader()) == classes_of(data.plain_loader("train")) == set(range(10))
+
+
 def trained_on(data: LabelledPairs, epoch: int, batch: int, training: bool = True) -> None:
     trainer: Any = SimpleNamespace(
         training=training,

@@ -240,8 +240,8 @@ def test_the_bootstrap_interval() -> None:
     values = (torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.8).float()
     low, high = bootstrap_interval(values)
     mean, error = float(values.mean()), float(values.std()) / 20
-    assert low == pytest.approx(mean - 1.96 * error, abs=0.01)
-    assert high == pytest.approx(mean + 1.96 * error, abs=0.01)
+    assert low == pytest.approx(mean - 1.96 * error, abs=0.003)
+    assert high == pytest.approx(mean + 1.96 * error, abs=0.003)
     assert bootstrap_interval(values) == (low, high)
 
 
