@@ -182,7 +182,9 @@ def main(args: list[str]) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN_OR_GLOB", help="a run's folder, a folder above runs, or a glob")
     parser.add_argument("--by", nargs="+", action="extend", metavar="KEY", help="group by the values of these keys")
     parser.add_argument("--metric", help="default: best.monitor, on the test set where all runs were tested")
-    parser.add_argument("--columns", nargs="+", action="extend", default=[], metavar="NAME", help="further numbers, such as parameters")
+    parser.add_argument(
+        "--columns", nargs="+", action="extend", default=[], metavar="NAME", help="further numbers, such as parameters"
+    )
     parser.add_argument("--format", choices=list(VIEWS), default="table")
     parser.add_argument("--picture", metavar="FILE", help="default: compare_METRIC.png; '' for none")
     options = parser.parse_intermixed_args(args)

@@ -15,8 +15,9 @@ from experiments.run_folder import write_atomically
 class Figures(Callback):
     """Writes what a module's ``illustrate()`` returns to the run's folder, and to Weights & Biases.
 
-    ``illustrate()`` returns a dict of matplotlib figures (written as PNG) and SVG texts (written as they are). They
-    are kept by when they were made: ``figures/epoch_0004/…`` and ``figures/test/…``.
+    ``illustrate()`` returns a dict of matplotlib figures (written as PNG) and SVG texts (written as they are), whose
+    names may end in ``.svg``, so that one may stand beside the figure of the same name. They are kept by when they were
+    made: ``figures/epoch_0004/…`` and ``figures/test/…``.
 
     Args:
         every_n_epochs: how often, after the validation; 0 for only at the end.
@@ -58,7 +59,7 @@ class Figures(Callback):
         files = []
         for name, picture in pictures.items():
             if isinstance(picture, str):
-                write_atomically(folder / f"{name}.svg", picture)
+                write_atomically(folder / f"{name.removesuffix('.svg')}.svg", picture)
                 continue
             file = folder / f"{name}.png"
             picture.savefig(file, dpi=self.dpi)

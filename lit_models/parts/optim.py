@@ -123,6 +123,27 @@ class DecayAfter(LambdaLR):
         super().__init__(optimizer, lambda epoch: factor ** max(0, epoch + 1 - after))
 
 
+class DecayToFloor(LRScheduler):
+    """Exponential decay to a floor, one step an optimizer step: sketch-RNN's.
+
+    At step t = 0, 1, …: lr = (base − floor)·decay^t + floor.
+
+    Raises:
+        ValueError: ``decay`` outside (0, 1], or a negative ``floor``.
+    """
+
+    def __init__(self, optimizer: Optimizer, decay: float = 0.9999, floor: float = 1e-5) -> None:
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay={decay}: expected a factor in (0, 1]")
+        if not floor >= 0:
+            raise ValueError(f"floor={floor}: expected 0 or more")
+        self.decay, self.floor = decay, floor
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [(base - self.floor) * self.decay**self.last_epoch + self.floor for base in self.base_lrs]
+
+
 def configure_optimizers(
     module: LightningModule,
     optimizer: OptimizerCallable,
@@ -131,8 +152,8 @@ def configure_optimizers(
 ) -> OptimizerLRScheduler:
     """What a technique with one optimizer returns from ``configure_optimizers``.
 
-    Only parameters that require a gradient are optimized. :class:`WarmupCosine` goes by steps, every other schedule by
-    epochs, as torch documents them.
+    Only parameters that require a gradient are optimized. :class:`WarmupCosine` and :class:`DecayToFloor` go by steps,
+    every other schedule by epochs, as torch documents them.
 
     Args:
         decay_vectors: whether biases and the weights of norms, that is parameters of one dimension or none, have the
@@ -151,6 +172,8 @@ def configure_optimizers(
         if module.trainer.estimated_stepping_batches == math.inf:
             raise ValueError("scheduler WarmupCosine: expected trainer.max_epochs or trainer.max_steps, its length")
         schedule.set_total_steps(int(module.trainer.estimated_stepping_batches))
+        return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    if isinstance(schedule, DecayToFloor):
         return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
     if isinstance(schedule, ReduceLROnPlateau):
         monitor = getattr(schedule, "monitor", "val/loss")

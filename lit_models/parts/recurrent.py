@@ -89,6 +89,52 @@ class RecurrentStack(nn.Module):
         return opened
 
 
+class SteppedLSTM(nn.LSTM):
+    """An LSTM of one layer with what no fused kernel has: norms inside the cell, and dropout of its candidate.
+
+        i, f, g, o = LN(U x_t + W h_{t-1})      each gate normalized over its units (Ba, Kiros & Hinton 2016)
+        c_t = f ⊙ c_{t-1} + i ⊙ dropout(g)      recurrent dropout without memory loss (Semeniuta et al. 2016)
+        h_t = o ⊙ tanh LN(c_t)
+
+    It is called like ``nn.LSTM(input_dim, hidden, batch_first=True)``. Without norms it has the same parameters, and
+    computes the same where nothing is dropped. U x_t is one product for all steps; the rest is a loop over them.
+
+    Args:
+        layer_norm: the norms, whose own biases take the place of the LSTM's.
+        recurrent_dropout: share of the candidates that is dropped in training, another one in each step.
+    """
+
+    def __init__(self, input_dim: int, hidden: int, layer_norm: bool = False, recurrent_dropout: float = 0.0) -> None:
+        super().__init__(input_dim, hidden, batch_first=True, bias=not layer_norm)
+        if not 0 <= recurrent_dropout < 1:
+            raise ValueError(f"recurrent_dropout={recurrent_dropout}: expected a share in [0, 1)")
+        self.recurrent_dropout = recurrent_dropout
+        self.gate_scale = nn.Parameter(torch.ones(4 * hidden)) if layer_norm else None
+        self.gate_bias = nn.Parameter(torch.zeros(4 * hidden)) if layer_norm else None
+        self.cell_norm = nn.LayerNorm(hidden) if layer_norm else nn.Identity()
+
+    def forward(  # type: ignore[override]
+        self, inputs: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Inputs (B, T, I) and a state (h, c), each (1, B, H) → outputs (B, T, H) and the state after the last step."""
+        weight_x, weight_h, *biases = (self.get_parameter(name) for name in self._flat_weights_names)
+        bias = biases[0] + biases[1] if biases else None
+        projected = F.linear(inputs.transpose(0, 1), weight_x, bias)
+        zeros = projected.new_zeros(inputs.shape[0], self.hidden_size)
+        h, c = (state[0][0], state[1][0]) if state else (zeros, zeros)
+        outputs = []
+        for x in projected.unbind(0):
+            gates = x + F.linear(h, weight_h)
+            if self.gate_scale is not None and self.gate_bias is not None:
+                normal = F.layer_norm(gates.unflatten(1, (4, -1)), (self.hidden_size,)).flatten(1)
+                gates = torch.addcmul(self.gate_bias, self.gate_scale, normal)
+            i, f, g, o = gates.chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * F.dropout(g.tanh(), self.recurrent_dropout, self.training)
+            h = o.sigmoid() * self.cell_norm(c).tanh()
+            outputs.append(h)
+        return torch.stack(outputs, 1), (h[None], c[None])
+
+
 def unroll(layer: nn.Module, inputs: Tensor, state: tuple[Tensor, ...] | None = None) -> dict[str, list[Tensor]]:
     """A layer's computation written out, one step at a time, on the layer's own weights.
 

@@ -1,0 +1,96 @@
+"""A drawing as a sequence of pen moves, and as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+END = (0.0, 0.0, 0.0, 0.0, 1.0)
+
+
+class Sketch:
+    """A drawing: N points, each an offset from the one before it, and whether the pen is lifted after it.
+
+    Args:
+        points: (N, 3) array or tensor: Δx, Δy in the data's own units (y grows downward, as in SVG) and 1 where the
+            pen is lifted after the point, else 0. The first offset leads to where the drawing begins.
+
+    Raises:
+        ValueError: another shape, a number that is not finite, or a pen state that is neither 0 nor 1.
+    """
+
+    def __init__(self, points: object) -> None:
+        values = points.detach().cpu().numpy() if isinstance(points, Tensor) else points
+        self.points: np.ndarray = np.array(values, dtype=np.float32)
+        if self.points.ndim != 2 or self.points.shape[1] != 3:
+            raise ValueError(f"points of shape {self.points.shape}: expected (N, 3), of Δx, Δy and pen lifted")
+        if not np.isfinite(self.points).all():
+            raise ValueError("points: expected finite numbers")
+        if not np.isin(self.points[:, 2], (0, 1)).all():
+            raise ValueError("points: expected 0 or 1 in the last column, whether the pen is lifted after the point")
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @classmethod
+    def from_rows(cls, rows: Tensor, scale_factor: float) -> Sketch:
+        """Of rows (T, 5) of a :class:`~datamodules.sketches.SketchBatch`, as far as their first end row, if any."""
+        ends = rows[:, 4].nonzero()
+        rows = rows[: int(ends[0])] if len(ends) else rows
+        return cls(torch.cat([rows[:, :2] * scale_factor, rows[:, 3:4]], 1))
+
+    def to_rows(self, scale_factor: float) -> Tensor:
+        """(N + 1, 5) as in a :class:`~datamodules.sketches.SketchBatch`, the end row included."""
+        points = torch.from_numpy(self.points)
+        lifted = points[:, 2:]
+        rows = torch.cat([points[:, :2] / scale_factor, 1 - lifted, lifted, torch.zeros_like(lifted)], 1)
+        return torch.cat([rows, torch.tensor([END])])
+
+    def polylines(self) -> list[np.ndarray]:
+        """The lines that the pen draws without being lifted, each (K, 2) positions; a dot is a line of one point."""
+        positions = self.points[:, :2].cumsum(0)
+        lifted = self.points[:-1, 2].nonzero()[0] + 1
+        return [line for line in np.split(positions, lifted) if len(line)]
+
+    def to_svg(self, path: str | Path | None = None, size: int = 128) -> str:
+        """The drawing as an SVG text of ``size`` pixels, also written to ``path`` if there is one."""
+        lines = self.polylines()
+        every = np.concatenate(lines) if lines else np.zeros((1, 2), np.float32)
+        low, high = every.min(0), every.max(0)
+        extent = max(float((high - low).max()), 1e-6)
+        pen, margin = 0.015 * extent, 0.05 * extent
+        left, top = (low + high) / 2 - extent / 2 - margin
+        side = extent + 2 * margin
+        # A dot is a line of no length with a round end.
+        paths = (
+            "M" + "L".join(f"{x:.6g} {y:.6g}" for x, y in (line if len(line) > 1 else line.repeat(2, 0)))
+            for line in lines
+        )
+        text = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}" '
+            f'viewBox="{left:.6g} {top:.6g} {side:.6g} {side:.6g}">\n'
+            f'<path d="{" ".join(paths)}" fill="none" stroke="black" stroke-width="{pen:.4g}" '
+            'stroke-linecap="round" stroke-linejoin="round"/>\n</svg>\n'
+        )
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+
+def to_strokes(sketches: Sequence[Sketch], scale_factor: float) -> tuple[Tensor, Tensor]:
+    """Sketches as the ``strokes`` (B, T, 5) and ``lengths`` (B,) of a batch, padded with end rows.
+
+    Raises:
+        ValueError: there is none, or one without a point.
+    """
+    lengths = torch.tensor([len(sketch) for sketch in sketches])
+    if not len(lengths) or lengths.min() == 0:
+        raise ValueError(f"sketches of {lengths.tolist()} points: expected at least one, each of at least one point")
+    strokes = torch.tensor(END).repeat(len(lengths), int(lengths.max()) + 1, 1)
+    for row, sketch in zip(strokes, sketches, strict=True):
+        row[: len(sketch) + 1] = sketch.to_rows(scale_factor)
+    return strokes, lengths
