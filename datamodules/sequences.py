@@ -1,0 +1,313 @@
+"""Sequences of different lengths: lines of a text, sketches point by point, images row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from datamodules import loader
+from datamodules.images import ImageBatch, Images
+from datamodules.loader import TensorLoader
+from datamodules.sketches import BucketedLoader, SketchBatch, Sketches
+from datamodules.text import CharText
+
+Part = Literal["train", "val", "test"]
+
+
+class SequenceBatch(NamedTuple):
+    """B sequences; T is at least the length of the longest of them, and what is behind a sequence's end is 0."""
+
+    values: Tensor
+    """(B, T, D) of real numbers, or (B, T) int64: codes of characters"""
+    lengths: Tensor
+    """(B,) int64"""
+    labels: Tensor
+    """(B,) int64: the class, or -1 where there is none"""
+
+
+def positions_of(strokes: Tensor, lengths: Tensor) -> Tensor:
+    """Strokes (B, T, 5) of a :class:`~datamodules.sketches.SketchBatch` → (B, T, 3): where each point is.
+
+    x, y in the unit of the strokes, with the middle of the drawing's bounding box at 0, and 1 where the pen is lifted
+    after the point, else 0. Positions rather than offsets, so that an error at one point moves no other.
+    """
+    inside = torch.arange(strokes.shape[1], device=strokes.device) < lengths[:, None]
+    places = strokes[:, :, :2].cumsum(1)  # behind the end the pen does not move
+    middle = (places.amin(1, keepdim=True) + places.amax(1, keepdim=True)) / 2
+    return torch.cat([places - middle, strokes[:, :, 3:4]], 2) * inside[:, :, None]
+
+
+class LineTable:
+    """Lines in memory, one behind the other; indexed by a vector of rows it answers with one :class:`SequenceBatch`.
+
+    Args:
+        codes: (P,) int64 of all characters.
+        lengths: (N,) int64 characters of each line.
+        alphabet: what the codes mean, for :meth:`fingerprint`.
+    """
+
+    def __init__(self, codes: Tensor, lengths: Tensor, alphabet: str) -> None:
+        self.codes, self.lengths, self.alphabet = codes, lengths, alphabet
+        self.starts = lengths.cumsum(0) - lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def fingerprint(self) -> int:
+        """A checksum of the characters and of where lines begin."""
+        alphabet = torch.tensor(list(self.alphabet.encode()))
+        return loader.checksum([self.codes, self.lengths, alphabet])
+
+    def __getitem__(self, indices: Tensor) -> SequenceBatch:
+        lengths = self.lengths[indices]
+        columns = torch.arange(int(lengths.max()))
+        inside = columns < lengths[:, None]
+        places = (self.starts[indices][:, None] + columns) * inside
+        values = self.codes[places] * inside if len(self.codes) else torch.zeros_like(places)
+        return SequenceBatch(values, lengths, torch.full_like(lengths, -1))
+
+    def line(self, index: int) -> Tensor:
+        """The codes of one line."""
+        return self.codes[self.starts[index] :][: self.lengths[index]]
+
+
+class TextLines(LightningDataModule):
+    """The lines of a text, each distinct one once: those of the end validate and test, the test part last.
+
+    A line is of the part in which it begins, and of the first one only if it occurs again in a later one: no line that
+    validates or tests has been trained on.
+
+    Args:
+        source, root, unknown, limit: the text: see :class:`~datamodules.text.CharText`.
+        batch_size: lines per rank and batch. Training goes through batches of similar length in an order that is drawn
+            anew each epoch, evaluation through each line once.
+        min_length, max_length: lines of other lengths are left out; characters, without the line's end.
+        val_fraction, test_fraction: shares of the text.
+
+    Attributes:
+        vocab: the characters in the order of their codes, without the line's end.
+        longest: ``max_length``.
+        parts: the lines of "train", "val" and "test", after ``setup``.
+
+    Raises:
+        FileNotFoundError: there is no such text.
+        ValueError: an argument is out of range; the text is broken, or has no such line in one of its parts.
+    """
+
+    def __init__(
+        self,
+        source: str = "python",
+        root: str | None = None,
+        batch_size: int = 128,
+        min_length: int = 1,
+        max_length: int = 40,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.05,
+        unknown: Literal["error", "unk"] = "error",
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        if not 0 <= min_length <= max_length or max_length < 1:
+            raise ValueError(
+                f"min_length={min_length}, max_length={max_length}: expected 0 or more, and no more than max_length"
+            )
+        self.batch_size, self.min_length, self.longest = batch_size, min_length, max_length
+        self.order_seed = torch.initial_seed()  # of seed_everything
+        self.text = CharText(
+            source,
+            root,
+            batch_size=1,
+            seq_len=1,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            eval_context=0,
+            unknown=unknown,
+            limit=limit,
+        )
+        if "\n" not in self.text.vocab:
+            raise ValueError(f"source={source!r}: expected a text of more than one line")
+        self.vocab = [char for char in self.text.vocab if char != "\n"]
+        self.has_test = test_fraction > 0
+        self.parts: dict[str, LineTable] = {}
+
+    def prepare_data(self) -> None:
+        self.text.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.parts:
+            return
+        self.text.setup(stage)
+        names = [name for name in get_args(Part) if name != "test" or self.has_test]
+        ends = np.cumsum([len(self.text.part(name)) for name in names])
+        codes, old = np.asarray(self.text.codes), self.text.vocab
+        line_ends = np.append(np.flatnonzero(codes == old.index("\n")), len(codes))
+        starts = np.append(0, line_ends[:-1] + 1)
+        part_of_line = np.searchsorted(ends, starts, side="right").clip(max=len(names) - 1)
+        returns = (codes[line_ends - 1] == old.index("\r")) & (line_ends > starts) if "\r" in old else 0
+        lengths = line_ends - starts - returns
+        fitting = np.flatnonzero((lengths >= self.min_length) & (lengths <= self.longest))
+        recoded = np.array([self.vocab.index(char) if char != "\n" else 0 for char in old])
+
+        seen: set[bytes] = set()
+        kept: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for i in fitting:
+            line = codes[starts[i] : starts[i] + lengths[i]]
+            if (key := line.tobytes()) not in seen:
+                seen.add(key)
+                kept[names[part_of_line[i]]].append(line)
+        for name, lines in kept.items():
+            if not lines:
+                raise ValueError(
+                    f"source={self.text.source!r}: its {name} part has no line of {self.min_length} to {self.longest} "
+                    "characters that no part before it has, expected at least one: see min_length and max_length"
+                )
+            whole = torch.from_numpy(recoded[np.concatenate(lines).astype(np.int64)])
+            self.parts[name] = LineTable(whole, torch.tensor([len(line) for line in lines]), "".join(self.vocab))
+
+    def train_dataloader(self) -> TensorLoader:
+        self.setup()
+        lines: Any = self.parts["train"]  # what a BucketedLoader needs of sketches is their lengths
+        return BucketedLoader(lines, self.batch_size, drop_last=True, seed=self.order_seed)
+
+    def val_dataloader(self) -> TensorLoader:
+        self.setup()
+        return TensorLoader(self.parts["val"], self.batch_size)
+
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        self.setup()
+        return TensorLoader(self.parts["test"], self.batch_size) if self.has_test else []
+
+    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self.test_dataloader()
+
+
+class SketchSequences(LightningDataModule):
+    """Sketches as sequences of their points: where each is, and whether the pen is lifted after it.
+
+    See :func:`positions_of`. Order and augmentation are the source's.
+
+    Args:
+        source: the sketches.
+        batch_size: sketches per rank and batch; the source's own does not matter.
+
+    Attributes:
+        sequence_dim: 3.
+        scale_factor: units of the drawings that 1 stands for: the standard deviation of the training offsets.
+        longest: points of the longest sketch.
+    """
+
+    sequence_dim = 3
+
+    def __init__(self, source: Sketches, batch_size: int = 100) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        self.source = source
+        self.batch_size = source.batch_size = batch_size
+        self.scale_factor, self.longest = source.scale_factor, source.longest
+        self.class_names = source.class_names
+
+    def sequences(self, part: Part) -> Iterator[SequenceBatch]:
+        """Every sketch of a part once over all ranks, as it is."""
+        return map(self._positions, TensorLoader(self.source.parts[part], self.batch_size))
+
+    def train_dataloader(self) -> TensorLoader:
+        return self.source.train_dataloader()
+
+    def val_dataloader(self) -> TensorLoader:
+        return self.source.val_dataloader()
+
+    def test_dataloader(self) -> TensorLoader:
+        return self.source.test_dataloader()
+
+    def predict_dataloader(self) -> TensorLoader:
+        return self.source.predict_dataloader()
+
+    def on_after_batch_transfer(self, batch: SketchBatch, dataloader_idx: int) -> SequenceBatch:
+        self.source.trainer = self.trainer
+        return self._positions(self.source.on_after_batch_transfer(batch, dataloader_idx))
+
+    def _positions(self, batch: SketchBatch) -> SequenceBatch:
+        return SequenceBatch(positions_of(batch.strokes, batch.lengths), batch.lengths, batch.labels)
+
+
+class ImageRows(LightningDataModule):
+    """Images as sequences of their rows from the top down, each of W·C numbers in 0..1.
+
+    Args:
+        source: the images.
+        batch_size: images per rank and batch; the source's own does not matter.
+
+    Attributes:
+        sequence_dim: W·C.
+        longest: H, the length of each sequence.
+    """
+
+    def __init__(self, source: Images, batch_size: int = 128) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        self.source = source
+        self.batch_size = source.batch_size = batch_size
+        channels, self.longest, width = source.image_shape
+        self.sequence_dim = width * channels
+
+    @property
+    def num_classes(self) -> int:
+        return self.source.num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.source.class_names
+
+    def prepare_data(self) -> None:
+        self.source.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        self.source.setup(stage)
+
+    def sequences(self, part: Part) -> Iterator[SequenceBatch]:
+        """Every image of a part once over all ranks."""
+        return (self.on_after_batch_transfer(batch, 0) for batch in self.plain_loader(part))
+
+    # What the representation probe asks for: of batches whose images are rows.
+
+    def labeled_subset(self, fraction: float) -> Tensor:
+        """:meth:`Images.labeled_subset`"""
+        return self.source.labeled_subset(fraction)
+
+    def part(self, name: str) -> Any:
+        """:meth:`Images.part`"""
+        return self.source.part(name)
+
+    def plain_loader(self, part: Part) -> TensorLoader:
+        """:meth:`Images.plain_loader`"""
+        return self.source.plain_loader(part)
+
+    def to_float(self, batch: ImageBatch) -> ImageBatch:
+        """The batch with its images as rows (B, H, W·C) in 0..1."""
+        self.source.trainer = self.trainer
+        return batch._replace(images=self.source.to_float(batch).images.permute(0, 2, 3, 1).flatten(2))
+
+    def train_dataloader(self) -> TensorLoader:
+        return self.source.train_dataloader()
+
+    def val_dataloader(self) -> TensorLoader:
+        return self.source.val_dataloader()
+
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self.source.test_dataloader()
+
+    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self.source.predict_dataloader()
+
+    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> SequenceBatch:
+        rows, labels = self.to_float(batch)
+        return SequenceBatch(rows, torch.full_like(labels, rows.shape[1]), labels)

@@ -1,0 +1,564 @@
+"""The sequence autoencoder: one recurrent network reads a sequence into a code, another writes it from the code alone.
+
+Cho et al., "Learning Phrase Representations using RNN Encoder–Decoder" (2014); Sutskever, Vinyals & Le, "Sequence to
+Sequence Learning with Neural Networks" (2014); for reconstruction Srivastava, Mansimov & Salakhutdinov, "Unsupervised
+Learning of Video Representations using LSTMs" (2015):
+
+    h_1 … h_N = encoder(x_1 … x_N)        code = W_c [h→_N; h←_1] + b        s_0 = tanh(W_s code + b)
+    s_t = decoder(s_{t-1}, [y_{t-1}; code])        p(y_t) or ŷ_t = W_o s_t + b
+
+There is no attention, on purpose: the code is the only way from the encoder to the decoder, and as many numbers for a
+short sequence as for a long one. With y = x_N … x_1, targets in reverse, the decoder begins with what the encoder has
+read last, which short-term memory is enough for.
+
+y_{t-1} is the true one in training (teacher forcing), but the decoder's own in use, so that it meets its own errors for
+the first time then. Scheduled sampling (Bengio et al. 2015) tosses a coin at each step: with probability ε the decoder
+reads the true one, else what it has predicted, and ε decays while it trains.
+
+Text ends with a token of its own, which is also what decoding starts from; a sequence of real numbers says at each step
+whether it was the last.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
+from torchmetrics import MeanMetric, Metric
+
+from datamodules.sequences import SequenceBatch, positions_of
+from datamodules.vocabulary import decode_chars, encode_chars
+from lit_models.parts.distributed import global_mean
+from lit_models.parts.evaluating import evaluating
+from lit_models.parts.noise import uniform_of_samples
+from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.pca import PCA
+from lit_models.parts.sketch import Sketch, to_strokes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+END_WEIGHT = 0.1
+"""of the cross-entropy of the end beside the squared error, for sequences of real numbers"""
+
+PCA_MOST = 4096
+"""numbers of a sequence above which its principal components, whose cost grows with the cube, are left out"""
+
+Schedule = Literal["constant", "linear", "inverse_sigmoid"]
+State = tuple[Tensor, Tensor] | Tensor
+"""(h, c) of an LSTM, h of a GRU; each (layers, B, H)"""
+
+
+def within(lengths: Tensor, steps: int) -> Tensor:
+    """(B, steps) bool: which steps are part of sequences of so many."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+
+def reverse(values: Tensor, lengths: Tensor) -> Tensor:
+    """Each sequence of (B, T, …) from its last element to its first; what is behind its end stays there."""
+    place = torch.arange(values.shape[1], device=values.device).expand(len(values), -1)
+    source = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
+    return values[torch.arange(len(values), device=values.device)[:, None], source]
+
+
+def forcing_probability(step: int, schedule: Schedule, steps: float, floor: float) -> float:
+    """ε at ``step`` = 0, 1, …, never below ``floor``: Bengio et al. 2015.
+
+    ``constant`` is ε = floor; ``linear`` falls from 1 to the floor in ``steps``; ``inverse_sigmoid`` is
+    k / (k + exp(step / k)) with k = ``steps``.
+    """
+    if schedule == "constant":
+        return floor
+    if schedule == "linear":
+        return max(floor, 1 - (1 - floor) * step / steps)
+    return max(floor, 1 / (1 + math.exp(min(700.0, step / steps - math.log(steps)))))
+
+
+def resample(values: Tensor, lengths: Tensor, new_lengths: Tensor) -> Tensor:
+    """Sequences (B, T, D) with another number of points: linear interpolation, evenly from the first to the last.
+
+    Args:
+        lengths, new_lengths: (B,) points of each before and after; of a single new point it is the middle.
+
+    Returns:
+        (B, max(new_lengths), D), 0 behind the end.
+    """
+    steps = int(new_lengths.max())
+    place = torch.arange(steps, dtype=values.dtype, device=values.device)
+    share = place / (new_lengths[:, None] - 1).clamp_min(1).to(values.dtype)
+    share = torch.where(new_lengths[:, None] == 1, 0.5, share)
+    where = (share * (lengths[:, None] - 1)).clamp_max(values.shape[1] - 1)
+    before = where.floor().long()
+    after = torch.minimum(before + 1, lengths[:, None] - 1).clamp_min(0)
+    row = torch.arange(len(values), device=values.device)[:, None]
+    points = torch.lerp(values[row, before], values[row, after], (where - before)[:, :, None])
+    return points * within(new_lengths, steps)[:, :, None]
+
+
+def squared_error(output: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+    """(B,): the mean over a sequence's points and their D numbers of (x̂ − x)²."""
+    each = (output - values).square().mean(2) * within(lengths, values.shape[1])
+    return each.sum(1) / lengths
+
+
+class MeanOfLength(Metric):
+    """The mean of a score over the sequences of each length.
+
+    Args:
+        longest: lengths are 0 to this; longer ones count as it.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, longest: int) -> None:
+        super().__init__()
+        for name in ("total", "count"):
+            self.add_state(name, torch.zeros(longest + 1, dtype=torch.double), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, lengths: Tensor) -> None:
+        """Scores (B,) of sequences of so many elements (B,)."""
+        bins = lengths.clamp_max(len(self.total) - 1)
+        self.total = self.total.index_add(0, bins, scores.to(self.total.dtype))
+        self.count = self.count.index_add(0, bins, torch.ones_like(scores, dtype=self.count.dtype))
+
+    def compute(self) -> Tensor:
+        """(longest + 1,): NaN where there is none of that length."""
+        return self.total / self.count
+
+
+class SequenceAutoencoder(LightningModule):
+    """A recurrent encoder and a recurrent decoder with a code of fixed size between them.
+
+    Args:
+        longest: elements of the longest sequence, where decoding stops.
+        vocab: the characters, for text.
+        sequence_dim: D, for sequences of real numbers.
+        scale_factor: units of the drawings that 1 stands for, for sketches.
+        code_dim: size of the code.
+        hidden, layers, cell: of the encoder (of each direction) and of the decoder; ``lstm`` or ``gru``.
+        embedding_dim: of characters.
+        bidirectional: let a second encoder read from the end.
+        reverse_targets: write the sequence from its last element to its first. What is decoded is in reading order.
+        conditional: let the decoder read the element before the one that it writes, y_{t-1}. Without, the code and its
+            state are all it has, and training is no different from use (both: Srivastava et al. 2015).
+        schedule, schedule_steps, teacher_forcing: the probability that the decoder reads the true last element in
+            training: see :func:`forcing_probability`, of which ``teacher_forcing`` is the floor. While it is 1, all
+            steps are computed at once; below, one after the other.
+        optimizer, scheduler: callables, as Lightning's CLI makes them.
+
+    Raises:
+        ValueError: neither or both of ``vocab`` and ``sequence_dim``; an argument out of range.
+    """
+
+    pca_mean: Tensor
+    pca_components: Tensor
+
+    def __init__(
+        self,
+        longest: int,
+        vocab: list[str] | None = None,
+        sequence_dim: int | None = None,
+        scale_factor: float | None = None,
+        code_dim: int = 64,
+        hidden: int = 256,
+        layers: int = 1,
+        cell: Literal["lstm", "gru"] = "lstm",
+        embedding_dim: int = 32,
+        bidirectional: bool = True,
+        reverse_targets: bool = True,
+        conditional: bool = True,
+        schedule: Schedule = "constant",
+        schedule_steps: float = 1000.0,
+        teacher_forcing: float = 1.0,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=2e-3),
+        scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.02),
+    ) -> None:
+        super().__init__()
+        if (vocab is None) == (sequence_dim is None):
+            raise ValueError(
+                f"vocab={'null' if vocab is None else '…'} with sequence_dim={sequence_dim}: expected one of the two, "
+                "from the data"
+            )
+        sizes = {"longest": longest, "code_dim": code_dim, "hidden": hidden, "layers": layers}
+        for name, number in (sizes | {"embedding_dim": embedding_dim, "sequence_dim": sequence_dim or 1}).items():
+            if number < 1:
+                raise ValueError(f"{name}={number}: expected at least 1")
+        if cell not in ("lstm", "gru"):
+            raise ValueError(f"cell={cell!r}: expected 'lstm' or 'gru'")
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(get_args(Schedule))}")
+        if not schedule_steps >= 1:
+            raise ValueError(f"schedule_steps={schedule_steps}: expected at least 1")
+        if not 0 <= teacher_forcing <= 1:
+            raise ValueError(f"teacher_forcing={teacher_forcing}: expected a probability")
+        if not conditional and (schedule, teacher_forcing) != ("constant", 1.0):
+            raise ValueError(
+                f"schedule={schedule!r}, teacher_forcing={teacher_forcing}: expected 'constant' and 1 with "
+                "conditional=false, where the decoder reads nothing"
+            )
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.longest, self.scale_factor, self.code_dim = longest, scale_factor, code_dim
+        self.vocab = None if vocab is None else list(vocab)
+        self.dim = sequence_dim or 0
+        self.layers, self.reverse_targets, self.conditional = layers, reverse_targets, conditional
+        self.schedule, self.schedule_steps, self.teacher_forcing = schedule, schedule_steps, teacher_forcing
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.seed = torch.initial_seed()  # of seed_everything
+
+        recurrent = nn.LSTM if cell == "lstm" else nn.GRU
+        self.end = len(vocab or [])  # the token behind the last character, and before the first
+        self.embedding = None if vocab is None else nn.Embedding(self.end + 1, embedding_dim)
+        input_dim = embedding_dim if vocab is not None else self.dim
+        self.encoder = recurrent(input_dim, hidden, layers, batch_first=True, bidirectional=bidirectional)
+        self.to_code = nn.Linear(hidden * (1 + bidirectional), code_dim)
+        self.states = 2 if cell == "lstm" else 1  # h, and c
+        self.to_state = nn.Linear(code_dim, layers * self.states * hidden)
+        self.decoder = recurrent(input_dim + code_dim, hidden, layers, batch_first=True)
+        self.head = nn.Linear(hidden, self.end + 1 if vocab is not None else self.dim + 1)
+        for network in (self.encoder, self.decoder) if cell == "lstm" else ():
+            remember(network)
+
+        # For real numbers, of the training sequences resampled to the length of the longest: as many principal
+        # components as the code has numbers; found when the training starts.
+        numbers = longest * self.dim
+        self.compares = 0 < numbers <= PCA_MOST
+        self.register_buffer("pca_mean", torch.full((numbers * self.compares,), torch.nan))
+        self.register_buffer("pca_components", torch.zeros(min(code_dim, numbers) * self.compares, numbers))
+
+        names = ["loss", "nats_per_token", "token_accuracy", "exact_match"] if vocab is not None else ["loss", "mse"]
+        if self.dim:
+            names += ["length_accuracy"] + ["pca_mse"] * self.compares + ["resampled_mse"] * (code_dim >= self.dim)
+        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.of_length = MeanOfLength(longest)
+        self._by_length: Tensor | None = None  # what it said last, for illustrate(),
+        self._shown: SequenceBatch | None = None  # and the first sequences that were last evaluated
+
+    # ---- the model -----------------------------------------------------------------------------------------------
+
+    def code_of(self, values: Tensor, lengths: Tensor) -> Tensor:
+        """Sequences (B, T) or (B, T, D) → codes (B, code_dim)."""
+        inputs, steps = self.with_end(values, lengths)
+        # Packed, so that each direction reads a sequence and none of its padding.
+        packed = pack_padded_sequence(self.embed(inputs), steps.cpu(), batch_first=True, enforce_sorted=False)
+        _, last = self.encoder(packed)
+        h = last[0] if self.states == 2 else last  # (layers · directions, B, H), of a layer one behind the other
+        top = h.unflatten(0, (self.layers, -1))[-1]
+        return self.to_code(top.transpose(0, 1).flatten(1))
+
+    def with_end(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What is read or written, and in how many steps: text (B, T + 1), end tokens from its end on."""
+        if self.vocab is None:
+            return values, lengths
+        inside = F.pad(within(lengths, values.shape[1]), (0, 1))
+        return torch.where(inside, F.pad(values, (0, 1)), self.end), lengths + 1
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        return inputs if self.embedding is None else self.embedding(inputs)
+
+    def start(self, values: Tensor) -> Tensor:
+        """What the decoder reads at first, (B, 1) or (B, 1, D): the end token, or zeros."""
+        return values.new_full((len(values), 1, *values.shape[2:]), self.end)
+
+    def initial_state(self, code: Tensor) -> State:
+        """tanh(W_s code + b): of each layer's states a part."""
+        parts = self.to_state(code).tanh().unflatten(1, (self.states, self.layers, -1))
+        h, *c = (part.transpose(0, 1).contiguous() for part in parts.unbind(1))
+        return (h, c[0]) if c else h
+
+    def forward(self, previous: Tensor, code: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The elements before those to be written (B, T) or (B, T, D), codes → logits (B, T, V + 1), or the elements
+        and the logit of the end (B, T, D + 1); and the state after the last step."""
+        read = self.embed(previous)
+        read = read if self.conditional else torch.zeros_like(read)
+        inputs = torch.cat([read, code[:, None].expand(-1, previous.shape[1], -1)], 2)
+        outputs, state = self.decoder(inputs, self.initial_state(code) if state is None else state)
+        return self.head(outputs), state
+
+    def guess(self, output: Tensor, draws: Tensor | None = None) -> Tensor:
+        """The next element of one step's output (B, O): the likeliest character, (B,), or ŷ, (B, D).
+
+        With ``draws`` (B,) in 0..1 a character is drawn from the model's distribution.
+        """
+        if self.vocab is None:
+            return output[:, :-1]
+        if draws is None:
+            return output.argmax(1)
+        below = output.softmax(1).cumsum(1) < draws[:, None]
+        return below.sum(1).clamp_max(self.end)
+
+    def targets_of(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the decoder has to write, as :meth:`with_end` gives it, in its order."""
+        return self.with_end(reverse(values, lengths) if self.reverse_targets else values, lengths)
+
+    def teacher_forced(self, targets: Tensor, code: Tensor) -> Tensor:
+        """Outputs (B, T, O), all steps at once."""
+        return self(torch.cat([self.start(targets), targets[:, :-1]], 1), code)[0]
+
+    def scheduled(self, targets: Tensor, code: Tensor, probability: float, draws: Tensor) -> Tensor:
+        """Outputs (B, T, O) where each step reads the true last element with ``probability``, else the model's own.
+
+        Args:
+            draws: (B, 2, at least T) in 0..1: the coins, and what characters are drawn with.
+        """
+        previous, state, outputs = self.start(targets), None, []
+        for t in range(targets.shape[1]):
+            output, state = self(previous, code, state)
+            outputs.append(output)
+            # As in the paper, no gradient goes through what was predicted and read again.
+            own = self.guess(output[:, 0].detach(), draws[:, 1, t])[:, None]
+            forced = (draws[:, 0, t] < probability).view(-1, *[1] * (own.dim() - 1))
+            previous = torch.where(forced, targets[:, t : t + 1], own)
+        return torch.cat(outputs, 1)
+
+    def losses(self, outputs: Tensor, targets: Tensor, steps: Tensor) -> Tensor:
+        """(B,): the mean over a sequence's steps of −ln p of the token, or of the squared error (the mean over D) and
+        :data:`END_WEIGHT` times the cross-entropy of whether it was the last."""
+        if self.vocab is not None:
+            each = F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
+        else:
+            place = torch.arange(targets.shape[1], device=steps.device)
+            is_last = (place == steps[:, None] - 1).to(outputs.dtype)
+            end = F.binary_cross_entropy_with_logits(outputs[..., -1], is_last, reduction="none")
+            each = (outputs[..., :-1] - targets).square().mean(2) + END_WEIGHT * end
+        return (each * within(steps, targets.shape[1])).sum(1) / steps
+
+    def training_step(self, batch: SequenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        code = self.code_of(batch.values, batch.lengths)
+        targets, steps = self.targets_of(batch.values, batch.lengths)
+        forcing = forcing_probability(
+            self.trainer.global_step, self.schedule, self.schedule_steps, self.teacher_forcing
+        )
+        if forcing == 1:
+            outputs = self.teacher_forced(targets, code)
+        else:
+            # For the longest sequence there is: a sequence's draws do not depend on who else is in the batch.
+            count, key = 2 * (self.longest + 1), (self.seed, self.current_epoch, batch_idx)
+            draws = uniform_of_samples(len(code), count, "scheduled", *key, device=code.device)
+            outputs = self.scheduled(targets, code, forcing, draws.view(len(code), 2, -1))
+        return {"loss": global_mean(self.losses(outputs, targets, steps))}
+
+    # ---- decoding ------------------------------------------------------------------------------------------------
+
+    def free_running(self, code: Tensor, steps: int, until_ended: bool = True) -> tuple[Tensor, Tensor]:
+        """What the decoder writes of codes (B, code_dim) when it reads what it has written, in its own order.
+
+        Returns:
+            values (B, T) or (B, T, D), T at most ``steps``, and the lengths (B,) at which the sequences end by
+            themselves, ``steps`` where they do not; ``until_ended`` stops when all have. A sequence of real numbers has
+            at least one element.
+        """
+        dtype = torch.long if self.vocab is not None else code.dtype
+        shape = () if self.vocab is not None else (self.dim,)
+        previous = self.start(torch.zeros(len(code), 1, *shape, dtype=dtype, device=code.device))
+        lengths = torch.full((len(code),), steps, device=code.device)
+        state, written = None, []
+        for t in range(steps):
+            output, state = self(previous, code, state)
+            own = self.guess(output[:, 0])
+            written.append(own)
+            previous = own[:, None]
+            # An end token is no element, while the end of real numbers is said with the last one.
+            ends, length = (own == self.end, t) if self.vocab is not None else (output[:, 0, -1] > 0, t + 1)
+            lengths = torch.where(ends & (lengths == steps), length, lengths)
+            if until_ended and bool((lengths < steps).all()):
+                break
+        return torch.stack(written, 1), lengths
+
+    def decode(self, code: Tensor) -> SequenceBatch:
+        """Codes (B, code_dim) → sequences in reading order, each as long as it ends itself, at most ``longest``."""
+        values, lengths = self.free_running(code, self.longest)
+        values = values[:, : int(lengths.max())]
+        inside = within(lengths, values.shape[1]).view(*values.shape[:2], *[1] * (values.dim() - 2))
+        values = values * inside
+        values = reverse(values, lengths) if self.reverse_targets else values
+        return SequenceBatch(values, lengths, torch.full_like(lengths, -1))
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Finds the principal components of the training sequences, unless the run goes on and has them."""
+        if not self.compares or self.trainer.ckpt_path is not None:
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        pca = PCA(len(self.pca_mean), self.device)
+        for batch in data.sequences("train"):
+            values, lengths = batch.values.to(self.device), batch.lengths.to(self.device)
+            pca.update(resample(values, lengths, torch.full_like(lengths, self.longest)).flatten(1))
+        mean, components = pca.compute(len(self.pca_components))
+        self.pca_mean.copy_(mean)
+        self.pca_components.copy_(components)
+
+    def pca_reconstruction(self, values: Tensor, lengths: Tensor) -> Tensor:
+        """Sequences (B, T, D) of the same lengths from as many principal components as the code has numbers."""
+        same = torch.full_like(lengths, self.longest)
+        flat = resample(values, lengths, same).flatten(1) - self.pca_mean
+        restored = self.pca_mean + flat @ self.pca_components.T @ self.pca_components
+        return self._with_steps(resample(restored.unflatten(1, (self.longest, -1)), same, lengths), values)
+
+    def resampled_reconstruction(self, values: Tensor, lengths: Tensor) -> Tensor:
+        """Sequences (B, T, D) of the same lengths from ⌊code_dim / D⌋ of their points, linearly interpolated."""
+        few = torch.full_like(lengths, self.code_dim // self.dim)
+        few = torch.minimum(few, lengths)  # a shorter sequence is kept as it is
+        return self._with_steps(resample(resample(values, lengths, few), few, lengths), values)
+
+    @staticmethod
+    def _with_steps(values: Tensor, like: Tensor) -> Tensor:
+        return F.pad(values, (0, 0, 0, like.shape[1] - values.shape[1]))
+
+    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def test_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def _evaluate(self, batch: SequenceBatch, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._shown = batch
+        values, lengths, _ = batch
+        code = self.code_of(values, lengths)
+        targets, steps = self.targets_of(values, lengths)
+        loss = self.losses(self.teacher_forced(targets, code), targets, steps)
+        self.means["loss"].update(loss)
+        if self.vocab is not None:
+            self.means["nats_per_token"].update(loss, steps)
+            right, exact = self.accuracy(code, targets, lengths)
+            self.means["token_accuracy"].update(right, lengths)  # a character counts as much in a long line
+            self.means["exact_match"].update(exact)
+            self.of_length.update(exact, lengths)
+            return
+        # The decoder is told the length here, as its rivals are; whether it knows it itself counts apart.
+        written, own_lengths = self.free_running(code, targets.shape[1], until_ended=False)
+        error = squared_error(written, targets, lengths)
+        self.means["mse"].update(error)
+        self.of_length.update(error, lengths)
+        self.means["length_accuracy"].update((own_lengths == lengths).to(error.dtype))
+        if self.compares:
+            self.means["pca_mse"].update(squared_error(self.pca_reconstruction(values, lengths), values, lengths))
+        if "resampled_mse" in self.means:
+            resampled = self.resampled_reconstruction(values, lengths)
+            self.means["resampled_mse"].update(squared_error(resampled, values, lengths))
+
+    def accuracy(self, code: Tensor, targets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The share of each line's characters (B,) that free running writes at their place, counted from where it
+        starts, and whether the line is right as a whole, its end included. An empty line has no wrong character."""
+        written, own_lengths = self.free_running(code, self.longest + 1)
+        written = written.masked_fill(~within(own_lengths, written.shape[1]), self.end)
+        steps = targets.shape[1]
+        written = F.pad(written, (0, max(0, steps - written.shape[1])), value=self.end)[:, :steps]
+        right = ((written == targets) & within(lengths, steps)).sum(1)
+        exact = (right == lengths) & (own_lengths == lengths)
+        dtype = code.dtype
+        return torch.where(lengths > 0, right / lengths.clamp_min(1), 1).to(dtype), exact.to(dtype)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, stage: str) -> None:
+        self.log_dict({f"{stage}/{name}": metric.compute() for name, metric in self.means.items()})
+        self._by_length = self.of_length.compute()
+        for metric in (*self.means.values(), self.of_length):
+            metric.reset()
+
+    def predict_step(self, batch: SequenceBatch, batch_idx: int) -> list[list[float]]:
+        """The code of each sequence of the batch."""
+        return self.encode(batch).tolist()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure_optimizers(self, self.optimizer, self.scheduler)
+
+    # ---- use -----------------------------------------------------------------------------------------------------
+
+    def encode(self, sequences: Any) -> Tensor:
+        """Codes (B, code_dim) of sequences.
+
+        Args:
+            sequences: one or a list: lines of text, :class:`~lit_models.parts.sketch.Sketch`, or tensors (N, D); a
+                tensor (B, T, D) of equally long ones; or a :class:`~datamodules.sequences.SequenceBatch`.
+
+        Raises:
+            ValueError: another kind of sequence; a character that the vocabulary lacks, unless it has ``<unk>``.
+        """
+        with evaluating(self):
+            return self.code_of(*self._batch(sequences))
+
+    @torch.inference_mode()
+    def reconstruct(self, sequences: Any) -> Any:
+        """What is left of a sequence after the code: of the same kind, a list where a list is given."""
+        is_one = isinstance(sequences, (str, Sketch)) or (isinstance(sequences, Tensor) and sequences.dim() < 3)
+        with evaluating(self):
+            made = self._sequences(self.decode(self.encode(sequences)), sequences)
+        return made[0] if is_one else made
+
+    @torch.inference_mode()
+    def interpolate(self, a: Any, b: Any, steps: int = 8) -> list[Any]:
+        """``steps`` sequences on the straight line from the code of ``a`` to that of ``b``, both ends included."""
+        if steps < 2:
+            raise ValueError(f"steps={steps}: expected at least 2, both ends")
+        with evaluating(self):
+            first, last = (self.encode(each)[0] for each in (a, b))
+            t = torch.linspace(0, 1, steps, dtype=first.dtype, device=self.device)[:, None]
+            return self._sequences(self.decode(torch.lerp(first, last, t)), a)
+
+    def _batch(self, sequences: Any) -> tuple[Tensor, Tensor]:
+        """Values and lengths of what :meth:`encode` takes, on the model's device."""
+        if hasattr(sequences, "lengths"):
+            return sequences.values.to(self.device), sequences.lengths.to(self.device)
+        if isinstance(sequences, (str, Sketch)) or (isinstance(sequences, Tensor) and sequences.dim() == 2):
+            sequences = [sequences]
+        if len(sequences) == 0:
+            raise ValueError("sequences=[]: expected at least one")
+        if isinstance(sequences[0], Sketch) and self.scale_factor is not None:
+            strokes, lengths = to_strokes(sequences, self.scale_factor)
+            values = positions_of(strokes, lengths)[:, :-1]
+        else:
+            for each in sequences:
+                is_fit = isinstance(each, str if self.vocab is not None else Tensor)
+                if not is_fit or (self.vocab is None and (each.shape[1:] != (self.dim,) or not len(each))):
+                    found = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
+                    what = "text" if self.vocab is not None else f"tensors (N, {self.dim}), N at least 1"
+                    raise ValueError(f"a sequence of {found}: expected {what}")
+            rows = [encode_chars(each, self.vocab) if self.vocab is not None else each for each in sequences]
+            values, lengths = pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
+        dtype = torch.long if self.vocab is not None else self.head.weight.dtype
+        return values.to(self.device, dtype), lengths.to(self.device)
+
+    def _sequences(self, batch: SequenceBatch, like: Any) -> list[Any]:
+        """The sequences of a batch as text, as sketches where ``like`` is one or a list of them, or as tensors."""
+        rows = [values[:length] for values, length in zip(batch.values, batch.lengths.tolist(), strict=True)]
+        if self.vocab is not None:
+            return [decode_chars(row.tolist(), self.vocab) for row in rows]
+        is_sketch = isinstance(like, Sketch) or (isinstance(like, list) and isinstance(like[0], Sketch))
+        return [self.to_sketch(row) for row in rows] if is_sketch else rows
+
+    def to_sketch(self, points: Tensor) -> Sketch:
+        """The drawing whose points are at (N, 3), as :func:`~datamodules.sequences.positions_of` has them."""
+        assert self.scale_factor is not None
+        points = points.float().cpu()
+        offsets = points[:, :2].diff(dim=0, prepend=torch.zeros(1, 2)) * self.scale_factor
+        return Sketch(torch.cat([offsets, (points[:, 2:] > 0.5).float()], 1))
+
+    def illustrate(self) -> dict[str, Figure]:
+        """Sequences and their reconstructions, paths between two codes, the score against the length, and a map of the
+        codes. Empty before any evaluation."""
+        from lit_models.parts.sequence_figures import figures
+
+        return {} if self._shown is None or self._by_length is None else figures(self, self._shown, self._by_length)
+
+
+def remember(network: nn.RNNBase) -> None:
+    """Lets an LSTM's forget gates begin open: a bias of 1 (Jozefowicz et al. 2015), of PyTorch's two one of 0."""
+    for name, parameter in network.named_parameters():
+        if name.startswith("bias"):
+            parameter.data[network.hidden_size : 2 * network.hidden_size] = float(name.startswith("bias_ih"))
