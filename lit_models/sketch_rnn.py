@@ -151,10 +151,11 @@ class SketchRNN(LightningModule):
         self.seed = torch.initial_seed()  # of seed_everything
 
         if latent_dim:
-            self.encoder = nn.ModuleList(nn.LSTM(5, encoder_hidden, batch_first=True) for _ in range(2))
+            directions = [nn.LSTM(5, encoder_hidden, batch_first=True) for _ in range(2)]
+            self.encoder = nn.ModuleList(directions)
             self.to_posterior = nn.Linear(2 * encoder_hidden, 2 * latent_dim)
             self.to_state = nn.Linear(latent_dim, 2 * decoder_hidden)
-            for direction in self.encoder:
+            for direction in directions:
                 initialize(direction)
         self.decoder: nn.LSTM = (
             SteppedLSTM(5 + latent_dim, decoder_hidden, layer_norm, recurrent_dropout)
@@ -173,8 +174,8 @@ class SketchRNN(LightningModule):
 
     def posterior_of(self, strokes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """μ and σ̂ = log σ² of q(z|S), each (B, D), of strokes (B, T, 5)."""
-        # Two LSTMs, of the points as they come and in reverse, each taken at the last point: what stands behind it does not
-        # matter. A packed bidirectional LSTM is the same, but goes backward in time quadratic in T on a CPU.
+        # Two LSTMs, of the points as they come and in reverse, each taken at the last point: what stands behind it does
+        # not matter. A packed bidirectional LSTM is the same, but its backward pass is quadratic in T on a CPU.
         last = (lengths - 1)[:, None, None]
         places = torch.arange(strokes.shape[1], device=strokes.device)[None, :, None]
         reverse = strokes.gather(1, (last - places).clamp_min(0).expand_as(strokes))

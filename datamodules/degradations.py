@@ -1,0 +1,331 @@
+"""How an image was damaged: linear operators with their exact adjoints, and the tasks that are made of them.
+
+A task says y = m ⊙ (A x + n): a linear operator A, noise n, and a mask m of the measurements that are known. So
+denoising has the identity as its operator, super-resolution a filter that makes the image smaller, inpainting a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datamodules.files import nearest
+
+Kernel = Literal["lanczos3", "lanczos2", "bicubic"]
+SUPPORT = {"lanczos3": 3.0, "lanczos2": 2.0, "bicubic": 2.0}
+FACTORS = range(2, 9)
+
+
+class Operator(Protocol):
+    """A linear map of images (…, C, H, W) to measurements (…, C, h, w), with ⟨A x, y⟩ = ⟨x, Aᵀ y⟩."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def adjoint(self, y: Tensor) -> Tensor: ...
+
+
+class Identity(nn.Module):
+    """A x = x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+
+class Downsample(nn.Module):
+    """An image that is ``factor`` times smaller, by an antialiased filter that goes over rows and over columns.
+
+    A is a matrix for each axis, so that its adjoint is exact, and the same that makes the data is what the model is
+    held against. It agrees with Pillow's filter of the name (``lanczos3`` is Pillow's LANCZOS).
+
+    Raises:
+        ValueError: sides that are no multiples of the factor.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, height: int, width: int, factor: int, kernel: Kernel = "lanczos3") -> None:
+        super().__init__()
+        if height % factor or width % factor:
+            raise ValueError(f"an image of {width}×{height}: expected sides that are multiples of factor={factor}")
+        # Not in the checkpoint: they follow from the task.
+        self.register_buffer("rows", resampling_matrix(height, factor, kernel), persistent=False)
+        self.register_buffer("columns", resampling_matrix(width, factor, kernel), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows.to(x.dtype) @ x @ self.columns.to(x.dtype).T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.rows.to(y.dtype).T @ y @ self.columns.to(y.dtype)
+
+
+def resampling_matrix(size: int, factor: int, kernel: Kernel) -> Tensor:
+    """(size / factor, size): each row holds the filter, ``factor`` times as wide, around one of the smaller pixels.
+
+    Beyond the border the filter is cut off, and each row sums to one.
+    """
+    centers = (torch.arange(size // factor, dtype=torch.double) + 0.5) * factor
+    distance = (torch.arange(size, dtype=torch.double) + 0.5 - centers[:, None]).abs() / factor
+    if kernel == "bicubic":  # Keys 1981, with a = −1/2
+        near = (1.5 * distance - 2.5) * distance.square() + 1
+        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+        weights = torch.where(distance < 1, near, far)
+    else:
+        weights = torch.sinc(distance) * torch.sinc(distance / SUPPORT[kernel])
+    weights = weights * (distance < SUPPORT[kernel])
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+class Task:
+    """What was done to the images; a task of one's own has another ``operator``.
+
+    Args:
+        sigma: deviation of Gaussian noise, in units of 1/255. ``null`` is an unknown one, which is estimated.
+
+    Raises:
+        ValueError: ``sigma`` is negative.
+    """
+
+    luma: ClassVar[bool] = False
+    """whether PSNR and SSIM are of the brightness Y only, as papers of super-resolution report them"""
+    border: ClassVar[int] = 0
+    """pixels at each side that PSNR and SSIM leave out"""
+    multiple: int = 1
+    """what the sides of a restored image have to be multiples of"""
+
+    def __init__(self, sigma: float | None = 0.0) -> None:
+        if sigma is not None and not sigma >= 0:
+            raise ValueError(f"sigma={sigma}: expected 0 or more, in units of 1/255, or null where it is not known")
+        self.sigma = sigma
+
+    def operator(self, shape: Sequence[int]) -> Operator:
+        """A for images of ``shape`` (C, H, W)."""
+        return Identity()
+
+    def restored_shape(self, shape: Sequence[int]) -> list[int]:
+        """(C, H, W) of the image that measurements of ``shape`` (C, h, w) are of."""
+        return list(shape)
+
+    def mask(self, shape: Sequence[int], generator: torch.Generator, degraded: bool) -> Tensor:
+        """(1, h, w), 1 for what is known, of measurements of ``shape``; (1, 1, 1) where all of them are.
+
+        Args:
+            degraded: whether the damage is in the image already, and is not to be made.
+        """
+        return torch.ones(1, 1, 1)
+
+    def damage(self, truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """An image (C, H, W) in 0..1 → what is measured (C, h, w), in 0..1 and 0 where unknown, and the mask."""
+        measured = self.operator(truth.shape)(truth)
+        measured = self.noisy(measured, generator).clamp(0, 1)  # as a file holds it, and as the papers' data
+        mask = self.mask(measured.shape, generator, degraded=False)
+        return measured * mask, mask
+
+    def noisy(self, measured: Tensor, generator: torch.Generator) -> Tensor:
+        if self.sigma is None:
+            raise ValueError("sigma=null: expected the noise to add, unless degraded=true")
+        if self.sigma == 0:
+            return measured
+        return measured + self.sigma / 255 * torch.randn(measured.shape, generator=generator)
+
+    def noise_level(self, degraded: Tensor, mask: Tensor) -> Tensor:
+        """(B,): the noise's deviation in units of the brightness 0..1, given or else estimated."""
+        if self.sigma is None:
+            return estimated_noise(degraded)
+        return degraded.new_full((len(degraded),), self.sigma / 255)
+
+    def trivial(self, degraded: Tensor, mask: Tensor) -> Tensor:
+        """What anybody would do without a method: (B, C, h, w) → (B, C, H, W). Here the image as it is."""
+        if not bool((mask == 1).all()):
+            degraded = nearest_fill(degraded, mask)
+        _, height, width = self.restored_shape(degraded.shape[1:])
+        if (height, width) == tuple(degraded.shape[2:]):
+            return degraded
+        return F.interpolate(degraded, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+class Denoise(Task):
+    """Noise only: Gaussian of deviation ``sigma``, or Poisson.
+
+    Args:
+        sigma: in units of 1/255; ``null`` where it is not known.
+        poisson_peak: photons that make white, for Poisson noise in place of the Gaussian; fewer are noisier.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, sigma: float | None = 25.0, poisson_peak: float | None = None) -> None:
+        super().__init__(sigma)
+        if poisson_peak is not None and not poisson_peak > 0:
+            raise ValueError(f"poisson_peak={poisson_peak}: expected more than 0 photons, or null for Gaussian noise")
+        self.poisson_peak = poisson_peak
+
+    def noisy(self, measured: Tensor, generator: torch.Generator) -> Tensor:
+        if self.poisson_peak is None:
+            return super().noisy(measured, generator)
+        return torch.poisson(measured * self.poisson_peak, generator=generator) / self.poisson_peak
+
+    def noise_level(self, degraded: Tensor, mask: Tensor) -> Tensor:
+        if self.poisson_peak is None:
+            return super().noise_level(degraded, mask)
+        return (degraded.flatten(1).mean(1) / self.poisson_peak).sqrt()  # a Poisson variable's variance is its mean
+
+
+class SuperResolve(Task):
+    """An image ``factor`` times as large, of the one that the filter ``kernel`` would make this small one of.
+
+    PSNR and SSIM are of the brightness Y (ITU-R BT.601, as MATLAB's ``rgb2ycbcr`` has it), less 4 pixels at each side.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    luma = True
+    border = 4
+
+    def __init__(self, factor: int = 4, kernel: Kernel = "lanczos3", sigma: float | None = 0.0) -> None:
+        super().__init__(sigma)
+        if factor not in FACTORS:
+            raise ValueError(f"factor={factor}: expected {FACTORS[0]} to {FACTORS[-1]}")
+        if kernel not in SUPPORT:
+            raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(SUPPORT)}")
+        self.factor = self.multiple = factor
+        self.kernel: Kernel = kernel
+
+    def operator(self, shape: Sequence[int]) -> Operator:
+        return Downsample(shape[-2], shape[-1], self.factor, self.kernel)
+
+    def restored_shape(self, shape: Sequence[int]) -> list[int]:
+        return [shape[0], shape[1] * self.factor, shape[2] * self.factor]
+
+
+class Inpaint(Task):
+    """Pixels are missing: at random, where a mask is black, or under a text.
+
+    Args:
+        missing: share of the pixels that are, at random.
+        mask: an image file of the image's size: white is known.
+        text: what is written over all of the image.
+
+    Raises:
+        ValueError: not just one of the three; or out of range; a mask that is black throughout or of another size.
+        FileNotFoundError: there is no such mask.
+    """
+
+    def __init__(
+        self,
+        missing: float | None = None,
+        mask: str | None = None,
+        text: str | None = None,
+        sigma: float | None = 0.0,
+    ) -> None:
+        super().__init__(sigma)
+        given = [
+            f"{name}={value}"
+            for name, value in (("missing", missing), ("mask", mask), ("text", text))
+            if value is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(f"{', '.join(given) or 'missing, mask, text: none'}: expected one of missing, mask, text")
+        if missing is not None and not 0 < missing < 1:
+            raise ValueError(f"missing={missing}: expected a share between 0 and 1, both excluded")
+        if text is not None and not text.strip():
+            raise ValueError(f"text={text!r}: expected something to write")
+        if mask is not None and not Path(mask).is_file():
+            raise FileNotFoundError(f"mask={mask}: no such file{nearest(Path(mask))}")
+        self.missing, self.mask_file, self.text = missing, mask, text
+
+    def mask(self, shape: Sequence[int], generator: torch.Generator, degraded: bool) -> Tensor:
+        height, width = shape[-2:]
+        if degraded and self.mask_file is None:
+            raise ValueError("degraded=true without a mask: expected mask=FILE, white where the image is known")
+        if self.missing is not None:
+            return (torch.rand(1, height, width, generator=generator) >= self.missing).float()
+        if self.text is not None:
+            return text_mask(self.text, height, width)
+        assert self.mask_file is not None
+        known = mask_of_file(self.mask_file)
+        if tuple(known.shape[1:]) != (height, width):
+            size = f"{known.shape[2]}×{known.shape[1]}"
+            raise ValueError(f"mask={self.mask_file}: {size} pixels, expected the image's {width}×{height}")
+        if not known.any():
+            raise ValueError(f"mask={self.mask_file}: black throughout: expected white where the image is known")
+        return known
+
+
+def mask_of_file(file: str) -> Tensor:
+    """(1, H, W): 1 where the image is brighter than half."""
+    from datamodules.image_files import decode_image
+
+    try:
+        pixels = decode_image(Path(file).read_bytes(), grayscale=True)
+    except Exception as error:  # broken images make Pillow raise almost anything
+        raise ValueError(f"mask={file}: cannot be decoded: {error}") from error
+    return torch.from_numpy(pixels > 127).float()
+
+
+def text_mask(text: str, height: int, width: int) -> Tensor:
+    """(1, H, W): 0 under the text, which is repeated over the whole image."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = max(8, min(height, width) // 12)
+    canvas = Image.new("L", (width, height), 255)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    wide = max(1, int(draw.textlength(f"{text} ", font)))
+    line = f"{text} " * (-(-2 * width // wide))
+    for i, top in enumerate(range(0, height, round(1.5 * size))):
+        draw.text((-(i * width // 3) % wide - wide, top), line, fill=0, font=font)
+    return torch.from_numpy(np.array(canvas) > 127)[None].float()
+
+
+def estimated_noise(images: Tensor) -> Tensor:
+    """(B,): deviation of white Gaussian noise in images (B, C, H, W), from the finest diagonal wavelet coefficients.
+
+    Median of |d| over 0.6745 (Donoho & Johnstone 1994, section 4), with the Haar wavelet: few of these coefficients
+    are large by the image itself, and the median does not see them.
+    """
+    even_rows, odd_rows = images[..., :-1:2, :], images[..., 1::2, :]
+    rows = even_rows - odd_rows
+    details = (rows[..., :-1:2] - rows[..., 1::2]) / 2
+    if details.numel() == 0:
+        return images.new_zeros(len(images))
+    return details.flatten(1).abs().median(1).values / 0.6745
+
+
+def nearest_fill(degraded: Tensor, mask: Tensor) -> Tensor:
+    """Each unknown pixel as the nearest known one; (B, C, H, W) and (B, 1, H, W)."""
+    from scipy.ndimage import distance_transform_edt  # type: ignore[import-untyped]
+
+    filled = []
+    for image, known in zip(degraded, mask, strict=True):
+        places = distance_transform_edt(known[0].cpu().numpy() == 0, return_distances=False, return_indices=True)
+        rows, columns = torch.from_numpy(places.astype(np.int64)).to(image.device)
+        filled.append(image[:, rows, columns])
+    return torch.stack(filled)
+
+
+def psnr(images: Tensor, truth: Tensor, luma: bool = False, border: int = 0) -> Tensor:
+    """(B,): peak signal-to-noise ratio in dB of images (B, C, H, W) in 0..1: −10 log₁₀ of the mean squared error."""
+    images, truth = compared(images, luma, border), compared(truth, luma, border)
+    error = (images - truth).square().flatten(1).mean(1)
+    return -10 * error.clamp_min(math.ulp(1.0)).log10()
+
+
+def compared(images: Tensor, luma: bool, border: int) -> Tensor:
+    """What of images (B, C, H, W) is compared: all, or the brightness Y, and all or without the pixels at the sides."""
+    if luma and images.shape[1] == 3:
+        weights = images.new_tensor([65.481, 128.553, 24.966])[:, None, None] / 255
+        images = (weights * images).sum(1, keepdim=True) + 16 / 255
+    border = min(border, (min(images.shape[2:]) - 1) // 2)
+    return images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]

@@ -1,0 +1,244 @@
+"""One damaged image, or several, repeated for as long as a network is fitted to them."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+
+from datamodules.degradations import Denoise, Task
+from datamodules.files import data_root, nearest
+from datamodules.image_files import EXTENSIONS, decode_image
+from datamodules.loader import TensorLoader, keyed_generator, rank_and_world_size
+
+EMBEDDED = ("china", "flower", "grace_hopper")
+"""photographs that scikit-learn (the first two) and matplotlib bring along"""
+
+GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
+
+
+class RestorationBatch(NamedTuple):
+    """What is known of B images, in 0..1."""
+
+    degraded: Tensor
+    """(B, C, h, w): what was measured, 0 where nothing was"""
+    mask: Tensor
+    """(B, 1, h, w), 1 where there is a measurement; (B, 1, 1, 1) where there is one everywhere"""
+    truth: Tensor
+    """(B, C, H, W); without a ground truth (B, 0, H, W)"""
+
+
+class Repeated(TensorLoader):
+    """All images of this rank in one batch, the same ``times`` an epoch: nothing is copied."""
+
+    def __init__(self, source: RestorationBatch, batch_size: int, times: int) -> None:
+        super().__init__(source, batch_size, pin_memory=False)
+        self.batch, self.times = source, times
+
+    def __len__(self) -> int:
+        return self.times
+
+    def __iter__(self) -> Iterator[RestorationBatch]:
+        first = self._position if self._resumed else 0
+        self._resumed = False
+        rank, world_size = rank_and_world_size()
+        batch = self.batch  # itself, by which the device's copy is found again
+        if world_size > 1:
+            batch = RestorationBatch(*(tensor[rank::world_size] for tensor in batch))
+        for position in range(first, self.times):
+            self._position = position + 1
+            yield batch
+
+
+class Restoration(LightningDataModule):
+    """Damaged images of one size, each of which a network of its own is fitted to.
+
+    The damage is made by ``task``, or is in the image already (``degraded``), which then has no ground truth. An epoch
+    is so many iterations over the same batch, which stays on the device.
+
+    Args:
+        image: a file, a folder, one of the photographs ``china``, ``flower`` and ``grace_hopper``, or several of them.
+            A path may also be below the data folder, ``LIT_DATA``. From Python also a tensor (N, C, H, W) in 0..1.
+        task: what was done to it; by default :class:`~datamodules.degradations.Denoise` with its defaults.
+        degraded: the image is the measurement itself.
+        size: pixels of a side, to which the shorter one is resized and the longer cropped; ``null`` takes the image as
+            it is.
+        multiple_of: sides are cropped, around the center, to multiples of it (and of the task's).
+        damage_seed: of noise and missing pixels, apart from the run's seed, so that runs restore the same image.
+        batch_size: images per rank; by default all. Each has one network, so ranks share all of them evenly.
+        iterations_per_epoch: after which metrics are logged and a stop is looked for.
+
+    Attributes:
+        image_shape: (C, H, W) of a restored image.
+        num_images: N.
+        names, files: of each image; the file is None of an embedded photograph.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: broken or unsuitable files, which are named; images of several sizes; an argument out of range.
+    """
+
+    def __init__(
+        self,
+        image: str | list[str] = "china",
+        task: Task | None = None,
+        degraded: bool = False,
+        size: int | None = None,
+        multiple_of: int = 1,
+        damage_seed: int = 0,
+        batch_size: int | None = None,
+        iterations_per_epoch: int = 100,
+    ) -> None:
+        super().__init__()
+        for name, value in (("size", size), ("multiple_of", multiple_of), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if iterations_per_epoch < 1:
+            raise ValueError(f"iterations_per_epoch={iterations_per_epoch}: expected at least 1")
+        self.task = task = task or Denoise()
+        self.degraded, self.iterations = degraded, iterations_per_epoch
+        self.names, self.files, images = open_images(image, size)
+        multiple = multiple_of if degraded else math.lcm(multiple_of, task.multiple)
+        images = [cropped(each, multiple, name) for each, name in zip(images, self.names, strict=True)]
+        if len({each.shape for each in images}) > 1:
+            listed = ", ".join(f"{name} {tuple(each.shape)}" for name, each in zip(self.names, images, strict=True))
+            raise ValueError(
+                f"images of several sizes or channels: {listed}; expected one, or a 'size' to bring all to"
+            )
+        self.num_images = len(images)
+        self.batch_size = self.num_images if batch_size is None else batch_size
+
+        generators = [keyed_generator(damage_seed, "damage", place) for place in range(len(images))]
+        if degraded:
+            self.image_shape = task.restored_shape(images[0].shape)
+            truth = [each.new_empty(0, *self.image_shape[1:]) for each in images]
+            masks = [task.mask(each.shape, g, degraded=True) for each, g in zip(images, generators, strict=True)]
+            made = [(each * mask, mask) for each, mask in zip(images, masks, strict=True)]
+        else:
+            self.image_shape, truth = list(images[0].shape), images
+            made = [task.damage(each, generator) for each, generator in zip(images, generators, strict=True)]
+        damaged, known = (torch.stack(each) for each in zip(*made, strict=True))
+        if not known.flatten(1).any(1).all():
+            raise ValueError(f"{', '.join(self.names)}: no pixel of it is known: expected a mask with some")
+        self.source = RestorationBatch(damaged, known, torch.stack(truth))
+        self.operator = task.operator(self.image_shape)
+        self._on_device: tuple[RestorationBatch, RestorationBatch] | None = None
+
+    def train_dataloader(self) -> Repeated:
+        return self._loader(self.iterations)
+
+    def val_dataloader(self) -> Repeated:
+        return self._loader(1)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+    def _loader(self, times: int) -> Repeated:
+        _, world_size = rank_and_world_size()
+        if self.batch_size * world_size != self.num_images:
+            fitting = f"{self.num_images // world_size}" if self.num_images % world_size == 0 else "another image"
+            if self.num_images < world_size:
+                fitting = f"at most {self.num_images} ranks"
+            raise ValueError(
+                f"batch_size={self.batch_size} on {world_size} ranks: expected {fitting}, since each of the "
+                f"{self.num_images} images has a network on one of the ranks"
+            )
+        return Repeated(self.source, self.batch_size, times)
+
+    def transfer_batch_to_device(self, batch: RestorationBatch, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves the batch where it is another one than last time."""
+        if self._on_device is None or any(a is not b for a, b in zip(self._on_device[0], batch, strict=True)):
+            moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+            if isinstance(self.operator, nn.Module):
+                self.operator.to(device)
+            self._on_device = (batch, moved)
+        return self._on_device[1]
+
+
+def open_images(image: Any, size: int | None) -> tuple[list[str], list[Path | None], list[Tensor]]:
+    """Names, files and images (C, H, W) in 0..1 of what :class:`Restoration` takes."""
+    if isinstance(image, Tensor):
+        if image.dim() != 4 or image.shape[1] not in (1, 3) or 0 in image.shape:
+            raise ValueError(f"image of shape {tuple(image.shape)}: expected (N, C, H, W) with 1 or 3 channels")
+        if not bool(((image >= 0) & (image <= 1)).all()):  # so NaN too
+            raise ValueError("image with values outside of 0..1 (or NaN): expected 0..1")
+        return [f"image {i + 1}" for i in range(len(image))], [None] * len(image), list(image)
+    names: list[str] = []
+    files: list[Path | None] = []
+    images: list[Tensor] = []
+    for each in [image] if isinstance(image, str) else image:
+        if each in EMBEDDED:
+            names, files = [*names, each], [*files, None]
+            images.append(read_image(io.BytesIO(embedded_photograph(each)), each, size))
+            continue
+        path = Path(each)
+        if not path.exists() and (data_root() / path).exists():
+            path = data_root() / path
+        if not path.exists():
+            raise FileNotFoundError(f"image={each}: no such file or folder{nearest(path, *EMBEDDED)}")
+        found = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"image={each}: no image in this folder, expected {', '.join(EXTENSIONS)}")
+        for file in found:
+            names, files = [*names, file.stem], [*files, file]
+            images.append(read_image(io.BytesIO(file.read_bytes()), str(file), size))
+    if not images:
+        raise ValueError("image=[]: expected at least one")
+    return names, files, images
+
+
+def embedded_photograph(name: str) -> bytes:
+    """The file of one of :data:`EMBEDDED`."""
+    if name == "grace_hopper":
+        from matplotlib.cbook import get_sample_data
+
+        return Path(get_sample_data("grace_hopper.jpg", asfileobj=False)).read_bytes()
+    import sklearn.datasets
+
+    return (Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg").read_bytes()
+
+
+def read_image(file: io.BytesIO, name: str, size: int | None = None) -> Tensor:
+    """An image file as (C, H, W) in 0..1; C is 1 if it is gray, else 3.
+
+    What is transparent is laid over white, and 16 bits are rounded to 8.
+
+    Raises:
+        ValueError: it cannot be decoded; it moves; its colors are a printer's (CMYK); names the file.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as opened:
+            mode, frames = opened.mode, getattr(opened, "n_frames", 1)
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: no image of a kind that Pillow knows") from None
+    except Exception as error:  # broken images make Pillow raise almost anything
+        raise ValueError(f"{name}: cannot be decoded: {error}") from error
+    if frames > 1:
+        raise ValueError(f"{name}: {frames} frames, expected a still image")
+    if mode == "CMYK":
+        raise ValueError(f"{name}: CMYK, the colors of a printer: expected gray or RGB; convert it first")
+    try:
+        pixels: np.ndarray = decode_image(file.getvalue(), size, grayscale=mode in GRAY_MODES)
+    except Exception as error:
+        raise ValueError(f"{name}: cannot be decoded: {' '.join(str(error).split()) or repr(error)}") from error
+    return torch.from_numpy(pixels).float() / 255
+
+
+def cropped(image: Tensor, multiple: int, name: str) -> Tensor:
+    """The center of an image (C, H, W), with sides that are multiples."""
+    height, width = (side // multiple * multiple for side in image.shape[1:])
+    if not height or not width:
+        raise ValueError(
+            f"{name}: {image.shape[2]}×{image.shape[1]} pixels, expected at least {multiple}×{multiple}, of which its "
+            "sides are cropped to multiples"
+        )
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top : top + height, left : left + width].contiguous()

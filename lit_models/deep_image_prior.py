@@ -1,0 +1,389 @@
+"""The deep image prior: a network that never saw another image restores this one.
+
+Ulyanov, Vedaldi & Lempitsky, "Deep Image Prior" (2018). Restoring an image x from measurements y of it, which an
+operator A and noise have made, asks for what explains y and is a likely image:
+
+    x* = argmin_x  E(x; y) + R(x)        E(x; y) = mean of m ⊙ (A x − y)² over the measurements, m the known ones
+
+Where others have a prior R, the total variation say, here the image is what a randomly initialized network f makes of a
+fixed random input z, and its weights are what is searched:
+
+    θ* = argmin_θ  E(f_θ(z); y)        x* = f_θ*(z)
+
+Natural content is easier to encode than noise, which has to be memorized: the network learns the undamaged part first.
+Fitted for long enough it learns the damage too, so it is stopped before. Where is found without a ground truth, from
+how much the last outputs vary (Wang et al. 2021: :class:`~lit_models.parts.windowed_variance.WindowedVariance`).
+
+The total variation is the prior to beat: under the same operator, its solution is computed in the same run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+from datamodules.degradations import Task, compared, psnr
+from datamodules.loader import keyed_generator
+from lit_models.parts.distributed import gather_rows, rows_of_this_rank, world_size
+from lit_models.parts.noise import normal_of_samples
+from lit_models.parts.optim import configure_optimizers
+from lit_models.parts.skip_network import SkipNetwork
+from lit_models.parts.total_variation import total_variation, tv_restore
+from lit_models.parts.windowed_variance import WindowedVariance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from datamodules.restoration import Restoration, RestorationBatch
+
+TRACE = ("misfit", "variance", "psnr_raw_db", "psnr_average_db")
+"""what is kept of every iteration, for the curves"""
+FRAMES = (10, 30, 100, 300, 1000, 3000)
+"""iterations whose output is kept, to be looked at"""
+
+
+def misfit(measured: Tensor, degraded: Tensor, mask: Tensor) -> Tensor:
+    """E (B,): the mean over all measurements, known or not, of the squared error at the known ones."""
+    return (mask * (measured - degraded)).square().flatten(1).mean(1)
+
+
+def random_input(count: int, channels: int, size: Sequence[int], seed: int) -> Tensor:
+    """z (N, channels, H, W) ~ U(0, 0.1), a function of the seed."""
+    return 0.1 * torch.rand(count, channels, *size, generator=keyed_generator(seed, "input"))
+
+
+def mesh_grid(count: int, size: Sequence[int]) -> Tensor:
+    """z (N, 2, H, W): each pixel's place, in 0..1, from left to right and from top to bottom."""
+    down, right = (torch.linspace(0, 1, side) for side in size)
+    rows, columns = torch.meshgrid(down, right, indexing="ij")
+    return torch.stack([columns, rows]).expand(count, -1, -1, -1).clone()
+
+
+class DeepImagePrior(LightningModule):
+    """A network prior for each of N images, which are fitted side by side and do not know of each other.
+
+    Args:
+        image_shape: (C, H, W) of a restored image.
+        num_images: N.
+        down, up, skip, kernel_down, kernel_up, upsample: of :class:`~lit_models.parts.skip_network.SkipNetwork`.
+        input: z: ``noise``, or a ``meshgrid`` of the pixels' places.
+        input_channels: of the noise.
+        input_noise: deviation of what is added to z, anew in each iteration.
+        averaging: weight of the past in the running average of outputs; 0 is the newest output.
+        window, patience: of the stop; ``patience: null`` goes on to the Trainer's end.
+        backtrack_db: where the fit has become worse by so much since the last epoch, the weights and the optimizer go
+            back to that epoch's; ``null`` never does.
+        tv_weight: of the total variation of the output, beside the network prior.
+        optimizer: callable, as Lightning's CLI makes it.
+
+    Raises:
+        ValueError: an argument out of range; an image that is too small for so many levels.
+    """
+
+    z: Tensor
+    average: Tensor
+    frames: Tensor
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_images: int = 1,
+        down: Sequence[int] = (128,) * 5,
+        up: Sequence[int] = (128,) * 5,
+        skip: Sequence[int] = (4,) * 5,
+        kernel_down: int = 3,
+        kernel_up: int = 3,
+        upsample: Literal["bilinear", "nearest"] = "bilinear",
+        input: Literal["noise", "meshgrid"] = "noise",
+        input_channels: int = 32,
+        input_noise: float = 1 / 30,
+        averaging: float = 0.99,
+        window: int = 100,
+        patience: int | None = 1000,
+        backtrack_db: float | None = 5.0,
+        tv_weight: float = 0.0,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=0.01),
+    ) -> None:
+        super().__init__()
+        if input not in ("noise", "meshgrid"):
+            raise ValueError(f"input={input!r}: expected 'noise' or 'meshgrid'")
+        if input_channels < 1:
+            raise ValueError(f"input_channels={input_channels}: expected at least 1")
+        for name, value in (("input_noise", input_noise), ("tv_weight", tv_weight)):
+            if not value >= 0:
+                raise ValueError(f"{name}={value}: expected 0 or more")
+        if not 0 <= averaging < 1:
+            raise ValueError(f"averaging={averaging}: expected 0 or more and less than 1")
+        if backtrack_db is not None and not backtrack_db > 0:
+            raise ValueError(f"backtrack_db={backtrack_db}: expected more than 0, or null")
+        self.save_hyperparameters(ignore=["optimizer"], logger=False)
+        self.image_shape, self.num_images = list(image_shape), num_images
+        self.input_noise, self.averaging, self.tv_weight = input_noise, averaging, tv_weight
+        self.backtrack_db, self.optimizer = backtrack_db, optimizer
+        self.seed = torch.initial_seed()  # of seed_everything
+
+        channels, *size = self.image_shape
+        z_channels = 2 if input == "meshgrid" else input_channels
+        self.network = SkipNetwork(num_images, z_channels, channels, down, up, skip, kernel_down, kernel_up, upsample)
+        if min(size) < (least := self.network.least_side()):
+            raise ValueError(
+                f"an image of {size[1]}×{size[0]}: expected at least {least}×{least} for the {len(down)} levels of "
+                f"down={list(down)}"
+            )
+        made = (
+            mesh_grid(num_images, size)
+            if input == "meshgrid"
+            else random_input(num_images, z_channels, size, self.seed)
+        )
+        self.register_buffer("z", made)
+        self.register_buffer("average", torch.zeros(num_images, *self.image_shape))
+        self.register_buffer("frames", torch.zeros(len(FRAMES), *self.image_shape))  # of the first image
+        self.stop = WindowedVariance(num_images, self.image_shape, window, patience)
+        # They are the same on every rank, so DDP need not send them in each step.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
+        self._trace: list[Tensor] = []  # (N, len(TRACE)) of each iteration
+        self._good: dict[str, Any] = {}  # the state to go back to
+        self._references: dict[str, Tensor] = {}  # what the network has to beat
+        self._shown: RestorationBatch | None = None  # for illustrate()
+
+    # ---- the model -----------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> Restoration:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def forward(self, step: int | None = None) -> Tensor:
+        """x = f(z) (B, C, H, W) for this rank's images; in iteration ``step`` z has that one's noise added."""
+        z = rows_of_this_rank(self.z)
+        if step is not None and self.input_noise:
+            noise = normal_of_samples(len(z), z[0].numel(), self.seed, "perturb", step, device=z.device)
+            z = z + self.input_noise * noise.view_as(z).to(z.dtype)
+        return self.network(z)
+
+    def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Tensor]:
+        step = self.trainer.global_step
+        output = self(step)
+        fit = self.misfit(output, batch)
+        if batch_idx == 0 and self._went_back(gather_rows(fit)):
+            output = self(step)
+            fit = self.misfit(output, batch)
+        self._observe(step, output.detach(), fit.detach(), batch)
+        loss = fit
+        if self.tv_weight:
+            loss = fit + self.tv_weight * total_variation(output)
+        # A sum, so that each network is trained as if it were alone; DDP averages over the ranks.
+        return {"loss": loss.sum() * world_size()}
+
+    def misfit(self, images: Tensor, batch: RestorationBatch) -> Tensor:
+        """:func:`misfit` of images (B, C, H, W) to what was measured."""
+        return misfit(self.data.operator(images), batch.degraded, batch.mask)
+
+    @torch.no_grad()
+    def _observe(self, step: int, output: Tensor, fit: Tensor, batch: RestorationBatch) -> None:
+        """Takes an output into the average and the stop. All ranks get to hold those of all images."""
+        outputs = gather_rows(output)
+        self.average.lerp_(outputs, 1 - self.averaging if step else 1.0)
+        self.stop.update(step, outputs, self.average)
+        own = [fit, self.scored(output, batch), self.scored(rows_of_this_rank(self.average), batch)]
+        fit, raw, average = gather_rows(torch.stack(own, 1)).unbind(1)
+        self._trace.append(torch.stack([fit, self.stop.variance, raw, average], 1))
+        if step + 1 in FRAMES:
+            self.frames[FRAMES.index(step + 1)] = outputs[0]
+
+    def scored(self, images: Tensor, batch: RestorationBatch) -> Tensor:
+        """PSNR (B,) in dB, as the task's papers report it; NaN where there is no ground truth."""
+        if batch.truth.shape[1] == 0:
+            return images.new_full((len(images),), torch.nan)
+        return psnr(images, batch.truth, self.data.task.luma, self.data.task.border)
+
+    # ---- taking a step back ----------------------------------------------------------------------------------------
+
+    def _state(self) -> list[Tensor]:
+        """All that a step changes of the networks, as it lives."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        own = list(self.network.parameters())
+        moments = [value for p in own for value in optimizer.state.get(p, {}).values() if isinstance(value, Tensor)]
+        return [*(p.detach() for p in own), *moments, self.average]
+
+    @torch.no_grad()
+    def _went_back(self, fit: Tensor) -> bool:
+        """Puts the networks of those images back whose misfit (N,) has risen, and remembers the others'.
+
+        The gradient of a fit that has gone astray is never applied. Read by the host once an epoch.
+        """
+        if self.backtrack_db is None:
+            return False
+        live = self._state()
+        fell = torch.zeros_like(fit, dtype=torch.bool)
+        if self._good and len(self._good["state"]) == len(live):  # the optimizer has no state before its first step
+            good_fit = self._good["misfit"].to(fit)
+            fell = ~(10 * (fit / good_fit).log10() <= self.backtrack_db)  # so where it is no number too
+            fit = torch.where(fell, good_fit, fit)
+        any_fell = bool(fell.any())
+        for now, good in zip(live, self._good["state"], strict=True) if any_fell else ():
+            if now.dim():
+                now.unflatten(0, (len(fell), -1))[fell] = good.to(now).unflatten(0, (len(fell), -1))[fell]
+            elif fell.all():  # Adam counts the steps of all images together
+                now.copy_(good)
+        self._good = {"misfit": fit.clone(), "state": [tensor.clone() for tensor in live]}
+        return any_fell
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_end(self) -> None:
+        if bool(self.stop.stopped().all()):
+            self.trainer.should_stop = True
+
+    def validation_step(self, batch: RestorationBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: RestorationBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    @property
+    def restored(self) -> Tensor:
+        """(N, C, H, W): the averaged outputs at the stop, or until now."""
+        return self.stop.kept
+
+    @property
+    def trace(self) -> Tensor:
+        """(iterations, N, len(TRACE))"""
+        if not self._trace:
+            return self.average.new_zeros(0, self.num_images, len(TRACE))
+        return torch.stack([row.to(self.device) for row in self._trace])
+
+    def _evaluate(self, batch: RestorationBatch, stage: str) -> None:
+        self._shown = batch
+        images = {"": self.restored, "_average": self.average, "_raw": self.stop.newest()}
+        images = {name: rows_of_this_rank(all_of_them) for name, all_of_them in images.items()}
+        images |= {f"_{name}": image for name, image in self.references(batch).items()}
+        lowest = self.stop.lowest.mean()
+        scores = {
+            "loss": self.misfit(images["_raw"], batch).mean(),
+            "iteration": self.stop.steps.to(self.dtype),
+            "stop_iteration": self.stop.kept_step.to(self.dtype).mean(),
+            "variance": torch.where(lowest.isinf(), torch.nan, lowest),
+        }
+        if batch.truth.shape[1]:
+            scores |= {f"psnr{name}_db": self.scored(image, batch).mean() for name, image in images.items()}
+            # Of all iterations, which only the ground truth knows.
+            peak = self.trace[:, :, TRACE.index("psnr_average_db")]
+            scores["psnr_peak_db"] = peak.amax(0).mean() if len(peak) else scores["psnr_db"]
+            found, truth = (compared(x, self.data.task.luma, self.data.task.border) for x in (images[""], batch.truth))
+            scores["ssim"] = ssim(found, truth, data_range=1.0)  # type: ignore[assignment]
+        named = {f"{stage}/{name}": value for name, value in scores.items()}
+        self.log_dict(named, batch_size=len(batch.degraded), sync_dist=world_size() > 1)
+
+    def references(self, batch: RestorationBatch) -> dict[str, Tensor]:
+        """What anybody would do, and the least total variation: each (B, C, H, W), computed once."""
+        if not self._references:
+            task, operator = self.data.task, self.data.operator
+            trivial = task.trivial(batch.degraded, batch.mask)
+            count = batch.mask.expand(-1, *batch.degraded.shape[1:]).flatten(1).sum(1)
+            tv = tv_restore(
+                batch.degraded,
+                lambda x: batch.mask * operator(x),
+                lambda y: operator.adjoint(batch.mask * y),
+                task.noise_level(batch.degraded, batch.mask) * count.sqrt(),
+                trivial,
+            )
+            self._references = {"trivial": trivial, "tv": tv}
+        return self._references
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure_optimizers(self, self.optimizer, None)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["restoration"] = {"trace": self.trace.cpu(), "good": self._good}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["restoration"]
+        self._trace, self._good = list(saved["trace"]), saved["good"]
+
+    # ---- use -------------------------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: RestorationBatch, batch_idx: int) -> list[str]:
+        """Writes each restored image beside its file, or into the current folder where it has none."""
+        if not int(self.stop.steps):
+            raise ValueError("nothing is restored yet: expected --ckpt_path of a run")
+        return [
+            str(write_restored(image, name, file))
+            for image, name, file in zip(self.restored, self.data.names, self.data.files, strict=True)
+        ]
+
+    def illustrate(self) -> dict[str, Figure]:
+        """Degraded, restored and true with a part enlarged; PSNR and variance over iterations; outputs on the way."""
+        from lit_models.parts.restoration_figures import figures
+
+        return {} if self._shown is None else figures(self, self._shown)
+
+
+def write_restored(image: Tensor, name: str, file: Path | None) -> Path:
+    """Writes an image (C, H, W) as ``<name>_restored.png``, with a number where there is one; returns its path."""
+    from torchvision.transforms.functional import to_pil_image
+
+    folder = file.parent if file else Path()
+    picture = to_pil_image((255 * image.detach().float().cpu().clamp(0, 1)).round().byte())
+    number = 1
+    while True:
+        target = folder / f"{name}_restored{'' if number == 1 else f'_{number}'}.png"
+        try:
+            with target.open("xb") as opened:  # never over another file, also not one that comes now
+                picture.save(opened, format="PNG")
+            return target
+        except FileExistsError:
+            number += 1
+
+
+def restore(image: Any, task: Task, iterations: int = 3000, seed: int = 0, **options: Any) -> Tensor:
+    """Restores a damaged image, for scripts: ``restore("scan.png", SuperResolve(4))``.
+
+    Args:
+        image: a file, or a tensor (C, H, W) or (N, C, H, W) in 0..1; with several, each has its own network.
+        task: what was done to it; ``Denoise(sigma=None)`` where the noise is not known.
+        iterations: at most; it stops before, unless ``patience=None``.
+        options: ``accelerator``, by default the best there is, and further arguments of :class:`DeepImagePrior`.
+
+    Returns:
+        (C, H, W) in 0..1, or (N, C, H, W) as the image is.
+    """
+    single = not (isinstance(image, Tensor) and image.dim() == 4)
+    given: Any = image[None] if isinstance(image, Tensor) and single else image
+    restored = fitted(given, task, iterations, seed, **options).restored.detach().cpu()
+    return restored[0] if single else restored
+
+
+def fitted(
+    image: Any, task: Task, iterations: int, seed: int = 0, accelerator: str = "auto", **options: Any
+) -> DeepImagePrior:
+    """The model of :func:`restore`, of an image as :class:`~datamodules.restoration.Restoration` takes it."""
+    from datamodules.restoration import Restoration
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        per_epoch = min(100, iterations)
+        data = Restoration(image, task, degraded=True, iterations_per_epoch=per_epoch)
+        model = DeepImagePrior(data.image_shape, data.num_images, **options)
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=math.ceil(iterations / per_epoch),
+            max_steps=iterations,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, datamodule=data)
+    return model

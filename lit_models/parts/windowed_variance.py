@@ -1,0 +1,92 @@
+"""The stop that needs no ground truth: when the network's output has calmed down, before it learns the damage.
+
+ES-WMV: Wang et al., "Early Stopping for Deep Image Prior" (2021), algorithm 1. The variance of the last W outputs falls
+while the network learns the image and rises when it begins to learn the damage. Its lowest point is where to stop,
+and it is known for one when no lower one has come for so many steps, the patience.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class WindowedVariance(nn.Module):
+    """Of each of N images: the windowed variance of the outputs, and what was there at its lowest point.
+
+        WMV(t) = mean over pixels of  1/W Σ_w x_w² − (1/W Σ_w x_w)²        over the last W outputs x_w
+
+    Each step costs a few passes over one image, not over W: a ring buffer holds the outputs, beside their running sum,
+    and their norms. The sum is formed anew once in W steps, so that no error grows. All of it are buffers, in the
+    checkpoint, and nothing is read by the host.
+
+    Args:
+        num_images: N.
+        shape: (C, H, W) of an image.
+        window: W, outputs.
+        patience: steps without a lower variance after which it was the lowest. ``None`` never stops: then the newest
+            average is what is kept.
+
+    Attributes:
+        kept: (N, C, H, W), the average at the stop, or the newest one as long as the window is not full.
+        kept_step: (N,), the step it is of.
+        lowest: (N,), the lowest variance; infinite as long as the window is not full.
+
+    Raises:
+        ValueError: a window below 2, or a patience below 1.
+    """
+
+    ring: Tensor
+    norms: Tensor
+    total: Tensor
+    variance: Tensor
+    lowest: Tensor
+    kept: Tensor
+    kept_step: Tensor
+    steps: Tensor
+
+    def __init__(self, num_images: int, shape: list[int], window: int = 100, patience: int | None = 1000) -> None:
+        super().__init__()
+        if window < 2:
+            raise ValueError(f"window={window}: expected at least 2 outputs")
+        if patience is not None and patience < 1:
+            raise ValueError(f"patience={patience}: expected at least 1 step, or null to never stop")
+        self.window, self.patience = window, patience
+        self.register_buffer("ring", torch.zeros(window, num_images, *shape))
+        self.register_buffer("norms", torch.zeros(window, num_images))
+        self.register_buffer("total", torch.zeros(num_images, *shape))
+        self.register_buffer("variance", torch.full((num_images,), torch.inf))
+        self.register_buffer("lowest", torch.full((num_images,), torch.inf))
+        self.register_buffer("kept", torch.zeros(num_images, *shape))
+        self.register_buffer("kept_step", torch.zeros(num_images, dtype=torch.long))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def update(self, step: int, outputs: Tensor, averages: Tensor) -> None:
+        """Step ``step`` = 0, 1, …: the outputs (N, C, H, W) and their averages, which are what is kept."""
+        running = ~self.stopped()
+        slot, pixels = step % self.window, outputs[0].numel()
+        self.total += outputs - self.ring[slot]
+        self.ring[slot] = outputs
+        self.norms[slot] = outputs.square().flatten(1).sum(1)
+        self.steps.fill_(step + 1)
+        if slot == self.window - 1:
+            self.total.copy_(self.ring.sum(0))
+        if step + 1 >= self.window:
+            mean_norm = (self.total / self.window).square().flatten(1).sum(1)
+            self.variance.copy_((self.norms.mean(0) - mean_norm) / pixels)
+        lower = running & (self.variance < self.lowest)
+        self.lowest.copy_(torch.where(lower, self.variance, self.lowest))
+        keep = torch.ones_like(lower) if self.patience is None else lower | self.variance.isinf()
+        self.kept_step.copy_(torch.where(keep, step + 1, self.kept_step))
+        self.kept.copy_(torch.where(keep.view(-1, 1, 1, 1), averages, self.kept))
+
+    def newest(self) -> Tensor:
+        """(N, C, H, W): the last output."""
+        return self.ring[(int(self.steps) - 1) % self.window]
+
+    def stopped(self) -> Tensor:
+        """(N,) bool: whether the patience is over."""
+        if self.patience is None:
+            return torch.zeros_like(self.lowest, dtype=torch.bool)
+        return self.steps - self.kept_step >= self.patience
