@@ -50,7 +50,9 @@ def test_a_row_is_made(row: str, fit: Callable[..., CLI], tmp_path: Path) -> Non
     text = (FOLDER / f"mnist/{row}.yaml").read_text().replace("images.MNIST", "images.Digits")
     file = tmp_path / "row.yaml"
     file.write_text(text.replace("queue_size: 4096", "queue_size: 512").replace("width: 32", "width: 4"))
-    cli = fit("-c", FOLDER / "mnist.yaml", "-c", file, "--trainer.max_epochs", "1", "--figures.every_n_epochs", "0")
+    cli = fit(
+        "-c", FOLDER / "shared/mnist.yaml", "-c", file, "--trainer.max_epochs", "1", "--figures.every_n_epochs", "0"
+    )
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     for name in ("knn_accuracy", "probe_accuracy", "probe_accuracy_1pct", "alignment", "uniformity", "effective_rank"):
         assert torch.tensor(metrics[f"test/{name}"]).isfinite(), name
@@ -60,7 +62,16 @@ def test_a_row_is_made(row: str, fit: Callable[..., CLI], tmp_path: Path) -> Non
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_on_cifar10_parses(row: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_status:
-        build(["fit", "-c", str(FOLDER / "cifar10.yaml"), "-c", str(FOLDER / f"cifar10/{row}.yaml"), "--print_config"])
+        build(
+            [
+                "fit",
+                "-c",
+                str(FOLDER / "shared/cifar10.yaml"),
+                "-c",
+                str(FOLDER / f"cifar10/{row}.yaml"),
+                "--print_config",
+            ]
+        )
     assert exit_status.value.code in (0, None)
     assert "CIFAR10" in capsys.readouterr().out
 
