@@ -92,7 +92,8 @@ class Runner:
 
     def _start(self, trial: Trial, jobs: int) -> None:
         command = [*trial.command, *(["--ckpt_path=last"] if trial.folder else [])]
-        environment = dict(os.environ)
+        # What a trial says last is its reason: Python would hold back what it printed before until it has ended.
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         if jobs > 1:  # else each trial takes every core for itself
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
         with self.log(trial).open("ab") as log:

@@ -43,7 +43,7 @@ def text_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, 
     """Lines above what is left of them; and lines between pairs of lines."""
     lines = model._sequences(batch, "")
     pairs = [f"{line}\n{made}" for line, made in zip(lines, model.reconstruct(lines), strict=True)]
-    paths = ["\n".join(model.interpolate(a, b, 7)) for a, b in zip(lines[:8:2], lines[1:8:2], strict=True)]
+    paths = ["\n".join(model.interpolate(a, b, 7)) for a, b in zip(lines[:8:2], lines[1:8:2], strict=False)]
     return {
         "reconstructions": text_figure(pairs, "lines, each above its reconstruction"),
         "interpolations": text_figure(paths, "between the codes of two lines"),
