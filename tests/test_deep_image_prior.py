@@ -28,6 +28,7 @@ from lit_models.deep_image_prior import (
     restore,
     write_restored,
 )
+from lit_models.parts.restoration_figures import learning_curves
 from lit_models.parts.skip_network import Conv, Norm, SkipNetwork
 from lit_models.parts.total_variation import divergence, gradient, total_variation, tv_restore
 from lit_models.parts.windowed_variance import WindowedVariance
@@ -622,3 +623,12 @@ def test_the_configurations_are_the_papers_recipe() -> None:
         assert model["skip"] == [4] * 5
         assert model["input_channels"] == 32
         assert config["trainer"]["max_epochs"] == epochs
+
+
+def test_learning_curves_are_of_an_image_of_noise_and_of_what_lies_between() -> None:
+    image = torch.linspace(0, 1, 16)[None, None].expand(3, 16, 16)
+    curves = learning_curves(image, 150, down=[8, 8], up=[8, 8], skip=[4, 4], input_channels=4)
+    assert list(curves) == ["image", "image + noise", "shuffled pixels", "noise"]
+    assert {curve.shape for curve in curves.values()} == {(150,)}
+    assert curves["image"][-1] < curves["image + noise"][-1] < curves["noise"][-1], "what is natural is learned first"
+    assert curves["image"][-1] < curves["shuffled pixels"][-1]
