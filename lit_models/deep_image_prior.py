@@ -86,7 +86,7 @@ class DeepImagePrior(LightningModule):
         optimizer: callable, as Lightning's CLI makes it.
 
     Raises:
-        ValueError: an argument out of range; an image that is too small for so many levels.
+        ValueError: an argument out of range; an image too small for so many levels; accumulated gradients.
     """
 
     z: Tensor
@@ -155,6 +155,12 @@ class DeepImagePrior(LightningModule):
         self._good: dict[str, Any] = {}  # the state to go back to
         self._references: dict[str, Tensor] = {}  # what the network has to beat
         self._shown: RestorationBatch | None = None  # for illustrate()
+
+    def on_fit_start(self) -> None:
+        if (count := self.trainer.accumulate_grad_batches) != 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches={count}: expected 1, as each iteration sees the same images"
+            )
 
     # ---- the model -----------------------------------------------------------------------------------------------
 

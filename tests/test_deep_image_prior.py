@@ -206,6 +206,12 @@ def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
         DeepImagePrior([3, 16, 16], **SMALL | options)
 
 
+def test_accumulated_gradients_are_refused() -> None:
+    data = Restoration(noise(1, 3, 16, 16), Denoise(25.0), iterations_per_epoch=2)
+    with pytest.raises(ValueError, match=r"trainer\.accumulate_grad_batches=2: expected 1"):
+        train(make(data), data, accumulate_grad_batches=2)
+
+
 # ---- the stop ------------------------------------------------------------------------------------------------------
 
 
