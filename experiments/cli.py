@@ -54,7 +54,7 @@ from experiments.run_folder import (
 
 DATA_FACTS = (
     *("vocab", "answers", "question_types", "image_shape", "num_classes", "class_names"),
-    *("scale_factor", "longest", "sequence_dim", "num_images"),
+    *("scale_factor", "longest", "sequence_dim", "num_images", "attributes"),
 )
 """attributes of a data module that are linked to a model's argument of the same name"""
 

@@ -46,6 +46,11 @@ class Group:
         values = ", ".join(f"{short(key)}={_cut(text(value))}" for key, value in self.keys.items())
         return f"{values or self.runs[0].folder.name} (n = {len(self.runs)})"
 
+    @property
+    def short_label(self) -> str:
+        """The values alone, where the keys stand above them."""
+        return ", ".join(_cut(text(value)) for value in self.keys.values()) + f" ({len(self.runs)})"
+
 
 def _cut(value: str) -> str:
     return value if len(value) < 40 else f"{value[:38]}…"

@@ -135,10 +135,15 @@ def draw(groups: list[Group], metric: str, file: Path, notes: list[str]) -> Path
     if not file.parent.is_dir():
         raise Mistake(f"--picture {file}: no folder {str(file.parent)!r}")
     import numpy as np
+    from cycler import cycler
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.3), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel=metric)
+    # Of many groups each has a line of its own, by color and then by dashes.
+    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=colormaps["tab10"].colors))
+    many = len(groups) > 4
     for group in groups:
         curves = []
         for run in group.runs:
@@ -160,13 +165,21 @@ def draw(groups: list[Group], metric: str, file: Path, notes: list[str]) -> Path
             continue
         values = np.stack([np.interp(steps, list(curve), list(curve.values())) for curve in curves])  # (runs, steps)
         mean = values.mean(0)
-        (line,) = axes.plot(steps, mean, label=group.label, marker="." if len(steps) < 40 else None)
+        (line,) = axes.plot(
+            steps, mean, label=group.short_label if many else group.label, marker="." if len(steps) < 40 else None
+        )
         if len(curves) > 1:
             std = values.std(0, ddof=1)
             axes.fill_between(steps, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
     if not axes.lines:
         return None
-    figure.legend(loc="outside upper left", fontsize="small", frameon=False)
+    if many:
+        title = ", ".join(key.rpartition(".")[2] for key in groups[0].keys)
+        figure.legend(
+            loc="outside right center", title=title, title_fontsize="x-small", fontsize="x-small", frameon=False
+        )
+    else:
+        figure.legend(loc="outside upper left", fontsize="small", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150, bbox_inches="tight")
     return file
