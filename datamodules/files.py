@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import tempfile
 import urllib.request
 from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 
 def data_root(root: str | None = None) -> Path:
@@ -54,6 +56,24 @@ def fetch(address: str, file: Path, sha256: str) -> None:
         raise ValueError(f"{what}: its SHA-256 is {found[:16]}..., expected {sha256[:16]}...{remedy}")
     if not file.exists():
         write_whole(file, [content])
+
+
+def require(path: Path, address: str) -> None:
+    """Raises FileNotFoundError where nothing is at ``path``, which has to be downloaded by hand from ``address``."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not found; download it from {address}, unpack it and put it there")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is broken; names the file.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
 
 
 def write_whole(file: Path, pieces: Iterable[bytes | memoryview]) -> None:

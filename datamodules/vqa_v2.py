@@ -6,7 +6,6 @@ against all ten, so that targets are soft: :func:`soft_scores`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datamodules.files import read_json, require
+from datamodules.image_features import CachedFeatures, decode_image, write_features
 from datamodules.loader import TensorLoader, WorkerLoader, checksum
 from datamodules.visual_questions import (
     Question,
@@ -85,7 +86,8 @@ def _malformed(path: Path, question_id: int, expected: str) -> ValueError:
 
 def _read_records(path: Path, key: str) -> dict[int, dict[str, Any]]:
     """The records that an official file holds under ``key``, by their question ids."""
-    content = _read_json(path)
+    require(path, DOWNLOAD_PAGE)
+    content = read_json(path)
     records = content.get(key) if isinstance(content, dict) else None
     if not isinstance(records, list):
         raise ValueError(f"{path}: expected an official VQA file, with a list of records under {key!r}")
@@ -100,19 +102,6 @@ def _read_records(path: Path, key: str) -> dict[int, dict[str, Any]]:
     return by_id
 
 
-def _read_json(path: Path) -> Any:
-    _require(path)
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-
-
-def _require(path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: not found; download it from {DOWNLOAD_PAGE}, unpack it and put it there")
-
-
 class CocoImages:
     """The images of a COCO folder such as ``train2014``, decoded when asked for: (I, 3, size, size) uint8.
 
@@ -124,7 +113,7 @@ class CocoImages:
     """
 
     def __init__(self, folder: Path, size: int) -> None:
-        _require(folder)
+        require(folder, DOWNLOAD_PAGE)
         self.folder, self.size = folder, size
 
     def path(self, image_id: int) -> Path:
@@ -144,87 +133,20 @@ class CocoImages:
                 )
 
     def __call__(self, image_ids: Sequence[int]) -> Tensor:
-        return torch.stack([self._decode(image_id) for image_id in image_ids])
-
-    def _decode(self, image_id: int) -> Tensor:
-        from PIL import Image
-
-        path = self.path(image_id)
-        try:
-            with Image.open(path) as image:  # some are gray
-                pixels = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises at broken files
-            raise ValueError(f"{path}: image_id {image_id} cannot be decoded: {error}") from error
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+        return torch.stack([decode_image(self.path(i), self.size, f"image_id {i}") for i in image_ids])
 
 
-class CachedFeatures:
-    """Image features in ``<prefix>.npy``, read from disk as asked for: (I, C, h, w) float32, (I, C, 1, 1) of vectors.
-
-    ``<prefix>.npy`` holds (N, C) or (N, C, h, w) in float16 or float32, and ``<prefix>.json`` the list of the N image
-    ids in the order of its rows; :func:`cache_features` writes both.
-
-    Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is malformed, the two do not fit, or an image is not in them; names the file and the id.
-    """
-
-    def __init__(self, prefix: Path) -> None:
-        self.path, ids_path = Path(f"{prefix}.npy"), Path(f"{prefix}.json")
-        for path in (self.path, ids_path):
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: not found; datamodules.vqa_v2.cache_features writes it")
-        try:
-            self.array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.path}: not a whole .npy file of numbers: {error}") from error
-        if getattr(self.array, "dtype", None) not in (np.float16, np.float32) or self.array.ndim not in (2, 4):
-            raise ValueError(f"{self.path}: expected (N, C) or (N, C, h, w) in float16 or float32")
-        ids = _read_json(ids_path)
-        if not isinstance(ids, list) or len(ids) != len(self.array) or len(set(map(str, ids))) != len(ids):
-            raise ValueError(f"{ids_path}: expected a list of {len(self.array)} different image ids, one a row")
-        self.rows = {image_id: row for row, image_id in enumerate(ids)}
-        self.shape = [*self.array.shape[1:], 1, 1][:3]
-        """C, h, w"""
-
-    def check(self, image_ids: Iterable[int]) -> None:
-        """Raises ValueError at the first image that is not there."""
-        for image_id in image_ids:
-            if image_id not in self.rows:
-                raise ValueError(f"{self.path}: image_id {image_id}: no features, expected those of every image")
-
-    def __call__(self, image_ids: Sequence[int]) -> Tensor:
-        rows = np.asarray(self.array[[self.rows[image_id] for image_id in image_ids]])  # a copy: only these are read
-        return torch.from_numpy(rows).float().view(len(rows), *self.shape)
-
-
-@torch.inference_mode()
 def cache_features(
     encoder: nn.Module, folders: Sequence[Path], prefix: Path, size: int = 224, batch_size: int = 64
 ) -> None:
-    """Writes the features of all images in COCO ``folders`` as :class:`CachedFeatures` reads them, in float16.
+    """Writes the features of all images in COCO ``folders``, which ``encoder`` gets at ``size`` × ``size`` pixels.
 
-    ``encoder``, in the mode and on the device that it is in, gets (B, 3, size, size) in 0..1 and gives (B, C) or
-    (B, C, h, w). The files get their names when they are whole.
+    See :func:`datamodules.image_features.write_features`.
     """
     images = [(source, image_id) for source in (CocoImages(f, size) for f in folders) for image_id in source.ids()]
     if not images:
         raise FileNotFoundError(f"{[str(f) for f in folders]}: no COCO images; download them from {DOWNLOAD_PAGE}")
-    device = next((parameter.device for parameter in encoder.parameters()), None)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    array: Any = None
-    for start in range(0, len(images), batch_size):
-        pixels = torch.cat([source([image_id]) for source, image_id in images[start : start + batch_size]])
-        features = encoder(pixels.to(device).float() / 255).half().cpu().numpy()
-        if array is None:
-            shape = (len(images), *features.shape[1:])
-            array = np.lib.format.open_memmap(f"{prefix}.npy.part", "w+", np.float16, shape)
-        array[start : start + batch_size] = features
-    array.flush()
-    Path(f"{prefix}.json.part").write_text(json.dumps([image_id for _, image_id in images]))
-    Path(f"{prefix}.npy").unlink(missing_ok=True)  # an older one must not meet the new list
-    for suffix in ("json", "npy"):
-        os.replace(f"{prefix}.{suffix}.part", f"{prefix}.{suffix}")
+    write_features(encoder, images, prefix, batch_size)
 
 
 class RatedQuestionTable(QuestionTable):
@@ -341,7 +263,7 @@ class VQAv2(VisualQuestions):
         self.image_size = image_size
         self.num_workers = num_workers
         for path in self.test_files:  # not only when the training is over
-            _require(path)
+            require(path, DOWNLOAD_PAGE)
 
         questions = read_questions(folder / train_questions, folder / train_annotations)
         images = sorted({question.image for question in questions})

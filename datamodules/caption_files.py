@@ -1,0 +1,408 @@
+"""Captions of photographs: Karpathy's split files of Flickr8k, Flickr30k and COCO, and COCO's own caption files.
+
+A caption's words are those of :func:`datamodules.vocabulary.tokenize` without punctuation marks. Of a Karpathy file
+they are taken from its ``tokens``, which are in lower case and without punctuation already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from datamodules.captions import PARTS, CaptionBatch, Captions, CaptionTable
+from datamodules.files import data_root, read_json, require
+from datamodules.image_features import CachedFeatures, ImageSource, decode_image, write_features
+from datamodules.loader import TensorLoader, WorkerLoader
+from datamodules.visual_questions import split_images
+from datamodules.vocabulary import tokenize
+
+KARPATHY_FILES = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+COCO_PAGE = "https://cocodataset.org/#download"
+IMAGES_OF = {
+    "flickr8k": "https://github.com/jbrownlee/Datasets/releases",
+    "flickr30k": "https://shannon.cs.illinois.edu/DenotationGraph",
+    "coco": COCO_PAGE,
+}
+"""where the photographs of Karpathy's data sets are to be had"""
+
+PART_OF_SPLIT = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+"""``restval`` are the images of COCO's val2014 that Karpathy & Fei-Fei 2015 neither validate nor test on"""
+
+
+class Photograph(NamedTuple):
+    """An image of a captions file."""
+
+    number: int
+    """COCO's id, or the Karpathy file's ``imgid`` where it has no other"""
+    file: str
+    """its path within the image folder"""
+    captions: list[str]
+    """its words, with a space between; at least one caption, none of them empty"""
+
+
+def read_karpathy(path: Path) -> dict[str, list[Photograph]]:
+    """The images of each part, "train", "val" and "test", in the order of the file.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: the file or a record of it is malformed; names the file and the record.
+    """
+    records = _records(path, read_json(path), "images", KARPATHY_FILES)
+    parts: dict[str, list[Photograph]] = {part: [] for part in PARTS}
+    numbers, files, wordless = set(), set(), _Wordless(path)
+    for place, record in enumerate(records):
+        number = record.get("cocoid", record.get("imgid"))
+        if not _is_whole(number):
+            raise _malformed(path, f"record {place} of 'images'", "a whole number as 'imgid' or 'cocoid'")
+        what = f"image {number}"
+        if number in numbers:
+            raise _malformed(path, what, "it only once")
+        file = _inside(path, what, record, "filename")
+        if record.get("filepath"):
+            file = f"{_inside(path, what, record, 'filepath')}/{file}"
+        if file in files:
+            raise _malformed(path, what, f"{file} as the file of one image only")
+        split = record.get("split")
+        if split not in PART_OF_SPLIT:
+            raise _malformed(path, what, f"one of {list(PART_OF_SPLIT)} as 'split', not {split!r}")
+        sentences = record.get("sentences")
+        if not isinstance(sentences, list) or not sentences:
+            raise _malformed(path, what, "a list of at least one sentence as 'sentences'")
+        captions = []
+        for i, sentence in enumerate(sentences):
+            tokens = sentence.get("tokens") if isinstance(sentence, dict) else None
+            if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+                raise _malformed(path, f"{what}, sentence {i}", "a list of words as 'tokens'")
+            captions.append(wordless.unless(_words(" ".join(tokens)), f"{what}, sentence {i}"))
+        numbers.add(number)
+        files.add(file)
+        parts[PART_OF_SPLIT[split]].append(Photograph(number, file, _some(path, what, captions)))
+    wordless.tell()
+    for part, photographs in parts.items():
+        if not photographs:
+            raise ValueError(f"{path}: no image of the {part} part, expected some of each of {list(PARTS)}")
+    return parts
+
+
+def read_coco(path: Path) -> list[Photograph]:
+    """The images of one of COCO's caption files, by their ids; their captions are in the order of *their* ids.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: the file or a record of it is malformed; names the file and the record.
+    """
+    content = read_json(path)
+    files: dict[int, str] = {}
+    for place, record in enumerate(_records(path, content, "images", COCO_PAGE)):
+        number = record.get("id")
+        if not _is_whole(number):
+            raise _malformed(path, f"record {place} of 'images'", "a whole number as 'id'")
+        if number in files:
+            raise _malformed(path, f"image {number}", "it only once")
+        files[number] = _inside(path, f"image {number}", record, "file_name")
+    captions: dict[int, dict[int, str | None]] = {number: {} for number in files}
+    wordless, numbers = _Wordless(path), set()
+    for place, record in enumerate(_records(path, content, "annotations", COCO_PAGE)):
+        number, image, text = record.get("id"), record.get("image_id"), record.get("caption")
+        if not _is_whole(number):
+            raise _malformed(path, f"record {place} of 'annotations'", "a whole number as 'id'")
+        what = f"annotation {number}"
+        if number in numbers:
+            raise _malformed(path, what, "it only once")
+        if not _is_whole(image) or image not in files:
+            raise _malformed(path, what, f"the id of one of the 'images' as 'image_id', not {image!r}")
+        if not isinstance(text, str):
+            raise _malformed(path, what, "a text as 'caption'")
+        numbers.add(number)
+        captions[image][number] = wordless.unless(_words(text), what)
+    wordless.tell()
+    return [
+        Photograph(number, files[number], _some(path, f"image {number}", [text for _, text in sorted(texts.items())]))
+        for number, texts in sorted(captions.items())
+    ]
+
+
+class _Wordless:
+    """Captions without a word, of which the real files may have a few: they are left out, and it is said."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: list[str] = []
+
+    def unless(self, text: str, what: str) -> str | None:
+        """The text, or None where it has no word."""
+        if not text:
+            self.found.append(what)
+        return text or None
+
+    def tell(self) -> None:
+        if self.found:
+            rank_zero_warn(f"{self.path}: {len(self.found)} captions without a word left out, first {self.found[0]}")
+
+
+def _some(path: Path, what: str, captions: Sequence[str | None]) -> list[str]:
+    """The captions that have words."""
+    with_words = [text for text in captions if text]
+    if not with_words:
+        raise _malformed(path, what, "at least one caption of it that has a word")
+    return with_words
+
+
+def _records(path: Path, content: Any, key: str, page: str) -> list[dict[str, Any]]:
+    records = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: expected a file as of {page}, with a list of records under {key!r}")
+    for place, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise _malformed(path, f"record {place} of {key!r}", "an object with fields")
+    return records
+
+
+def _malformed(path: Path, what: str, expected: str) -> ValueError:
+    return ValueError(f"{path}: {what}: expected {expected}")
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _inside(path: Path, what: str, record: dict[str, Any], key: str) -> str:
+    """A path of a record that does not lead out of the image folder."""
+    name = record.get(key)
+    if not isinstance(name, str) or not name:
+        raise _malformed(path, what, f"a file name as {key!r}")
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name or "\0" in name:
+        raise _malformed(path, what, f"a path within the image folder as {key!r}, not {name!r}")
+    return name
+
+
+def _words(text: str) -> str:
+    """The words of a text without its punctuation marks, with a space between."""
+    return " ".join(token for token in tokenize(text) if token[0].isalnum() or token[0] == "_")
+
+
+class PhotographFiles:
+    """The photographs of an image folder, decoded when asked for: (I, 3, size, size) uint8.
+
+    Raises:
+        FileNotFoundError: the folder is not there.
+        ValueError: when asked for, an image cannot be decoded; names the file and the image.
+    """
+
+    def __init__(self, folder: Path, photographs: Iterable[Photograph], size: int, page: str) -> None:
+        require(folder, page)
+        self.folder, self.size, self.page = folder, size, page
+        self.files = {photograph.number: photograph.file for photograph in photographs}
+
+    def check(self, image_ids: Iterable[int]) -> None:
+        """Raises FileNotFoundError at the first image that is not there; names its file and itself."""
+        there: dict[Path, set[str]] = {}  # one look at each folder instead of one per image
+        for image_id in image_ids:
+            path = self.folder / self.files[image_id]
+            if path.parent not in there:
+                there[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+            if path.name not in there[path.parent]:
+                raise FileNotFoundError(f"{path}: image {image_id} not found; the images are at {self.page}")
+
+    def __call__(self, image_ids: Sequence[int]) -> Tensor:
+        return torch.stack([decode_image(self.folder / self.files[i], self.size, f"image {i}") for i in image_ids])
+
+
+class PhotographTable(CaptionTable):
+    """A :class:`~datamodules.captions.CaptionTable` that fetches its images when a batch is formed."""
+
+    def __init__(self, source: ImageSource, photographs: Sequence[Photograph], vocab: Sequence[str]) -> None:
+        numbers = [photograph.number for photograph in photographs]
+        source.check(numbers)
+        super().__init__(torch.tensor(numbers), [photograph.captions for photograph in photographs], vocab)
+        self.source = source
+
+    def __getitem__(self, indices: Tensor) -> CaptionBatch:
+        batch = super().__getitem__(indices)
+        return batch._replace(images=self.source(batch.images.tolist()))
+
+
+class PhotographCaptions(Captions):
+    """What the data sets of photographs share: decoded images or cached features, and words by their frequency.
+
+    A source fills ``photographs`` and calls :meth:`learn_words` in its constructor.
+
+    Args:
+        folder: of the data set; ``features`` counts from there.
+        page: where the images are to be had.
+        batch_size, captions_per_image: see :class:`~datamodules.captions.Captions`.
+        features: ``<prefix>`` of image features to be used instead of the images: see
+            :class:`~datamodules.image_features.CachedFeatures`.
+        image_size: height and width to which images are resized.
+        num_workers: processes that decode images.
+        min_count: training captions have a word so often, or it is ``<unk>``.
+    """
+
+    photographs: dict[str, list[Photograph]]
+    """of each part"""
+
+    def __init__(
+        self,
+        folder: Path,
+        page: str,
+        batch_size: int,
+        captions_per_image: int | None,
+        features: str | None,
+        image_size: int,
+        num_workers: int,
+        min_count: int,
+    ) -> None:
+        super().__init__(batch_size, captions_per_image)
+        for name, value, least in (("image_size", image_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value}: expected at least {least}")
+        if min_count < 1:
+            raise ValueError(f"min_count={min_count}: expected at least 1")
+        self.page = page
+        self.features = None if features is None else folder / features
+        self.image_size, self.num_workers, self.min_count = image_size, num_workers, min_count
+        self.image_shape = [3, image_size, image_size] if self.features is None else CachedFeatures(self.features).shape
+        self.attributes = {}
+
+    def image_folder(self, part: str) -> Path:
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        for part in wanted.get(stage or "", PARTS):
+            if part not in self.tables:
+                photographs = self.photographs[part]
+                source: ImageSource
+                if self.features is None:
+                    source = PhotographFiles(self.image_folder(part), photographs, self.image_size, self.page)
+                else:
+                    source = CachedFeatures(self.features)
+                self.tables[part] = PhotographTable(source, photographs, self.vocab)
+
+    def loader(self, part: str, **options: Any) -> TensorLoader:
+        if self.features is None:
+            return WorkerLoader(self.tables[part], self.batch_size, num_workers=self.num_workers, **options)
+        return super().loader(part, **options)
+
+
+class KarpathyCaptions(PhotographCaptions):
+    """Flickr8k, Flickr30k or COCO in the splits of Karpathy & Fei-Fei 2015, which most papers report on.
+
+    ``restval`` belongs to the training part.
+
+    Args:
+        root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``<name>/``. The names
+            below count from there, and may be absolute.
+        name: "flickr8k", "flickr30k" or "coco".
+        captions: the captions file; by default ``dataset_<name>.json``.
+        images: the folder of the images. COCO's file has ``train2014/`` and ``val2014/`` in its file paths; of COCO it
+            is by default the data set's own folder, of the others ``images``.
+        batch_size, captions_per_image, features, image_size, num_workers, min_count: see :class:`PhotographCaptions`;
+            five captions come with each image.
+
+    Raises:
+        FileNotFoundError: a file or an image is not there; says where to get it.
+        ValueError: an argument is out of range, or a file is malformed; names the file and the record.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        name: str = "flickr8k",
+        captions: str | None = None,
+        images: str | None = None,
+        batch_size: int = 32,
+        captions_per_image: int | None = None,
+        features: str | None = None,
+        image_size: int = 224,
+        num_workers: int = 4,
+        min_count: int = 5,
+    ) -> None:
+        if name not in IMAGES_OF:
+            raise ValueError(f"name={name!r}: expected one of {list(IMAGES_OF)}")
+        folder = data_root(root) / name
+        super().__init__(
+            folder, IMAGES_OF[name], batch_size, captions_per_image, features, image_size, num_workers, min_count
+        )
+        self.images = folder / (images or ("." if name == "coco" else "images"))
+        path = folder / (captions or f"dataset_{name}.json")
+        require(path, KARPATHY_FILES)
+        self.photographs = read_karpathy(path)
+        self.learn_words([photograph.captions for photograph in self.photographs["train"]], min_count)
+
+    def image_folder(self, part: str) -> Path:
+        return self.images
+
+
+class CocoCaptions(PhotographCaptions):
+    """COCO captions from the official files: trains on train2014 less a validation split, and tests on val2014.
+
+    The captions of the official test images are not public.
+
+    Args:
+        root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``coco/``. The names
+            below count from there, and may be absolute.
+        train_captions, test_captions: official files, of 2014 or of 2017.
+        train_images, test_images: folders of the images.
+        val_fraction: share of the training images that validates.
+        split_seed: seed of the validation split, apart from the run's seed.
+        batch_size, captions_per_image, features, image_size, num_workers, min_count: see :class:`PhotographCaptions`;
+            about five captions come with each image.
+
+    Raises:
+        FileNotFoundError, ValueError: as :class:`KarpathyCaptions`; an image is in both files.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train_captions: str = "annotations/captions_train2014.json",
+        test_captions: str = "annotations/captions_val2014.json",
+        train_images: str = "train2014",
+        test_images: str = "val2014",
+        val_fraction: float = 0.05,
+        split_seed: int = 0,
+        batch_size: int = 32,
+        captions_per_image: int | None = None,
+        features: str | None = None,
+        image_size: int = 224,
+        num_workers: int = 4,
+        min_count: int = 5,
+    ) -> None:
+        folder = data_root(root) / "coco"
+        super().__init__(
+            folder, COCO_PAGE, batch_size, captions_per_image, features, image_size, num_workers, min_count
+        )
+        self.image_folders = {"train": train_images, "val": train_images, "test": test_images}
+        self.folder = folder
+        paths = folder / train_captions, folder / test_captions
+        for path in paths:  # the second not only when the training is over
+            require(path, COCO_PAGE)
+        known, test = (read_coco(path) for path in paths)
+        both = {photograph.number for photograph in known} & {photograph.number for photograph in test}
+        if both:
+            raise _malformed(paths[1], f"image {min(both)}", f"no image of {paths[0].name}")
+        train, val = split_images(len(known), val_fraction, split_seed)
+        self.photographs = {"train": [known[i] for i in train], "val": [known[i] for i in val], "test": test}
+        self.learn_words([photograph.captions for photograph in self.photographs["train"]], min_count)
+
+    def image_folder(self, part: str) -> Path:
+        return self.folder / self.image_folders[part]
+
+
+def cache_features(encoder: nn.Module, data: PhotographCaptions, prefix: Path, batch_size: int = 64) -> None:
+    """Writes the features of all photographs of a data set, which ``encoder`` gets at the data set's ``image_size``.
+
+    See :func:`datamodules.image_features.write_features`; ``features`` then names their ``prefix``.
+    """
+    images: list[tuple[ImageSource, int]] = []
+    for part, photographs in data.photographs.items():
+        source = PhotographFiles(data.image_folder(part), photographs, data.image_size, data.page)
+        source.check(photograph.number for photograph in photographs)
+        images += [(source, photograph.number) for photograph in photographs]
+    write_features(encoder, images, prefix, batch_size)

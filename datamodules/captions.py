@@ -1,0 +1,378 @@
+"""Captions of images: the batch that every captioning data set yields, and captions of procedural scenes.
+
+A batch is drawn by *image*. Each image is held once, so that a model encodes it once, and an index vector says which
+image a caption describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from datamodules import easy_vqa
+from datamodules.loader import TensorLoader, checksum, training_draws
+from datamodules.scene_grammar import ATTRIBUTES
+from datamodules.scene_sentences import describe
+from datamodules.scenes import IMAGE_SIZE, draw_scenes, place_of, render, stated_attributes
+from datamodules.visual_questions import split_images
+from datamodules.vocabulary import build_vocab, encode
+
+PARTS = ("train", "val", "test")
+KINDS_OF = {"train": (0, 1), "val": (2,), "test": (3,)}  # of scenes: no scene is in two parts
+
+
+class CaptionBatch(NamedTuple):
+    """I images with N captions of at most T tokens; K objects of A attributes where there is ground truth."""
+
+    images: Tensor
+    """(I, C, H, W), uint8 as stored and float in 0..1 when it reaches the model; where the data hold features, those"""
+    captions: Tensor
+    """(N, T) token ids, 0 behind the end; without a start or an end token, which are the model's own"""
+    lengths: Tensor
+    """(N,) tokens of each"""
+    image_index: Tensor
+    """(N,) the row of ``images`` that a caption describes, ascending"""
+    image_ids: Tensor
+    """(I,) the number of the image within its part of the data"""
+    objects: Tensor
+    """(I, K, A + 2) int64: value of each attribute, then row and column of the center in pixels, in no meaningful order
+    of objects; all -1 where there is no object. K = 0 where there is no ground truth"""
+    stated: Tensor
+    """(N, A) int64: for images of one object, the value that a caption states of each attribute, -1 where it says
+    nothing; all -1 for images of several objects and where there is no ground truth"""
+    unseen: Tensor
+    """(I,) bool: shows a combination of attributes that training held out"""
+
+
+OF_CAPTIONS = ("captions", "lengths", "image_index", "stated")
+"""the fields of a batch that have a row per caption"""
+
+
+class CaptionTable:
+    """Images and their captions; indexed by a vector of images it answers with one :class:`CaptionBatch`.
+
+    Args:
+        images: (I, C, H, W) uint8, or features.
+        captions: of each image, at least one.
+        vocab: the words that token ids count; others become ``<unk>``.
+        attributes: of the objects, {} where there is no ground truth.
+        objects: (I, K, A + 2), see :class:`CaptionBatch`.
+        unseen: (I,) bool.
+
+    Raises:
+        ValueError: an image has no caption, or a caption no word.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        captions: Sequence[Sequence[str]],
+        vocab: Sequence[str],
+        attributes: dict[str, list[str]] | None = None,
+        objects: Tensor | None = None,
+        unseen: Tensor | None = None,
+    ) -> None:
+        attributes = attributes or {}
+        for number, texts in enumerate(captions):
+            if not texts:
+                raise ValueError(f"image {number}: expected at least one caption of it")
+        assert len(images) == len(captions)
+        self.images = images
+        self.counts = torch.tensor([len(texts) for texts in captions])
+        self.starts = self.counts.cumsum(0) - self.counts
+        self.captions, self.lengths = encode([text for texts in captions for text in texts], vocab)
+        no_objects = torch.zeros(len(images), 0, len(attributes) + 2, dtype=torch.long)
+        self.objects = no_objects if objects is None else objects
+        self.unseen = torch.zeros(len(images), dtype=torch.bool) if unseen is None else unseen
+        self.stated = torch.full((len(self.captions), len(attributes)), -1)
+        single = ((self.objects[:, :, 0] >= 0).sum(1) == 1).tolist()
+        for is_single, texts, start in zip(single, captions, self.starts.tolist(), strict=True):
+            for row, text in enumerate(texts if is_single else (), start):
+                for column, (name, values) in enumerate(attributes.items()):
+                    value = stated_attributes(text, attributes).get(name)
+                    self.stated[row, column] = -1 if value is None else values.index(value)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def fingerprint(self) -> int:
+        """A checksum of images, captions and ground truth."""
+        return checksum([self.images, self.counts, self.captions, self.objects])
+
+    def __getitem__(self, indices: Tensor) -> CaptionBatch:
+        counts = self.counts[indices]
+        image_index = torch.arange(len(indices)).repeat_interleave(counts)
+        within = torch.arange(len(image_index)) - (counts.cumsum(0) - counts)[image_index]
+        rows = self.starts[indices][image_index] + within
+        lengths = self.lengths[rows]
+        return CaptionBatch(
+            images=self.images.index_select(0, indices),
+            captions=self.captions[rows, : int(lengths.max())],
+            lengths=lengths,
+            image_index=image_index,
+            image_ids=indices,
+            objects=self.objects[indices],
+            stated=self.stated[rows],
+            unseen=self.unseen[indices],
+        )
+
+
+def choose_captions(batch: CaptionBatch, draws: Tensor, count: int) -> CaptionBatch:
+    """The batch with ``count`` captions of each image, or all that it has: those with the lowest ``draws``.
+
+    Args:
+        draws: (I, at least the most captions that an image has); the i-th caption of an image has its i-th draw.
+    """
+    places = torch.arange(len(batch.image_index)) - torch.searchsorted(batch.image_index, batch.image_index)
+    draw = torch.full_like(draws, torch.inf)
+    draw[batch.image_index, places] = draws[batch.image_index, places]
+    rank = draw.argsort(1).argsort(1)[batch.image_index, places]
+    fields = {name: getattr(batch, name)[rank < count] for name in OF_CAPTIONS}
+    fields["captions"] = fields["captions"][:, : int(fields["lengths"].max())]
+    return batch._replace(**fields)
+
+
+class Captions(LightningDataModule):
+    """What every captioning data set shares: its facts, its loaders, and the last steps of a batch.
+
+    A source sets the facts in its constructor and fills ``tables`` with "train", "val" and "test" in ``setup``.
+
+    Args:
+        batch_size: images per rank and batch.
+        captions_per_image: so many captions come with each image in training, drawn anew each epoch; ``null``: all.
+
+    Attributes:
+        vocab: the words of the training captions.
+        longest: tokens of the longest training caption.
+        image_shape: channels, height, width.
+        attributes: of the objects that images show, with the values of each; {} where there is no ground truth.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    vocab: list[str]
+    longest: int
+    image_shape: list[int]
+    attributes: dict[str, list[str]]
+
+    def __init__(self, batch_size: int, captions_per_image: int | None = None) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("captions_per_image", captions_per_image)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        self.batch_size, self.captions_per_image = batch_size, captions_per_image
+        self.order_seed = torch.initial_seed()  # of seed_everything
+        self.tables: dict[str, CaptionTable] = {}
+
+    def learn_words(self, train: Sequence[Sequence[str]], min_count: int = 1) -> None:
+        """Takes ``vocab`` and ``longest`` from the training captions."""
+        texts = [text for of_image in train for text in of_image]
+        self.vocab = build_vocab(texts, min_count)
+        self.longest = int(encode(texts, self.vocab)[1].max())
+
+    def loader(self, part: str, **options: Any) -> TensorLoader:
+        """Batches of "train", "val" or "test"."""
+        return TensorLoader(self.tables[part], self.batch_size, **options)
+
+    def train_dataloader(self) -> TensorLoader:
+        return self.loader("train", shuffle=True, drop_last=True, seed=self.order_seed)
+
+    def val_dataloader(self) -> TensorLoader:
+        return self.loader("val")
+
+    def test_dataloader(self) -> TensorLoader:
+        return self.loader("test")
+
+    def predict_dataloader(self) -> TensorLoader:
+        return self.test_dataloader()
+
+    def on_before_batch_transfer(self, batch: CaptionBatch, dataloader_idx: int) -> CaptionBatch:
+        if self.captions_per_image is None or self.trainer is None or not self.trainer.training:
+            return batch
+        # As many draws for each image, whatever its batch: so two ranks draw what one would.
+        most = int(self.tables["train"].counts.max())
+        draws = training_draws(self.trainer, len(batch.images), most, self.order_seed)
+        return choose_captions(batch, draws, self.captions_per_image)
+
+    def on_after_batch_transfer(self, batch: CaptionBatch, dataloader_idx: int) -> CaptionBatch:
+        if batch.images.dtype == torch.uint8:
+            # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
+            dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
+            images = batch.images.to(dtype, memory_format=torch.channels_last).div_(255)
+            batch = batch._replace(images=images)
+        return batch
+
+
+def parse_holdout(holdout: Sequence[str], attributes: dict[str, list[str]]) -> list[tuple[int, int]]:
+    """The shapes and colors of pairs such as ``square-red``, by number.
+
+    Raises:
+        ValueError: there is no such pair, or a shape or a color is held out altogether.
+    """
+    shapes, colors = attributes["shape"], attributes["color"]
+    pairs = {f"{shape}-{color}": (s, c) for s, shape in enumerate(shapes) for c, color in enumerate(colors)}
+    for pair in holdout:
+        if pair not in pairs:
+            raise ValueError(f"holdout={pair!r}: expected shape-color pairs such as {f'{shapes[1]}-{colors[0]}'!r}")
+    for side, values in enumerate((shapes, colors)):
+        for number, value in enumerate(values):
+            if all(pair in holdout for pair, which in pairs.items() if which[side] == number):
+                raise ValueError(f"holdout={list(holdout)}: leaves training no {value} object, expected some of each")
+    return [pairs[pair] for pair in holdout]
+
+
+def shows(objects: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """(I,) bool: whether an image's objects (I, K, A + 2) are such that one has one of these shapes and colors."""
+    found = torch.zeros(len(objects), dtype=torch.bool)
+    for shape, color in pairs:
+        found |= ((objects[:, :, 0] == shape) & (objects[:, :, 1] == color)).any(1)
+    return found
+
+
+class Scenes(Captions):
+    """Procedural scenes of a few colored objects, with five sentences about each.
+
+    Each part is a function of ``data_seed`` (and of ``holdout``) alone, whatever the size of the others. No scene is in
+    two parts: of a single object there are so few that chance would repeat some.
+
+    Args:
+        batch_size: images per rank and batch.
+        num_train, num_val, num_test: images.
+        min_objects, max_objects: in each; every number in between is as frequent.
+        captions_per_image: see :class:`Captions`.
+        holdout: shape-color pairs, such as ``square-red``, that training and validation never show. Test images that
+            show one are marked ``unseen``.
+        data_seed: seed of the scenes and sentences, apart from the run's seed.
+
+    Raises:
+        ValueError: a number is out of range; an unknown pair in ``holdout``, or all pairs of a shape or of a color.
+    """
+
+    MOST: ClassVar[int] = 4
+    """objects; chance finds more no place soon"""
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        num_train: int = 6000,
+        num_val: int = 500,
+        num_test: int = 2000,
+        min_objects: int = 1,
+        max_objects: int = 4,
+        captions_per_image: int | None = None,
+        holdout: Sequence[str] = (),
+        data_seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, captions_per_image)
+        self.sizes = dict(zip(PARTS, (num_train, num_val, num_test), strict=True))
+        for part, size in self.sizes.items():
+            if size < 1:
+                raise ValueError(f"num_{part}={size}: expected at least 1")
+        if not 1 <= max_objects <= self.MOST:
+            raise ValueError(f"max_objects={max_objects}: expected 1 to {self.MOST}")
+        if not 1 <= min_objects <= max_objects:
+            raise ValueError(f"min_objects={min_objects}: expected 1 to max_objects={max_objects}")
+        self.min_objects, self.max_objects = min_objects, max_objects
+        self.data_seed = data_seed
+        self.attributes = {name: list(values) for name, values in ATTRIBUTES.items()}
+        self.pairs = parse_holdout(holdout, self.attributes)
+        self.image_shape = [3, IMAGE_SIZE, IMAGE_SIZE]
+        self._train = self._make("train")
+        self.learn_words(self._train[1])
+
+    def _make(self, part: str) -> tuple[np.ndarray, list[list[str]]]:
+        """Scenes and their sentences."""
+        rng = np.random.default_rng([self.data_seed, PARTS.index(part)])
+        held_out = () if part == "test" else self.pairs
+        scenes = draw_scenes(self.sizes[part], rng, self.min_objects, self.max_objects, held_out, KINDS_OF[part])
+        return scenes, describe(scenes, rng)
+
+    def setup(self, stage: str | None = None) -> None:
+        for part in PARTS:
+            if part not in self.tables:
+                scenes, sentences = self._train if part == "train" else self._make(part)
+                objects = torch.from_numpy(scenes)
+                unseen = shows(objects, self.pairs)
+                table = CaptionTable(render(scenes), sentences, self.vocab, self.attributes, objects, unseen)
+                self.tables[part] = table
+
+
+class EasyVQACaptions(Captions):
+    """EasyVQA's images of one shape in one of eight colors, with five sentences about each.
+
+    Validation images are carved from the official *training* images; the test images are the official ones. The ground
+    truth is read off the pixels, and has no size.
+
+    Args:
+        batch_size: images per rank and batch.
+        val_fraction: share of the training images that validates.
+        captions_per_image: see :class:`Captions`.
+        holdout: as of :class:`Scenes`, such as ``rectangle-red``.
+        data_seed: seed of the sentences and of the validation split, apart from the run's seed.
+
+    Raises:
+        ValueError: as :class:`Scenes`; ``val_fraction`` leaves a part empty.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        val_fraction: float = 0.1,
+        captions_per_image: int | None = None,
+        holdout: Sequence[str] = (),
+        data_seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, captions_per_image)
+        self.attributes = {
+            "shape": list(easy_vqa.SHAPES),
+            "color": list(easy_vqa.COLORS),
+            "place": list(ATTRIBUTES["place"]),
+        }
+        self.pairs = parse_holdout(holdout, self.attributes)
+        self.data_seed = data_seed
+        self.image_shape = [3, easy_vqa.IMAGE_SIZE, easy_vqa.IMAGE_SIZE]
+        objects, sentences = self._read("train")
+        shown = ~shows(objects, self.pairs)
+        parts = zip(("train", "val"), split_images(len(objects), val_fraction, data_seed), strict=True)
+        self._chosen = {part: [i for i in images if shown[i]] for part, images in parts}
+        self._made = objects, sentences
+        self.learn_words([sentences[i] for i in self._chosen["train"]])
+
+    def _read(self, part: str) -> tuple[Tensor, list[list[str]]]:
+        objects = read_objects(easy_vqa.read_images(part), self.attributes)
+        rng = np.random.default_rng([self.data_seed, PARTS.index(part)])
+        return objects, describe(objects.numpy(), rng, self.attributes)
+
+    def setup(self, stage: str | None = None) -> None:
+        for part in PARTS:
+            if part in self.tables:
+                continue
+            objects, sentences = self._read("test") if part == "test" else self._made
+            chosen = range(len(objects)) if part == "test" else self._chosen[part]
+            rows = torch.tensor(list(chosen))
+            images = easy_vqa.read_images("test" if part == "test" else "train")[rows]
+            texts = [sentences[i] for i in chosen]
+            unseen = shows(objects[rows], self.pairs)
+            self.tables[part] = CaptionTable(images, texts, self.vocab, self.attributes, objects[rows], unseen)
+
+
+def read_objects(images: Tensor, attributes: dict[str, list[str]]) -> Tensor:
+    """The one object (N, 1, 5) of each of EasyVQA's images, read off its pixels: shape, color, place, row, column."""
+    pairs = [pair.split("-") for pair in easy_vqa.attributes(images)]
+    looks = torch.tensor([[attributes["shape"].index(s), attributes["color"].index(c)] for s, c in pairs])
+    is_object = (images != easy_vqa.ground_of(images)).any(1)
+
+    def middle(occupied: Tensor) -> Tensor:
+        """(N, S) bool → (N,): halfway from the first to the last."""
+        last = occupied.shape[1] - 1 - occupied.flip(1).int().argmax(1)
+        return (occupied.int().argmax(1) + last) // 2
+
+    rows, columns = middle(is_object.any(2)), middle(is_object.any(1))
+    place = torch.from_numpy(place_of(rows.numpy(), columns.numpy(), images.shape[-1]))
+    return torch.stack([looks[:, 0], looks[:, 1], place, rows, columns], 1)[:, None]
