@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules import easy_vqa
-from datamodules.loader import TensorLoader, checksum, training_draws
+from datamodules import easy_vqa, loader
+from datamodules.loader import TensorLoader, training_draws
 from datamodules.scene_grammar import ATTRIBUTES
 from datamodules.scene_sentences import describe
 from datamodules.scenes import IMAGE_SIZE, draw_scenes, place_of, render, stated_attributes
@@ -102,7 +102,7 @@ class CaptionTable:
 
     def fingerprint(self) -> int:
         """A checksum of images, captions and ground truth."""
-        return checksum([self.images, self.counts, self.captions, self.objects])
+        return loader.checksum([self.images, self.counts, self.captions, self.objects])
 
     def __getitem__(self, indices: Tensor) -> CaptionBatch:
         counts = self.counts[indices]

@@ -21,7 +21,6 @@ whether it was the last.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -40,6 +39,7 @@ from lit_models.parts.evaluating import evaluating
 from lit_models.parts.noise import uniform_of_samples
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.pca import PCA
+from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
 from lit_models.parts.sketch import Sketch, to_strokes
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ END_WEIGHT = 0.1
 PCA_MOST = 4096
 """numbers of a sequence above which its principal components, whose cost grows with the cube, are left out"""
 
-Schedule = Literal["constant", "linear", "inverse_sigmoid"]
 State = tuple[Tensor, Tensor] | Tensor
 """(h, c) of an LSTM, h of a GRU; each (layers, B, H)"""
 
@@ -66,19 +65,6 @@ def reverse(values: Tensor, lengths: Tensor) -> Tensor:
     place = torch.arange(values.shape[1], device=values.device).expand(len(values), -1)
     source = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
     return values[torch.arange(len(values), device=values.device)[:, None], source]
-
-
-def forcing_probability(step: int, schedule: Schedule, steps: float, floor: float) -> float:
-    """ε at ``step`` = 0, 1, …, never below ``floor``: Bengio et al. 2015.
-
-    ``constant`` is ε = floor; ``linear`` falls from 1 to the floor in ``steps``; ``inverse_sigmoid`` is
-    k / (k + exp(step / k)) with k = ``steps``.
-    """
-    if schedule == "constant":
-        return floor
-    if schedule == "linear":
-        return max(floor, 1 - (1 - floor) * step / steps)
-    return max(floor, 1 / (1 + math.exp(min(700.0, step / steps - math.log(steps)))))
 
 
 def resample(values: Tensor, lengths: Tensor, new_lengths: Tensor) -> Tensor:

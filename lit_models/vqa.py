@@ -30,7 +30,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.vocabulary import encode
 from lit_models.parts.distributed import global_mean
-from lit_models.parts.encoders import Backbone, ConvEncoder, Norm
+from lit_models.parts.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
@@ -51,19 +51,6 @@ def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
     if answers.dim() == 1:
         return F.cross_entropy(logits, answers, reduction="none")
     return F.binary_cross_entropy_with_logits(logits, answers.to(logits.dtype), reduction="none").sum(1)
-
-
-Pooling = Literal["max", "mean", "flatten"]
-
-
-def pool(grid: Tensor, how: Pooling) -> Tensor:
-    """(I, C, h, w) → one vector an image: each channel's maximum or mean (I, C), or all of the grid (I, C·h·w).
-
-    The maximum does not care where a thing is, which is right for what a thing is; *where* needs the whole grid.
-    """
-    if how == "flatten":
-        return grid.flatten(1)
-    return grid.amax((2, 3)) if how == "max" else grid.mean((2, 3))
 
 
 class ProductFact(nn.Module):
@@ -151,15 +138,6 @@ class RelationFact(nn.Module):
         return self.rest(pairs[image_index] + self.question(question)[question_index][:, None]).sum(1) / n
 
 
-def with_coordinates(grid: Tensor) -> Tensor:
-    """(I, C + 2, h, w): two channels more, the row and the column of each cell from -1 to 1."""
-    images, _, height, width = grid.shape
-    rows = torch.linspace(-1, 1, height, dtype=grid.dtype, device=grid.device)
-    columns = torch.linspace(-1, 1, width, dtype=grid.dtype, device=grid.device)
-    place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-    return torch.cat([grid, place.expand(images, -1, -1, -1)], 1)
-
-
 class VQA(LightningModule):
     """CNN + LSTM → fact embedding → answer.
 
@@ -230,7 +208,7 @@ class VQA(LightningModule):
         self.fact: nn.Module | None = None
         fact_out = hidden_dim
         if not blind:
-            self.encoder, image_dim = make_encoder(encoder, self.image_shape, channels, norm, pretrained, frozen)
+            self.encoder, image_dim = grid_encoder(encoder, self.image_shape, channels, norm, pretrained, frozen)
             if pooling == "flatten" and fusion in ("product", "concat"):
                 image_dim = grid_size(self.encoder, self.image_shape)
             fact = make_fact(fusion, image_dim, hidden_dim, fact_dim, pooling, relation_layers, normalize_image)
@@ -363,27 +341,6 @@ class VQA(LightningModule):
         if batch.images.shape[1] in (1, 3):  # pictures, not cached features
             figures["questions"] = question_figure(logits, batch, self.vocab, self.answers, attention)
         return figures
-
-
-def make_encoder(
-    name: str, image_shape: Sequence[int], channels: Sequence[int], norm: Norm, pretrained: bool, frozen: bool
-) -> tuple[nn.Module, int]:
-    """The image encoder and the channels of the map that it gives."""
-    if name == "features":
-        return nn.Identity(), image_shape[0]
-    if name == "conv":
-        conv = ConvEncoder(
-            image_shape[0], channels, ground=1.0, norm=norm
-        )  # the drawn data sets have a white or pale one
-        return conv, conv.out_channels
-    backbone = Backbone(name, pretrained, frozen)
-    return backbone, backbone.out_channels
-
-
-def grid_size(encoder: nn.Module, image_shape: Sequence[int]) -> int:
-    """The numbers in the grid of one image."""
-    with evaluating(encoder), torch.no_grad():
-        return encoder(torch.zeros(1, *image_shape)).numel()
 
 
 def make_fact(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_models.parts.batch_norm import GlobalBatchNorm2d
+from lit_models.parts.evaluating import evaluating
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -43,7 +44,11 @@ class ConvEncoder(nn.Sequential):
 
 
 class Rescale(nn.Module):
-    """Pixels in 0..1 to zero mean and unit deviation, channel by channel; by default 0..1 to -1..1."""
+    """Pixels in 0..1 to zero mean and unit deviation, channel by channel; by default 0..1 to -1..1.
+
+    Weights that come with a mean and a deviation of their own, as those of another library's network do, replace these,
+    and the two are part of the weights from then on.
+    """
 
     mean: Tensor
     std: Tensor
@@ -52,6 +57,12 @@ class Rescale(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("mean", "std"):
+            if (value := state_dict.get(prefix + name)) is not None:
+                self.register_buffer(name, torch.empty_like(value, device=self.mean.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -120,6 +131,47 @@ def _timm_network(name: str, pretrained: bool, **options: Any) -> Any:
         near = timm.list_models(f"*{name[:6]}*")[:3]
         raise ValueError(f"encoder='timm/{name}': expected a model of timm, such as {', '.join(near) or 'resnet50d'}")
     return timm.create_model(name, pretrained=pretrained, **options)
+
+
+def grid_encoder(
+    name: str, image_shape: Sequence[int], channels: Sequence[int], norm: Norm, pretrained: bool, frozen: bool
+) -> tuple[nn.Module, int]:
+    """The image encoder and the channels of the map that it gives."""
+    if name == "features":
+        return nn.Identity(), image_shape[0]
+    if name == "conv":
+        conv = ConvEncoder(image_shape[0], channels, ground=1.0, norm=norm)  # drawn images have a white or pale one
+        return conv, conv.out_channels
+    backbone = Backbone(name, pretrained, frozen)
+    return backbone, backbone.out_channels
+
+
+def grid_size(encoder: nn.Module, image_shape: Sequence[int]) -> int:
+    """The numbers in the grid of one image."""
+    with evaluating(encoder), torch.no_grad():
+        return encoder(torch.zeros(1, *image_shape)).numel()
+
+
+Pooling = Literal["max", "mean", "flatten"]
+
+
+def pool(grid: Tensor, how: Pooling) -> Tensor:
+    """(I, C, h, w) → one vector an image: each channel's maximum or mean (I, C), or all of the grid (I, C·h·w).
+
+    The maximum does not care where a thing is, which is right for what a thing is; *where* needs the whole grid.
+    """
+    if how == "flatten":
+        return grid.flatten(1)
+    return grid.amax((2, 3)) if how == "max" else grid.mean((2, 3))
+
+
+def with_coordinates(grid: Tensor) -> Tensor:
+    """(I, C + 2, h, w): two channels more, the row and the column of each cell from -1 to 1."""
+    images, _, height, width = grid.shape
+    rows = torch.linspace(-1, 1, height, dtype=grid.dtype, device=grid.device)
+    columns = torch.linspace(-1, 1, width, dtype=grid.dtype, device=grid.device)
+    place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+    return torch.cat([grid, place.expand(images, -1, -1, -1)], 1)
 
 
 RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}

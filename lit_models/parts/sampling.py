@@ -32,6 +32,14 @@ def draw(
     """
     if temperature == 0:
         return logits.argmax(1)
+    logits = cut(logits, temperature, top_k, top_p)
+    # argmax of log p − log E with E exponential is a draw from p, and needs no sum and no check of it on the host.
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits - noise.log()).argmax(1)
+
+
+def cut(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Logits (B, V) divided by a temperature above 0, those of symbols that :func:`draw` leaves out being −∞."""
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[1]:
         kept = logits.topk(top_k, 1)
@@ -39,8 +47,6 @@ def draw(
     if top_p is not None and top_p < 1:
         ordered, symbols = logits.softmax(1).sort(1, descending=True)
         before = ordered.cumsum(1) - ordered  # a symbol is cut when those before it suffice
-        cut = torch.zeros_like(before, dtype=torch.bool).scatter_(1, symbols, before >= top_p)
-        logits = logits.masked_fill(cut, -torch.inf)
-    # argmax of log p − log E with E exponential is a draw from p, and needs no sum and no check of it on the host.
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits - noise.log()).argmax(1)
+        unlikely = torch.zeros_like(before, dtype=torch.bool).scatter_(1, symbols, before >= top_p)
+        logits = logits.masked_fill(unlikely, -torch.inf)
+    return logits

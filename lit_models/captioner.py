@@ -1,0 +1,646 @@
+"""Image captioning: a CNN reads the image, an LSTM writes a sentence about it.
+
+*Show and Tell* (Vinyals et al., CVPR 2015) lets the LSTM read the image once, as if it were a word before the first:
+
+    x_{-1} = W_i CNN(I)        x_t = W_e S_t        p_{t+1} = softmax(W LSTM(x_t))
+
+*Show, Attend and Tell* (Xu et al., ICML 2015, with soft attention) lets it look at the image anew for each word. With
+annotations a_i, one for each of the L cells of the CNN's grid:
+
+    e_ti = f_att(a_i, h_{t-1})        α_t = softmax(e_t)        ẑ_t = β_t Σ_i α_ti a_i            (4), (5), (13)
+    h_t = LSTM([E y_{t-1}; ẑ_t], h_{t-1})        β_t = σ(f_β(h_{t-1}))                            (1), section 4.2.1
+    p(y_t) = softmax(L_o(E y_{t-1} + L_h h_t + L_z ẑ_t))                                          (7)
+    h_0 = f_h(1/L Σ_i a_i)        c_0 = f_c(1/L Σ_i a_i)                                          section 3.1.2
+
+Training minimizes −Σ_t log p(y_t | y_1 … y_{t-1}, I) over the true words, to which attention adds the doubly stochastic
+regularizer λ Σ_i (1 − Σ_t α_ti)², eq. (14): over the whole sentence each cell is to be looked at as much.
+
+A sentence ends with a token of its own, which is also what it starts from. That token is ``<pad>``, which stands
+behind the end of each sentence anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torchmetrics import MeanMetric
+
+from datamodules.vocabulary import UNK
+from lit_models.parts.beam_search import State, beam_search
+from lit_models.parts.caption_scores import CaptionScores, fingerprints
+from lit_models.parts.distributed import global_mean, world_size
+from lit_models.parts.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
+from lit_models.parts.evaluating import evaluating
+from lit_models.parts.images import to_image_batch
+from lit_models.parts.noise import uniform_of_samples
+from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.sampling import check_sampling, cut
+from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from datamodules.captions import CaptionBatch
+
+END = 0
+"""the token behind the last word and before the first: ``<pad>``"""
+
+Method = Literal["greedy", "beam", "nucleus", "sample"]
+
+COMPARED = (
+    *("bleu_4", "cider_d", "truthful", "coverage", "distinct_1", "distinct_2", "self_bleu"),
+    *("unique_share", "novel_share", "vocabulary_coverage", "length"),
+)
+"""what the test tells of each way to decode, beside what it tells of the greedy one"""
+
+
+def shifted(captions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the decoder reads and has to write, (N, T + 1) each, and which steps there are, (N, T + 1) bool.
+
+    A caption of n words takes n + 1 steps: it reads :data:`END` and the words, and writes the words and :data:`END`.
+    """
+    inside = torch.arange(captions.shape[1] + 1, device=captions.device) <= lengths[:, None]
+    return F.pad(captions, (1, 0), value=END), F.pad(captions, (0, 1), value=END), inside
+
+
+def doubly_stochastic(attention: Tensor, inside: Tensor) -> Tensor:
+    """(N,): the mean over cells of (1 − Σ_t α_ti)², of attention (N, T, L) in the steps that there are (N, T).
+
+    Xu et al. 2015, eq. (14), have the sum over the cells; the mean lets λ mean the same for every size of the grid.
+    """
+    return (1 - (attention * inside[:, :, None]).sum(1)).square().mean(1)
+
+
+class Heard(NamedTuple):
+    """What a decoder makes of at most T words of N sentences."""
+
+    features: Tensor
+    """(N, T, F) what each next word is told from"""
+    attention: Tensor | None
+    """(N, T, L) the share of each cell of the image in each of them, for a decoder that attends"""
+    state: State
+    """after the last word of each"""
+
+
+class ShowAndTell(nn.Module):
+    """The LSTM of Vinyals et al. 2015: image first, then words."""
+
+    def __init__(self, image_dim: int, vocab_size: int, embedding_dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.image = nn.Linear(image_dim, embedding_dim)
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.lstm = nn.LSTM(embedding_dim, hidden_dim, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.to_words = nn.Linear(hidden_dim, vocab_size)
+
+    def read(self, image: Tensor) -> tuple[State, State]:
+        """Image vectors (I, D) → the state after x_{-1}; there is nothing to look at again."""
+        _, (h, c) = self.lstm(self.dropout(self.image(image))[:, None])
+        return (h[0], c[0]), ()
+
+    def forward(self, words: Tensor, state: State, memory: State = (), lengths: Tensor | None = None) -> Heard:
+        """Words (N, T), as many as ``lengths`` (N,) says, all by default, after the states of N sentences."""
+        h, c = (s[None] for s in state)
+        packed = pack(self.dropout(self.embedding(words)), lengths)
+        outputs, (h, c) = self.lstm(packed, (h, c))
+        return Heard(self.dropout(unpack(outputs.data, packed, words.shape[1])), None, (h[0], c[0]))
+
+
+class ShowAttendAndTell(nn.Module):
+    """The LSTM of Xu et al. 2015, with soft attention over the image's grid."""
+
+    def __init__(
+        self,
+        image_dim: int,
+        vocab_size: int,
+        embedding_dim: int,
+        hidden_dim: int,
+        attention_dim: int,
+        word_query: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.initial = nn.Linear(image_dim, 2 * hidden_dim)  # f_h and f_c
+        self.key = nn.Linear(image_dim, attention_dim)  # these three: f_att
+        self.query = nn.Linear(hidden_dim, attention_dim)
+        self.word_query = nn.Linear(embedding_dim, attention_dim, bias=False) if word_query else None
+        self.score = nn.Linear(attention_dim, 1, bias=False)  # a bias would not change a softmax
+        self.gate = nn.Linear(hidden_dim, 1)  # f_β
+        self.lstm = nn.LSTMCell(embedding_dim + image_dim, hidden_dim)
+        self.from_state = nn.Linear(hidden_dim, embedding_dim)  # L_h
+        self.from_glimpse = nn.Linear(image_dim, embedding_dim)  # L_z
+        self.dropout = nn.Dropout(dropout)
+        self.to_words = nn.Linear(embedding_dim, vocab_size)  # L_o
+
+    def read(self, annotations: Tensor) -> tuple[State, State]:
+        """Annotations (I, L, D) → (h_0, c_0), and what is looked at: the annotations and their keys (I, L, A)."""
+        h, c = self.initial(annotations.mean(1)).tanh().chunk(2, 1)
+        return (h, c), (annotations, self.key(annotations))
+
+    def attend(self, h: Tensor, word: Tensor, keys: Tensor) -> Tensor:
+        """α_t (N, L) of the state h_{t-1} (N, H), and of E y_{t-1} (N, E) where that is to be known."""
+        query = self.query(h) if self.word_query is None else self.query(h) + self.word_query(word)
+        return self.score(torch.tanh(keys + query[:, None]))[:, :, 0].softmax(1)
+
+    def forward(self, words: Tensor, state: State, memory: State, lengths: Tensor | None = None) -> Heard:
+        """Words (N, T), as many as ``lengths`` (N,) says, all by default, after the states of N sentences."""
+        packed = pack(self.dropout(self.embedding(words)), lengths)
+        # The longest sentences first: a step computes those that have not ended, which are the first ones.
+        order = packed.sorted_indices
+        assert order is not None
+        h, c, annotations, keys = (s.index_select(0, order) for s in (*state, *memory))
+        states, glimpses, shares, ended = [], [], [], []
+        for word in packed.data.split(packed.batch_sizes.tolist()):
+            going = len(word)
+            ended.append((h[going:], c[going:]))
+            h, c, annotations, keys = (s[:going] for s in (h, c, annotations, keys))
+            share = self.attend(h, word, keys)
+            glimpse = torch.bmm(share[:, None], annotations)[:, 0] * self.gate(h).sigmoid()
+            h, c = self.lstm(torch.cat([word, glimpse], 1), (h, c))
+            states.append(h)
+            glimpses.append(glimpse)
+            shares.append(share)
+        told = self.from_state(self.dropout(torch.cat(states))) + self.from_glimpse(torch.cat(glimpses))
+        features = unpack(self.dropout(packed.data + told), packed, words.shape[1])
+        h, c = (torch.cat(parts)[packed.unsorted_indices] for parts in zip((h, c), *ended[::-1], strict=True))
+        return Heard(features, unpack(torch.cat(shares), packed, words.shape[1]), (h, c))
+
+
+def pack(sequences: Tensor, lengths: Tensor | None) -> PackedSequence:
+    """Sequences (N, T, D) without what is behind their ends, the longest first; ``lengths`` (N,), by default T."""
+    if lengths is None:
+        lengths = torch.full((len(sequences),), sequences.shape[1])
+    return pack_padded_sequence(sequences, lengths.cpu(), batch_first=True, enforce_sorted=False)
+
+
+def unpack(data: Tensor, like: PackedSequence, steps: int) -> Tensor:
+    """The reverse of :func:`pack` for other numbers in the same places: (N, steps, D), 0 behind the ends."""
+    packed = PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
+    return pad_packed_sequence(packed, batch_first=True, total_length=steps)[0]
+
+
+class Captioner(LightningModule):
+    """CNN → LSTM → sentence.
+
+    Args:
+        vocab: the words that captions are made of, ``<pad>`` and ``<unk>`` first.
+        longest: words at which a caption is cut off: those of the longest training caption.
+        image_shape: (C, H, W) of an image, or of cached image features.
+        attributes: of the objects in the images and their values, where there is a ground truth that captions can be
+            held against.
+        encoder: ``conv``, a small CNN; a ResNet of torchvision or ``timm/<name>``; ``features`` when the data has
+            cached image features.
+        channels, norm: of the small CNN, each layer of stride 2; ``batch``, ``group`` or ``none``.
+        pretrained, frozen: of a torchvision or timm encoder.
+        annotation_dim: put a 3×3 convolution with ReLU of so many channels on the grid, and beside them the coordinates
+            of each cell, for things whose place matters; ``null`` takes the grid as it is, as the papers do.
+        attention: look at the image for each word (Xu et al.), or at first only (Vinyals et al.).
+        pooling: without attention, how the grid becomes one vector.
+        embedding_dim, hidden_dim: of words and of the LSTM.
+        attention_dim: width of the network that scores cells.
+        word_query: let it know the last word, y_{t-1}, too. In the paper's f_att(a_i, h_{t-1}) it does not: the state
+            h_{t-1} is from before that word was chosen. Where several things could be spoken of, "a yellow" may then go
+            on with another thing's shape.
+        attention_weight: λ of the doubly stochastic regularizer.
+        dropout: on words' embeddings and on what each next word is told from.
+        label_smoothing: share of a target's probability that is spread over all words.
+        schedule, schedule_steps, teacher_forcing: the probability that the decoder reads the true last word in training
+            (scheduled sampling): see :func:`~lit_models.parts.scheduled_sampling.forcing_probability`, of which
+            ``teacher_forcing`` is the floor.
+        beam_size, length_penalty: of beam search, see :func:`~lit_models.parts.beam_search.beam_search`.
+        optimizer, scheduler: callables, as Lightning's CLI makes them.
+
+    Raises:
+        ValueError: an unknown encoder; an argument out of range.
+    """
+
+    adjustable: ClassVar = ("beam_size", "length_penalty")
+    """arguments that may differ from a checkpoint's"""
+
+    def __init__(
+        self,
+        vocab: list[str],
+        longest: int,
+        image_shape: Sequence[int] = (3, 64, 64),
+        attributes: dict[str, list[str]] | None = None,
+        encoder: str = "conv",
+        channels: Sequence[int] = (32, 64, 64),
+        norm: Norm = "batch",
+        pretrained: bool = False,
+        frozen: bool = False,
+        annotation_dim: int | None = None,
+        attention: bool = True,
+        pooling: Pooling = "mean",
+        embedding_dim: int = 64,
+        hidden_dim: int = 128,
+        attention_dim: int = 64,
+        word_query: bool = False,
+        attention_weight: float = 0.0,
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        schedule: Schedule = "constant",
+        schedule_steps: float = 1000.0,
+        teacher_forcing: float = 1.0,
+        beam_size: int = 5,
+        length_penalty: float = 1.0,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-3),
+        scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
+    ) -> None:
+        super().__init__()
+        sizes = {"longest": longest, "embedding_dim": embedding_dim, "hidden_dim": hidden_dim, "beam_size": beam_size}
+        sizes |= {"attention_dim": attention_dim, "annotation_dim": 1 if annotation_dim is None else annotation_dim}
+        for name, number in sizes.items():
+            if number < 1:
+                raise ValueError(f"{name}={number}: expected at least 1")
+        for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name}={share}: expected a share in [0, 1)")
+        for name, weight in (("attention_weight", attention_weight), ("length_penalty", length_penalty)):
+            if not weight >= 0:
+                raise ValueError(f"{name}={weight}: expected 0 or more")
+        if attention_weight and not attention:
+            raise ValueError(f"attention_weight={attention_weight} with attention=false: expected 0")
+        if word_query and not attention:
+            raise ValueError("word_query=true with attention=false: expected false")
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(get_args(Schedule))}")
+        if not schedule_steps >= 1:
+            raise ValueError(f"schedule_steps={schedule_steps}: expected at least 1")
+        if not 0 <= teacher_forcing <= 1:
+            raise ValueError(f"teacher_forcing={teacher_forcing}: expected a probability")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.vocab, self.longest, self.image_shape = list(vocab), longest, list(image_shape)
+        self.attributes = dict(attributes or {})
+        self.pooling, self.attention_weight, self.label_smoothing = pooling, attention_weight, label_smoothing
+        self.schedule, self.schedule_steps, self.teacher_forcing = schedule, schedule_steps, teacher_forcing
+        self.beam_size, self.length_penalty = beam_size, length_penalty
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.seed = torch.initial_seed()  # of seed_everything
+
+        self.encoder, image_dim = grid_encoder(encoder, self.image_shape, channels, norm, pretrained, frozen)
+        self.annotate: nn.Module | None = None
+        cells = 0 if attention or pooling != "flatten" else grid_size(self.encoder, self.image_shape) // image_dim
+        if annotation_dim is not None:
+            self.annotate = nn.Sequential(nn.Conv2d(image_dim, annotation_dim, 3, 1, 1), nn.ReLU(inplace=True))
+            image_dim = annotation_dim + 2
+        self.decoder: ShowAndTell | ShowAttendAndTell
+        if attention:
+            self.decoder = ShowAttendAndTell(
+                image_dim, len(vocab), embedding_dim, hidden_dim, attention_dim, word_query, dropout
+            )
+        else:
+            self.decoder = ShowAndTell(image_dim * max(1, cells), len(vocab), embedding_dim, hidden_dim, dropout)
+
+        self.nats = MeanMetric()  # over the tokens of all ranks
+        self.scores = CaptionScores(vocab)
+        self.compared: Any = nn.ModuleDict()  # in the test: scores of each other way to decode
+        self.taught: Tensor | None = None  # fingerprints of the training captions, to know which caption is novel
+        self._shown: CaptionBatch | None = None  # for illustrate(): the first batch of the last evaluation,
+        self._by_length: dict[int, tuple[int, float, float]] = {}  # how good captions of each length were,
+        self._table: dict[str, dict[str, float]] = {}  # and how each way to decode did
+
+    # ---- the model -----------------------------------------------------------------------------------------------
+
+    def grid(self, images: Tensor) -> Tensor:
+        """Images (I, C, H, W) in 0..1, or features → (I, D, h, w)."""
+        grid = self.encoder(images)
+        return grid if self.annotate is None else with_coordinates(self.annotate(grid))
+
+    def read(self, images: Tensor) -> tuple[State, State]:
+        """The decoder's state before the first word of each image, and what it can look at; I rows each."""
+        grid = self.grid(images)
+        if isinstance(self.decoder, ShowAndTell):
+            return self.decoder.read(pool(grid, self.pooling))
+        return self.decoder.read(grid.flatten(2).transpose(1, 2))
+
+    def forward(self, batch: CaptionBatch) -> Tensor:
+        """Logits (N, T + 1, V) of each caption's words and of its end, each given the true words before it."""
+        inputs, _, _ = shifted(batch.captions, batch.lengths)
+        state, memory = (rows(part, batch.image_index) for part in self.read(batch.images))
+        return self.decoder.to_words(self.decoder(inputs, state, memory, batch.lengths + 1).features)
+
+    def training_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, Tensor]:
+        inputs, targets, inside = shifted(batch.captions, batch.lengths)
+        state, memory = (rows(part, batch.image_index) for part in self.read(batch.images))
+        forcing = forcing_probability(
+            self.trainer.global_step, self.schedule, self.schedule_steps, self.teacher_forcing
+        )
+        if forcing == 1:
+            heard = self.decoder(inputs, state, memory, batch.lengths + 1)
+        else:
+            heard = self.scheduled(inputs, state, memory, forcing, self._draws(batch, batch_idx))
+        logits = self.decoder.to_words(heard.features[inside])
+        nats = F.cross_entropy(logits, targets[inside], reduction="none", label_smoothing=self.label_smoothing)
+        result = {"loss": global_mean(nats)}
+        if self.attention_weight:
+            unevenness = global_mean(doubly_stochastic(heard.attention, inside))
+            result = {"loss": result["loss"] + self.attention_weight * unevenness, "unevenness": unevenness.detach()}
+        return result
+
+    def scheduled(self, inputs: Tensor, state: State, memory: State, probability: float, draws: Tensor) -> Heard:
+        """What the decoder makes of sentences (N, T) where each step reads the true last word with ``probability``,
+        else a word that is drawn from what the model says (Bengio et al. 2015).
+
+        Args:
+            draws: (N, 2, at least T) in 0..1: the coins, and what words are drawn with.
+        """
+        word, steps = inputs[:, :1], []
+        for t in range(inputs.shape[1]):
+            steps.append(self.decoder(word, state, memory))
+            state = steps[-1].state
+            if t + 1 < inputs.shape[1]:
+                # As in the paper, no gradient goes through what was drawn and read again.
+                logits = self.sayable(self.decoder.to_words(steps[-1].features[:, 0].detach()))
+                own = inverse_cdf(logits, draws[:, 1, t])
+                word = torch.where(draws[:, 0, t] < probability, inputs[:, t + 1], own)[:, None]
+        attention = [step.attention for step in steps if step.attention is not None]
+        return Heard(
+            torch.cat([step.features for step in steps], 1), torch.cat(attention, 1) if attention else None, state
+        )
+
+    def _draws(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
+        """(N, 2, longest + 1) in 0..1, a function of each caption's image and place among the captions of it."""
+        counts = torch.bincount(batch.image_index, minlength=len(batch.images))
+        most = counts.max()
+        if world_size() > 1:  # all ranks draw the same table
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+        place = (
+            torch.arange(len(batch.image_index), device=self.device) - (counts.cumsum(0) - counts)[batch.image_index]
+        )
+        steps, key = self.longest + 1, (self.seed, "scheduled", self.current_epoch, batch_idx)
+        draws = uniform_of_samples(len(batch.images), int(most) * 2 * steps, *key, device=self.device)
+        return draws.view(len(batch.images), int(most), 2, steps)[batch.image_index, place]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure_optimizers(self, self.optimizer, self.scheduler)
+
+    # ---- decoding ------------------------------------------------------------------------------------------------
+
+    def sayable(self, logits: Tensor) -> Tensor:
+        """Logits (…, V) without ``<unk>``, which stands for words that the model does not know."""
+        unknown = torch.arange(len(self.vocab), device=logits.device) == self.vocab.index(UNK)
+        return logits.masked_fill(unknown, -torch.inf)
+
+    def decode(
+        self,
+        images: Tensor,
+        method: Method = "greedy",
+        n: int = 1,
+        beam_size: int = 5,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        length_penalty: float = 1.0,
+        draws: Tensor | None = None,
+    ) -> Tensor:
+        """Captions of a batch of images: token ids (I, n, T), :data:`END` behind the last word; T ≤ ``longest``.
+
+        Args:
+            method: ``greedy`` takes the likeliest word each time; ``beam`` searches for the likeliest sentence; the
+                others draw, ``nucleus`` from the likeliest words that together reach ``top_p``.
+            draws: (I, n, longest) in 0..1, what words are drawn with.
+        """
+        state, memory = self.read(images)
+        if method == "beam":
+            memory = repeated(memory, beam_size)
+
+            def step(words: Tensor, state: State) -> tuple[Tensor, State]:
+                heard = self.decoder(words[:, None], state, memory)
+                return self.sayable(self.decoder.to_words(heard.features[:, 0])).log_softmax(1), heard.state
+
+            return beam_search(step, state, END, beam_size, self.longest, length_penalty, n).tokens
+        state, memory = repeated(state, n), repeated(memory, n)
+        word = torch.full((len(images) * n,), END, device=self.device)
+        ended, written = torch.zeros_like(word, dtype=torch.bool), []
+        for t in range(self.longest):
+            heard = self.decoder(word[:, None], state, memory)
+            state, logits = heard.state, self.sayable(self.decoder.to_words(heard.features[:, 0]))
+            if method == "greedy" or temperature == 0:
+                word = logits.argmax(1)
+            else:
+                assert draws is not None
+                logits = cut(logits, temperature, top_p=top_p if method == "nucleus" else None)
+                word = inverse_cdf(logits, draws[:, :, t].flatten())
+            word = word.masked_fill(ended, END)
+            written.append(word)
+            ended = ended | (word == END)
+            if bool(ended.all()):
+                break
+        return torch.stack(written, 1).unflatten(0, (len(images), n))
+
+    def to_text(self, tokens: Sequence[int]) -> str:
+        """The sentence of the words before the first :data:`END`."""
+        return " ".join(self.vocab[word] for word in until_end(tokens))
+
+    @torch.inference_mode()
+    def caption(
+        self,
+        images: Any,
+        n: int = 1,
+        method: Method = "greedy",
+        beam_size: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        length_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> list[list[str]]:
+        """``n`` captions of each image; for ``beam`` the best first.
+
+        Args:
+            images: one image, or a list of them, or a tensor (I, C, H, W). Each is a PIL image, an array (H, W[, C]) or
+                a tensor ([C, ]H, W): uint8 (0..255) or float in 0..1, of any size, gray, RGB or RGBA.
+            method: ``greedy``, ``beam``, ``nucleus`` or ``sample``: see :meth:`decode`.
+            beam_size, length_penalty: of ``beam``, by default the model's own.
+            temperature: of ``nucleus`` and ``sample``: below 1 safer, above 1 wilder.
+            seed: the same seed draws the same captions on the same device.
+
+        Raises:
+            TypeError, ValueError: something is not an image; an argument is out of range.
+        """
+        beam_size = self.beam_size if beam_size is None else beam_size
+        length_penalty = self.length_penalty if length_penalty is None else length_penalty
+        if method not in get_args(Method):
+            raise ValueError(f"method={method!r}: expected one of {', '.join(get_args(Method))}")
+        if n < 1:
+            raise ValueError(f"n={n}: expected at least 1")
+        if method == "greedy" and n > 1:
+            raise ValueError(f"n={n} with method='greedy': expected 1, as there is one likeliest word")
+        check_sampling(temperature, None, top_p)
+        if isinstance(self.encoder, nn.Identity):
+            raise ValueError("encoder='features': expected a model that reads images, not cached features of them")
+        several = isinstance(images, (list, tuple)) or (isinstance(images, Tensor) and images.dim() == 4)
+        batches = [to_image_batch(image, self.image_shape, self.device) for image in (images if several else [images])]
+        if not batches:
+            return []
+        batch = torch.cat(batches).to(self.dtype)
+        draws = None
+        if method in ("nucleus", "sample"):
+            generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+            draws = torch.rand(len(batch), n, self.longest, generator=generator, device=self.device)
+        with evaluating(self):
+            tokens = self.decode(batch, method, n, beam_size, temperature, top_p, length_penalty, draws)
+        return [[self.to_text(row) for row in rows_of_image] for rows_of_image in tokens.tolist()]
+
+    def predict_step(self, batch: CaptionBatch, batch_idx: int) -> list[str]:
+        """The greedy caption of each image of the batch."""
+        return [self.to_text(tokens) for tokens in self.decode(batch.images)[:, 0].tolist()]
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Notes which captions it is taught, unless the run goes on and knows them."""
+        tables = getattr(getattr(self.trainer, "datamodule", None), "tables", {})
+        if self.taught is None and "train" in tables:
+            self.taught = fingerprints(tables["train"].captions).unique()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.taught is not None:
+            checkpoint["taught_captions"] = self.taught.cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.taught = checkpoint.get("taught_captions")
+
+    def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "val")
+
+    def on_test_start(self) -> None:
+        self.compared = nn.ModuleDict(
+            {name: CaptionScores(self.vocab) for name in ("beam", "nucleus", "sample", "people")}
+        )
+        self.compared.to(self.device)
+
+    def test_step(self, batch: CaptionBatch, batch_idx: int) -> None:
+        references = self._evaluate(batch, batch_idx, "test")
+        for method in ("beam", "nucleus", "sample"):
+            key = (self.seed, "test", method, batch_idx)
+            draws = uniform_of_samples(len(batch.images), self.longest, *key, device=self.device)[:, None]
+            tokens = self.decode(
+                batch.images,
+                method,
+                1,
+                self.beam_size,
+                1.0,
+                0.9,
+                self.length_penalty,
+                draws,
+            )
+            self._score(self.compared[method], tokens[:, 0].tolist(), references, batch)
+        # What a person is worth: the first caption of each image against the others of it.
+        if all(len(sentences) > 1 for sentences in references):
+            first = [list(sentences[0]) for sentences in references]
+            self._score(self.compared["people"], first, [sentences[1:] for sentences in references], batch)
+
+    def _evaluate(self, batch: CaptionBatch, batch_idx: int, stage: str) -> list[list[list[int]]]:
+        """Adds a batch to the scores; the references of each image."""
+        if batch_idx == 0:
+            self._shown = batch
+        _, targets, inside = shifted(batch.captions, batch.lengths)
+        self.nats.update(F.cross_entropy(self(batch)[inside], targets[inside], reduction="none"))
+        self.log(f"{stage}/nats_per_token", self.nats)
+        references: list[list[list[int]]] = [[] for _ in batch.images]
+        lengths, owners = batch.lengths.tolist(), batch.image_index.tolist()
+        for row, length, image in zip(batch.captions.tolist(), lengths, owners, strict=True):
+            references[image].append(row[:length])
+        self._score(self.scores, self.decode(batch.images)[:, 0].tolist(), references, batch)
+        return references
+
+    def _score(
+        self,
+        scores: CaptionScores,
+        tokens: Tensor | list[list[int]],
+        references: list[list[list[int]]],
+        batch: CaptionBatch,
+    ) -> None:
+        said = [until_end(row) for row in (tokens.tolist() if isinstance(tokens, Tensor) else tokens)]
+        novel = torch.full((len(said),), -1)
+        if self.taught is not None:
+            padded = pad_sequence([torch.tensor([*row, END]) for row in said], batch_first=True)
+            novel = 1 - torch.isin(fingerprints(padded), self.taught.cpu()).long()
+        judgments = judge(batch.objects, self.attributes, [" ".join(self.vocab[word] for word in row) for row in said])
+        scores.update(said, references, judgments, novel, batch.unseen)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        found = self._log_scores("test")
+        self._table = {"greedy": found}
+        for name, scores in self.compared.items():
+            if scores.rows:
+                self._table[name] = {key: float(value) for key, value in scores.compute().items()}
+        self.compared = nn.ModuleDict()
+        for name, values in self._table.items():
+            self.log_dict({f"test/{name}/{key}": values[key] for key in COMPARED if key in values})
+
+    def _log_scores(self, stage: str) -> dict[str, float]:
+        # Every rank computes the same figures from what all have gathered.
+        scores = self.scores.compute()
+        self._by_length = self.scores.by_length
+        self.scores.reset()
+        main = "truthful" if "truthful" in scores else "cider_d"
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != main})
+        self.log(f"{stage}/{main}", scores[main], prog_bar=True)
+        return {name: float(value) for name, value in scores.items()}
+
+    @torch.no_grad()
+    def illustrate(self) -> dict[str, Figure]:
+        """Images with captions; where it looks for each word; scores by length; diversity of the ways to decode.
+
+        Made of the last evaluation, the last one of a test. Empty before any.
+        """
+        from lit_models.parts.caption_figures import figures
+
+        if self._shown is None:
+            return {}
+        with evaluating(self):
+            return figures(self, self._shown, self._by_length, self._table)
+
+
+def inverse_cdf(logits: Tensor, draws: Tensor) -> Tensor:
+    """(B,): a symbol a row of softmax(logits) (B, V), the one at which the summed probability passes ``draws`` (B,)."""
+    sums = logits.softmax(1).cumsum(1)
+    # Scaled to the sum as it was rounded, so that no symbol of probability 0 behind the last is ever drawn.
+    return torch.searchsorted(sums, (draws.to(sums.dtype) * sums[:, -1])[:, None], right=True)[:, 0].clamp_max(
+        logits.shape[1] - 1
+    )
+
+
+def rows(state: State, index: Tensor) -> State:
+    """Of each tensor the rows that ``index`` names."""
+    return tuple(s.index_select(0, index) for s in state)
+
+
+def repeated(state: State, times: int) -> State:
+    """Each row of each tensor so many times, one after the other."""
+    return state if times == 1 else tuple(s.repeat_interleave(times, 0) for s in state)
+
+
+def until_end(tokens: Sequence[int]) -> list[int]:
+    """The words before the first :data:`END`."""
+    words = list(tokens)
+    return words[: words.index(END)] if END in words else words
+
+
+def judge(objects: Tensor, attributes: dict[str, list[str]], sentences: Sequence[str]) -> Tensor:
+    """(I, 5): what a sentence about each image states and what of it is true, as ``CaptionScores`` takes it.
+
+    Args:
+        objects: (I, K, A + 2) as in ``CaptionBatch``; without any, K = 0, all is −1.
+        attributes: what the first A of these columns are.
+    """
+    from datamodules.scenes import check
+
+    if objects.shape[1] == 0:
+        return torch.full((len(sentences), 5), -1)
+    scenes = zip(objects.cpu(), sentences, strict=True)
+    found = [check(scene, sentence, attributes) for scene, sentence in scenes]
+    return torch.tensor([[j.stated, j.true, j.covered, j.coverable, int(j.parsed)] for j in found])
