@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
@@ -149,8 +149,10 @@ def configure_optimizers(
     optimizer: OptimizerCallable,
     scheduler: LRSchedulerCallable | None,
     decay_vectors: bool = True,
-) -> OptimizerLRScheduler:
-    """What a technique with one optimizer returns from ``configure_optimizers``.
+    parts: Sequence[nn.Module] | None = None,
+    accumulate: int = 1,
+) -> OptimizerLRSchedulerConfig | OptimizerConfig:
+    """One optimizer with its schedule, as a technique returns it from ``configure_optimizers``, alone or among others.
 
     Only parameters that require a gradient are optimized. :class:`WarmupCosine` and :class:`DecayToFloor` go by steps,
     every other schedule by epochs, as torch documents them.
@@ -158,8 +160,10 @@ def configure_optimizers(
     Args:
         decay_vectors: whether biases and the weights of norms, that is parameters of one dimension or none, have the
             optimizer's weight decay; else they have none.
+        parts: the networks that are optimized, where it is not the whole module.
+        accumulate: batches that make a step, where the module counts them itself and the Trainer does not.
     """
-    trained = [p for p in module.parameters() if p.requires_grad]
+    trained = [p for part in parts or [module] for p in part.parameters() if p.requires_grad]
     if decay_vectors:
         made = optimizer(trained)
     else:
@@ -169,9 +173,10 @@ def configure_optimizers(
         return {"optimizer": made}
     schedule = scheduler(made)
     if isinstance(schedule, WarmupCosine):
-        if module.trainer.estimated_stepping_batches == math.inf:
+        steps = module.trainer.estimated_stepping_batches
+        if steps == math.inf:
             raise ValueError("scheduler WarmupCosine: expected trainer.max_epochs or trainer.max_steps, its length")
-        schedule.set_total_steps(int(module.trainer.estimated_stepping_batches))
+        schedule.set_total_steps(math.ceil(steps / accumulate))
         return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
     if isinstance(schedule, DecayToFloor):
         return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,531 @@
+"""Text to image: a sentence and noise become an image, by a conditional GAN whose discriminator reads the sentence too.
+
+Reed et al., "Generative Adversarial Text to Image Synthesis" (ICML 2016), GAN-CLS, with the conditioning augmentation
+of Zhang et al., "StackGAN" (ICCV 2017). With φ the text encoder, t the sentence of an image x, and t̂ that of another:
+
+    c ~ N(μ(φ(t)), σ(φ(t))²)      x̂ = G(z, c)                                    a point near the sentence; its image
+    s_r = D(x, φ(t))     s_w = D(x, φ(t̂))     s_f = D(x̂, φ(t))                   right, wrong sentence, fake image
+    L_D = −log s_r − ½ (log(1 − s_w) + log(1 − s_f))                              Algorithm 1
+    L_G = −log s_f + kl_weight · KL(N(μ, σ²) ‖ N(0, 1))
+
+Without s_w a discriminator has no reason to read: any real image would do.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from datamodules.scenes import stated_attributes
+from datamodules.vocabulary import encode, tokenize
+from lit_models.parts.attribute_classifier import AttributeClassifier, fit_classifier
+from lit_models.parts.batch_norm import GlobalBatchNorm2d
+from lit_models.parts.checkpoints import rebuilt, trained_module
+from lit_models.parts.distributed import gather_rows, rows_of_this_rank
+from lit_models.parts.evaluating import evaluating
+from lit_models.parts.generation_scores import GenerationScores
+from lit_models.parts.joint_embedding import TextEncoder, fit_text_encoder
+from lit_models.parts.noise import normal_of_samples
+from lit_models.parts.optim import configure_optimizers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from datamodules.captions import CaptionBatch
+
+
+# ---- the losses ----------------------------------------------------------------------------------------------------
+
+
+def discriminator_loss(real: Tensor, wrong: Tensor, fake: Tensor) -> Tensor:
+    """(B,): −log s_r − ½ (log(1 − s_w) + log(1 − s_f)) of logits (B,), s being their sigmoid.
+
+    ``wrong`` may be (K, B), of K wrong sentences for each image, whose terms are averaged.
+    """
+    of_wrong = F.softplus(wrong)
+    return F.softplus(-real) + 0.5 * (of_wrong if wrong.dim() == 1 else of_wrong.mean(0)) + 0.5 * F.softplus(fake)
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """(B,): −log s_f of logits (B,)."""
+    return F.softplus(-fake)
+
+
+def kl_to_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:
+    """(B,) nats: KL(N(μ, σ²) ‖ N(0, 1)) summed over dimensions, of mean and log σ² (B, C)."""
+    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1)
+
+
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """(B,): ½ ‖∇_x D(x)‖² at real images, which needs a gradient: R1 of Mescheder et al. 2018, eq. 9."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return 0.5 * gradient.square().flatten(1).sum(1)
+
+
+# ---- the networks --------------------------------------------------------------------------------------------------
+
+
+class Generator(nn.Module):
+    """G: a sentence's encoding (N, text_dim) and noise → an image (N, C, S, S) in −1..1, S = 4·2ⁿ.
+
+    Transposed convolutions from 4×4, each with batch norm and ReLU (Radford et al. 2016); ``width`` channels next to
+    the image, and twice as many a layer before.
+    """
+
+    def __init__(
+        self, image_shape: Sequence[int], text_dim: int, condition_dim: int, noise_dim: int, width: int
+    ) -> None:
+        super().__init__()
+        self.condition_dim, self.noise_dim = condition_dim, noise_dim
+        self.distribution = nn.Linear(text_dim, 2 * condition_dim)
+        channels = [width * 2**i for i in reversed(range(doublings(image_shape)))]
+        layers: list[nn.Module] = [
+            nn.ConvTranspose2d(noise_dim + condition_dim, channels[0], 4, bias=False),
+            GlobalBatchNorm2d(channels[0]),
+            nn.ReLU(inplace=True),
+        ]
+        for before, after in pairwise(channels):
+            layers += [
+                nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False),
+                GlobalBatchNorm2d(after),
+                nn.ReLU(inplace=True),
+            ]
+        self.body = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], image_shape[0], 4, 2, 1), nn.Tanh())
+        self.body.apply(init_weights)
+
+    def condition(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and log σ² (N, condition_dim) of the conditioning augmentation."""
+        mean, log_var = F.leaky_relu(self.distribution(text), 0.2).chunk(2, 1)
+        return mean, log_var
+
+    def forward(self, mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
+        """``noise`` (N, noise_dim + condition_dim), standard normal: z, and what is multiplied by σ."""
+        z, epsilon = noise.split([self.noise_dim, self.condition_dim], 1)
+        c = mean + (0.5 * log_var).exp() * epsilon
+        return self.body(torch.cat([z, c], 1)[:, :, None, None])
+
+
+class Discriminator(nn.Module):
+    """D: images (N, C, S, S) in −1..1 and sentences' encodings (N, text_dim) → logits (N,) that they belong together.
+
+    Convolutions of stride 2 down to 4×4, each with batch norm and a leaky ReLU; there the sentence, projected to
+    ``condition_dim`` numbers, joins every cell. With ``spectral`` each layer has spectral norm 1 (Miyato et al. 2018)
+    in place of the batch norm.
+    """
+
+    def __init__(
+        self, image_shape: Sequence[int], text_dim: int, condition_dim: int, width: int, spectral: bool
+    ) -> None:
+        super().__init__()
+        channels = [width * 2**i for i in range(doublings(image_shape))]
+        layers: list[nn.Module] = [nn.Conv2d(image_shape[0], width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        for before, after in pairwise(channels):
+            layers.append(nn.Conv2d(before, after, 4, 2, 1, bias=spectral))
+            if not spectral:
+                layers.append(GlobalBatchNorm2d(after))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+        self.trunk = nn.Sequential(*layers)
+        self.text = nn.Sequential(nn.Linear(text_dim, condition_dim), nn.LeakyReLU(0.2, inplace=True))
+        self.joint = nn.Sequential(
+            nn.Conv2d(channels[-1] + condition_dim, channels[-1], 1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(channels[-1], 1, 4),
+        )
+        self.apply(init_weights)
+        if spectral:
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    nn.utils.parametrizations.spectral_norm(module)
+
+    def judge(self, features: Tensor, text: Tensor) -> Tensor:
+        """Logits (N,) of features (N, F, 4, 4), as ``trunk`` gives them, and sentences (N, text_dim)."""
+        sentence = self.text(text)[:, :, None, None].expand(-1, -1, *features.shape[2:])
+        return self.joint(torch.cat([features, sentence], 1)).flatten()
+
+    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+        return self.judge(self.trunk(images), text)
+
+
+def doublings(image_shape: Sequence[int]) -> int:
+    """n of a square image of side 4·2ⁿ.
+
+    Raises:
+        ValueError: the image has another shape.
+    """
+    _, height, width = image_shape
+    count = round(math.log2(max(height, 1) / 4))
+    if height != width or count < 1 or height != 4 * 2**count:
+        raise ValueError(f"image_shape={list(image_shape)}: expected a square of side 8, 16, 32, 64, …")
+    return count
+
+
+def init_weights(module: nn.Module) -> None:
+    """Normal of deviation 0.02, for the scale of batch norm around 1 (Radford et al. 2016, section 4)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+# ---- the technique -------------------------------------------------------------------------------------------------
+
+
+class TextToImageGAN(LightningModule):
+    """GAN-CLS on :mod:`datamodules.captions` of images with attributes.
+
+    What is validated, kept and used is the generator's moving average. Before the GAN's first step a classifier learns
+    the attributes of the real training images, and the text encoder to tell which sentence belongs to which image; then
+    neither changes, and both are part of the checkpoint. The classifier judges what is generated: see
+    :class:`lit_models.parts.generation_scores.GenerationScores`.
+
+    One batch is one step of the Trainer, in which both networks move.
+
+    Args:
+        vocab: the words that sentences are made of, ``<pad>`` and ``<unk>`` first.
+        attributes: the values of each attribute that the classifier tells apart.
+        image_shape: (C, S, S), S a power of two, at least 8.
+        embedding_dim, text_dim: of words and of sentences.
+        condition_dim: of the conditioning augmentation, and of the sentence within the discriminator.
+        noise_dim: of z.
+        width: channels next to the image, in both networks.
+        wrong_sentences: for each image, those of the images before it in the batch. One in the paper; more cost little,
+            as the image is looked at once.
+        kl_weight: of the conditioning augmentation's divergence (StackGAN: 2 on the mean over dimensions).
+        spectral_norm: of the discriminator's layers, in place of batch norm.
+        r1_weight: γ of the gradient penalty on real images; 0 for none.
+        ema_decay: share of the past that each step keeps in the generator's average.
+        accumulate_grad_batches: batches whose gradients make one step.
+        gradient_clip_norm: largest norm of either network's gradient; null for any.
+        pretraining_epochs: of the classifier's training, and of the text encoder's.
+        captioner: a checkpoint of :class:`lit_models.captioner.Captioner` that judges the test's images as well.
+        optimizer, scheduler: callables, as Lightning's CLI makes them, called once for each network.
+
+    Raises:
+        ValueError: an argument out of range; data without attributes; ``precision`` 16-mixed.
+    """
+
+    def __init__(
+        self,
+        vocab: list[str],
+        attributes: dict[str, list[str]],
+        image_shape: Sequence[int] = (3, 64, 64),
+        embedding_dim: int = 64,
+        text_dim: int = 128,
+        condition_dim: int = 64,
+        noise_dim: int = 100,
+        width: int = 64,
+        wrong_sentences: int = 1,
+        kl_weight: float = 0.02,
+        spectral_norm: bool = False,
+        r1_weight: float = 0.0,
+        ema_decay: float = 0.999,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_norm: float | None = None,
+        pretraining_epochs: int = 8,
+        captioner: str | None = None,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=2e-4, betas=(0.5, 0.999)),
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        if not attributes:
+            raise ValueError("attributes={}: expected data with attributes, by which generated images are judged")
+        for name, number, least in (
+            ("width", width, 1),
+            ("noise_dim", noise_dim, 1),
+            ("condition_dim", condition_dim, 1),
+            ("wrong_sentences", wrong_sentences, 1),
+            ("kl_weight", kl_weight, 0),
+            ("r1_weight", r1_weight, 0),
+            ("accumulate_grad_batches", accumulate_grad_batches, 1),
+            ("pretraining_epochs", pretraining_epochs, 1),
+        ):
+            if not number >= least:
+                raise ValueError(f"{name}={number}: expected {least} or more")
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay={ema_decay}: expected 0 or more and less than 1")
+        if gradient_clip_norm is not None and not gradient_clip_norm > 0:
+            raise ValueError(f"gradient_clip_norm={gradient_clip_norm}: expected more than 0, or null")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        # Two losses of which each trains one network do not go into one call of an optimizer.
+        self.automatic_optimization = False
+        self.vocab, self.attributes, self.image_shape = list(vocab), dict(attributes), list(image_shape)
+        self.wrong_sentences, self.ema_decay = wrong_sentences, ema_decay
+        self.kl_weight, self.r1_weight = kl_weight, r1_weight
+        self.accumulate_grad_batches, self.gradient_clip_norm = accumulate_grad_batches, gradient_clip_norm
+        self.pretraining_epochs, self.captioner = pretraining_epochs, captioner
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.seed = torch.initial_seed()  # of seed_everything
+
+        self.text_encoder = TextEncoder(len(vocab), embedding_dim, text_dim).requires_grad_(False)
+        self.generator = Generator(image_shape, text_dim, condition_dim, noise_dim, width)
+        self.discriminator = Discriminator(image_shape, text_dim, condition_dim, width, spectral_norm)
+        for network in (self.generator, self.discriminator):
+            network.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+        self.average = deepcopy(self.generator).requires_grad_(False)
+        self.classifier = AttributeClassifier(image_shape, {name: len(attributes[name]) for name in attributes})
+        self.classifier.requires_grad_(False)
+        self.scores = GenerationScores(self.attributes)
+        self.agreement = MeanMetric()
+        self._captioners: list[Any] = []  # in a list, so that its weights are no part of this module's
+        self._shown: CaptionBatch | None = None  # for illustrate(): the first batch that was last evaluated
+
+    def setup(self, stage: str) -> None:
+        if stage == "test" and self.captioner is not None:
+            made_of, weights = trained_module(self.captioner)
+            captioner = rebuilt(made_of)
+            if not hasattr(captioner, "caption"):
+                raise ValueError(f"captioner={self.captioner}: holds a {made_of['class_path']}, expected a captioner")
+            captioner.load_state_dict(weights)
+            self._captioners = [captioner.to(self.device)]
+
+    def on_fit_start(self) -> None:
+        if self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "trainer.precision='16-mixed': expected 'bf16-mixed' or 32-true; float16 has one scale for both losses"
+            )
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not self.classifier.trained:  # it comes with a checkpoint
+            fit_classifier(self.classifier, data.loader("train"), self.pretraining_epochs, self.device)
+        if not self.text_encoder.trained:
+            features = self.classifier.features
+            fit_text_encoder(self.text_encoder, features, data.loader("train"), self.pretraining_epochs, self.device)
+
+    # ---- the model -----------------------------------------------------------------------------------------------
+
+    def noise(self, num_images: int, *key: int | str) -> Tensor:
+        """(num_images, noise_dim + condition_dim), standard normal: a function of ``key`` and of each image's place."""
+        width = self.generator.noise_dim + self.generator.condition_dim
+        return normal_of_samples(num_images, width, *key, device=self.device)
+
+    def training_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, Tensor]:
+        x = 2 * batch.images[batch.image_index] - 1
+        x.requires_grad_(self.r1_weight > 0)
+        text = self.text_encoder(batch.captions, batch.lengths)
+        everyones = gather_rows(text)
+        others = [rows_of_this_rank(everyones.roll(i + 1, 0)) for i in range(self.wrong_sentences)]
+        z = self.noise(len(batch.images), self.seed, "noise", self.current_epoch, batch_idx)[batch.image_index]
+
+        mean, log_var = self.generator.condition(text)
+        fake = self.generator(mean, log_var, z.to(x.dtype))
+
+        features = self.discriminator.trunk(x)
+        s_r = self.discriminator.judge(features, text)
+        s_w = torch.stack([self.discriminator.judge(features, another) for another in others])
+        s_f = self.discriminator(fake.detach(), text)
+        d_loss = discriminator_loss(s_r, s_w, s_f).mean()
+        penalty = gradient_penalty(s_r, x).mean() if self.r1_weight else d_loss.new_zeros(())
+
+        # Each loss reaches its own network only, so one backward pass, which is what DDP expects, serves both.
+        self.discriminator.requires_grad_(False)
+        g_loss = generator_loss(self.discriminator(fake, text)).mean()
+        self.discriminator.requires_grad_(True)
+        kl = kl_to_standard_normal(mean, log_var).mean()
+
+        total = d_loss + self.r1_weight * penalty + g_loss + self.kl_weight * kl
+        self.manual_backward(total / self.accumulate_grad_batches)
+        if (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
+            self.step_both()
+        with torch.no_grad():
+            right = [(s_r > 0).float().mean(), (s_w < 0).float().mean(), (s_f < 0).float().mean()]
+        named = dict(zip(("d_right_real", "d_right_wrong", "d_right_fake"), right, strict=True))
+        return {"loss": d_loss, "generator_loss": g_loss, "kl": kl, "penalty": penalty.detach(), **named}
+
+    def step_both(self) -> None:
+        """A step of both networks from gradients at the same point, as Algorithm 1 has it, and of the average."""
+        optimizers: Any = self.optimizers()
+        of_generator, of_discriminator = optimizers
+        # Lightning counts each optimizer's steps, but max_steps, checkpoints and logs are to count batches.
+        of_discriminator._on_before_step = of_discriminator._on_after_step = lambda: None
+        for optimizer in (of_discriminator, of_generator):
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step_schedules("step")
+        self.follow()
+
+    def on_train_epoch_end(self) -> None:
+        self.step_schedules("epoch")
+
+    def step_schedules(self, interval: str) -> None:
+        for schedule in self.trainer.lr_scheduler_configs:
+            if schedule.interval == interval:
+                schedule.scheduler.step()  # type: ignore[call-arg]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.gradient_clip_norm is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_norm, "norm")
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """The averaged generator takes a step towards the trained one, its batch norms' statistics included."""
+        networks = self.average, self.generator
+        mine, theirs = ([t for t in n.state_dict().values() if t.is_floating_point()] for n in networks)
+        torch._foreach_lerp_(mine, theirs, 1 - self.ema_decay)
+
+    def configure_optimizers(self) -> Any:
+        networks = self.generator, self.discriminator
+        return [
+            configure_optimizers(
+                self, self.optimizer, self.scheduler, parts=[network], accumulate=self.accumulate_grad_batches
+            )
+            for network in networks
+        ]
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def test_step(self, batch: CaptionBatch, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def _evaluate(self, batch: CaptionBatch, batch_idx: int) -> None:
+        """One generated image for each sentence, at the same noise in every evaluation."""
+        if batch_idx == 0:
+            self._shown = batch
+        text = self.text_encoder(batch.captions, batch.lengths)
+        noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
+        fake = self.draw(text, noise)
+        real_logits, real_features = self.classifier(batch.images)
+        fake_logits, fake_features = self.classifier(fake)
+        self.scores.update(
+            objects=batch.objects[:, 0, : len(self.attributes)],
+            judged_real=choices(real_logits),
+            judged_fake=choices(fake_logits),
+            stated=batch.stated,
+            image_index=batch.image_index,
+            unseen=batch.unseen,
+            real_features=real_features,
+            fake_features=fake_features,
+        )
+
+        for captioner in self._captioners:
+            self.agreement.update(self.agreeing(captioner.caption(fake, method="greedy"), batch.stated))
+            self.log("test/captioner_agreement", self.agreement)
+
+    def agreeing(self, captions: Sequence[Sequence[str]], stated: Tensor) -> Tensor:
+        """1 for each attribute of which caption and sentence state the same, 0 where they state different values.
+
+        Args:
+            captions: of each generated image, of which the first counts.
+            stated: (N, A) values that its sentence states, −1 where it says nothing.
+        """
+        same = []
+        for (caption, *_), row in zip(captions, stated.tolist(), strict=True):
+            seen = stated_attributes(caption)
+            for (name, values), value in zip(self.attributes.items(), row, strict=True):
+                if value >= 0 and name in seen:
+                    same.append(float(values[value] == seen[name]))
+        return torch.tensor(same, device=self.device)
+
+    def draw(self, text: Tensor, noise: Tensor) -> Tensor:
+        """Images (N, C, S, S) in 0..1 of the averaged generator; the ε of ``noise`` is not used: c is the mean."""
+        mean, _ = self.average.condition(text)
+        images = self.average(mean, torch.full_like(mean, -torch.inf), noise.to(mean.dtype))
+        return (images.float() + 1) / 2
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, stage: str) -> None:
+        # Every rank computes the same figures from what all have gathered.
+        scores = self.scores.compute()
+        self.scores.reset()
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()})
+
+    # ---- use -----------------------------------------------------------------------------------------------------
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Sentences → (N, text_dim). A word that no training sentence has is left out, with a warning.
+
+        Raises:
+            ValueError: a sentence has no known word at all.
+        """
+        known = set(self.vocab)
+        kept = []
+        for text in texts:
+            words = tokenize(text)
+            strange = [word for word in words if word not in known]
+            if len(strange) == len(words):
+                raise ValueError(
+                    f"text={text!r}: expected a sentence with at least one of the {len(known) - 2} known words"
+                )
+            if strange:
+                near = {word: get_close_matches(word, self.vocab, 1) for word in strange}
+                hints = [
+                    f"{word!r}" + (f" (did you mean {found[0]!r}?)" if found else "") for word, found in near.items()
+                ]
+                warnings.warn(
+                    f"text={text!r}: drawn without {', '.join(hints)}, which no training sentence has", stacklevel=3
+                )
+            kept.append(" ".join(word for word in words if word in known))
+        ids, lengths = encode(kept, self.vocab)
+        return self.text_encoder(ids.to(self.device), lengths)
+
+    @torch.no_grad()
+    def generate(self, text: str | Sequence[str], n: int = 1, seed: int | None = None) -> Tensor:
+        """``n`` images in 0..1 of a sentence (n, C, S, S), or of each of several (len(text), n, C, S, S).
+
+        Sample i of every sentence has the same noise: what differs between them is due to the words.
+
+        Raises:
+            ValueError: ``n`` is below 1; a sentence has no known word.
+        """
+        if n < 1:
+            raise ValueError(f"n={n}: expected at least 1")
+        texts = [text] if isinstance(text, str) else list(text)
+        with evaluating(self):
+            encoded = self.encode_text(texts)
+            noise = self._noise_of_seed(n, seed).repeat(len(texts), 1)
+            images = self.draw(encoded.repeat_interleave(n, 0), noise).unflatten(0, (len(texts), n))
+        return images[0] if isinstance(text, str) else images
+
+    @torch.no_grad()
+    def interpolate(self, a: str, b: str, steps: int = 8, seed: int | None = None) -> Tensor:
+        """Images (steps, C, S, S) in 0..1 on the straight way between two sentences' encodings, at one noise."""
+        if steps < 2:
+            raise ValueError(f"steps={steps}: expected at least 2, the two sentences")
+        with evaluating(self):
+            start, end = self.encode_text([a, b])
+            share = torch.linspace(0, 1, steps, dtype=start.dtype, device=self.device)[:, None]
+            return self.draw(start.lerp(end, share), self._noise_of_seed(1, seed).expand(steps, -1))
+
+    def _noise_of_seed(self, n: int, seed: int | None) -> Tensor:
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        width = self.generator.noise_dim + self.generator.condition_dim
+        return torch.randn(n, width, generator=generator, device=self.device)
+
+    def predict_step(self, batch: CaptionBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """The attributes that the classifier sees in what is generated for each sentence."""
+        text = self.text_encoder(batch.captions, batch.lengths)
+        noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
+        seen = choices(self.classifier(self.draw(text, noise))[0]).tolist()
+        return [
+            {name: values[i] for (name, values), i in zip(self.attributes.items(), row, strict=True)} for row in seen
+        ]
+
+    def illustrate(self) -> dict[str, Figure]:
+        """Sentences by samples; from sentence to sentence; one word changed at a time."""
+        from lit_models.parts.text_to_image_figures import figures
+
+        return {} if self._shown is None else figures(self, self._shown)
+
+
+def choices(logits: Sequence[Tensor]) -> Tensor:
+    """(N, A): the likeliest value of each attribute, of one (N, values) an attribute."""
+    return torch.stack([of_attribute.argmax(1) for of_attribute in logits], 1)
