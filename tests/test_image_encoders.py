@@ -167,6 +167,20 @@ def test_pretrained_weights_meet_images_scaled_as_theirs_were(name: str, monkeyp
     assert torch.allclose(gray(images[:, :1]), expected, atol=1e-3)
 
 
+def test_weights_may_bring_the_scale_of_their_pixels() -> None:
+    """And pass it on: a network that is trained further, saved and loaded again takes the same pixels."""
+    images = torch.rand(2, 3, 16, 16)
+    scale = {"mean": torch.tensor([0.1, 0.2, 0.3])[:, None, None], "std": torch.tensor([0.5, 1.0, 2.0])[:, None, None]}
+    plain = image_encoder("resnet18", [3, 16, 16], width=4).eval()
+    assert not any(key.startswith("rescale") for key in plain.state_dict())
+    expected = plain(0.5 + 0.5 * (images - scale["mean"]) / scale["std"])  # which it makes (images − mean) / std of
+    plain.load_state_dict(plain.state_dict() | {f"rescale.{name}": value for name, value in scale.items()})
+    torch.testing.assert_close(plain(images), expected)
+    again = image_encoder("resnet18", [3, 16, 16], width=4).eval()
+    again.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(again(images), expected)
+
+
 def test_pretrained_weights_fit_their_own_form_only() -> None:
     for options in ({"stem": "cifar"}, {"stem": "imagenet", "width": 32}, {}):
         with pytest.raises(ValueError, match="pretrained=True: expected stem='imagenet' and width=64"):
