@@ -16,9 +16,9 @@ from torch import Tensor
 
 from datamodules import easy_vqa, loader
 from datamodules.loader import TensorLoader, training_draws
-from datamodules.scene_grammar import ATTRIBUTES
+from datamodules.scene_grammar import ATTRIBUTES, counts, without
 from datamodules.scene_sentences import describe
-from datamodules.scenes import IMAGE_SIZE, draw_scenes, place_of, render, stated_attributes
+from datamodules.scenes import COLORS, IMAGE_SIZE, RADII, draw_scenes, place_of, render, stated_attributes
 from datamodules.visual_questions import split_images
 from datamodules.vocabulary import build_vocab, encode
 
@@ -248,6 +248,10 @@ class Scenes(Captions):
         captions_per_image: see :class:`Captions`.
         holdout: shape-color pairs, such as ``square-red``, that training and validation never show. Test images that
             show one are marked ``unseen``.
+        paint: share of the training scenes whose colors are any but the named ones. Their sentences have ``<unk>`` for
+            each color: they teach shapes apart from colors.
+        scatter: share whose objects are dots without a shape, and ``<unk>`` for each shape; none of these sentences
+            counts. So neither shows a held-out pair under its names.
         data_seed: seed of the scenes and sentences, apart from the run's seed.
 
     Raises:
@@ -267,9 +271,15 @@ class Scenes(Captions):
         max_objects: int = 4,
         captions_per_image: int | None = None,
         holdout: Sequence[str] = (),
+        paint: float = 0.0,
+        scatter: float = 0.0,
         data_seed: int = 0,
     ) -> None:
         super().__init__(batch_size, captions_per_image)
+        for name, share in (("paint", paint), ("scatter", scatter)):
+            if not 0 <= share <= 1 - (paint if name == "scatter" else 0):
+                raise ValueError(f"{name}={share}: expected a share in [0, 1], and at most 1 with paint={paint}")
+        self.paint, self.scatter = paint, scatter
         self.sizes = dict(zip(PARTS, (num_train, num_val, num_test), strict=True))
         for part, size in self.sizes.items():
             if size < 1:
@@ -299,8 +309,31 @@ class Scenes(Captions):
                 scenes, sentences = self._train if part == "train" else self._make(part)
                 objects = torch.from_numpy(scenes)
                 unseen = shows(objects, self.pairs)
-                table = CaptionTable(render(scenes), sentences, self.vocab, self.attributes, objects, unseen)
-                self.tables[part] = table
+                if part == "train" and (self.paint or self.scatter):
+                    images, sentences = self._concepts_alone(scenes, sentences)
+                else:
+                    images = render(scenes)
+                self.tables[part] = CaptionTable(images, sentences, self.vocab, self.attributes, objects, unseen)
+
+    def _concepts_alone(self, scenes: np.ndarray, sentences: list[list[str]]) -> tuple[Tensor, list[list[str]]]:
+        """Images and sentences of which some teach shapes without colors, and some colors without shapes."""
+        rng = np.random.default_rng([self.data_seed, len(PARTS)])
+        fate = rng.random(len(scenes))
+        painted, scattered = fate < self.paint, (self.paint <= fate) & (fate < self.paint + self.scatter)
+        changed = []
+        for number, texts in enumerate(sentences):
+            if painted[number]:
+                texts = [without(text, "color") for text in texts]
+            elif scattered[number]:
+                told = [text for text in texts if not counts(text)]
+                texts = [without(text, "shape") for text in told] or texts
+                scattered[number] = bool(told)
+            changed.append(texts)
+        palettes = np.broadcast_to(np.array(list(COLORS.values()), np.uint8), (len(scenes), len(COLORS), 3)).copy()
+        palettes[painted] = rng.integers(0, 256, palettes[painted].shape)
+        side = 2 * max(RADII) + 1
+        dots = (rng.random((len(scenes), side, side)) < 0.5) & scattered[:, None, None]
+        return render(scenes, palettes, dots), changed
 
 
 class EasyVQACaptions(Captions):

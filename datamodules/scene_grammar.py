@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from datamodules.vocabulary import tokenize
+from datamodules.vocabulary import UNK, tokenize
 
 ATTRIBUTES: dict[str, list[str]] = {
     "shape": ["circle", "square", "triangle"],
@@ -64,6 +64,18 @@ def words_for(value: str) -> tuple[str, ...]:
 
 def plural(noun: str) -> str:
     return PLURALS.get(noun, f"{noun}s")
+
+
+def without(sentence: str, attribute: str) -> str:
+    """The sentence with ``<unk>`` in place of each word for a value of an attribute: ``a large <unk> circle``."""
+    said = {word for value in ATTRIBUTES[attribute] for word in words_for(value)}
+    said |= {plural(word) for word in said}
+    return " ".join(UNK if word in said else word for word in tokenize(sentence))
+
+
+def counts(sentence: str) -> bool:
+    """Whether a sentence says how many there are of something."""
+    return not {*NUMBERS[1:], "both", "all", "single"}.isdisjoint(tokenize(sentence))
 
 
 @dataclass

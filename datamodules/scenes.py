@@ -113,18 +113,30 @@ def _is_clear(centers: np.ndarray) -> np.ndarray:
     return np.all([place_of(rows + down, columns + right, IMAGE_SIZE) == own for down, right in moves], 0)
 
 
-def render(scenes: np.ndarray) -> Tensor:
-    """(N, 3, 64, 64) uint8: the objects of scenes (N, K, 6) on white."""
+def render(scenes: np.ndarray, palettes: np.ndarray | None = None, scattered: np.ndarray | None = None) -> Tensor:
+    """(N, 3, 64, 64) uint8: the objects of scenes (N, K, 6) on white.
+
+    Args:
+        palettes: (N, colors, 3) uint8, for scenes in other colors than the named ones.
+        scattered: (N, 17, 17) bool, for scenes whose objects have no shape: of those that have a pixel set, every
+            object is drawn as these pixels within its square.
+    """
     images = np.full((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), GROUND, np.uint8)
     reach = max(RADII)
     offset = np.arange(-reach, reach + 1)
     stamps = np.stack([[_stamp(shape, r, offset) for r in RADII] for shape in ATTRIBUTES["shape"]])
-    palette = np.array(list(COLORS.values()), np.uint8)
+    named = np.array(list(COLORS.values()), np.uint8)
+    square = ATTRIBUTES["shape"].index("square")
     for k in range(scenes.shape[1]):
         there = np.flatnonzero(scenes[:, k, 0] >= 0)
         shape, color, size, _, row, column = scenes[there, k].T
-        n, y, x = np.nonzero(stamps[shape, size])
-        images[there[n], row[n] + y - reach, column[n] + x - reach] = palette[color[n]]
+        covered = stamps[shape, size]
+        if scattered is not None:
+            dots = scattered[there]
+            covered = np.where(dots.max((1, 2), keepdims=True), stamps[square, size] & dots, covered)
+        paint = named[color] if palettes is None else palettes[there, color]
+        n, y, x = np.nonzero(covered)
+        images[there[n], row[n] + y - reach, column[n] + x - reach] = paint[n]
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 

@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 PAD, UNK = "<pad>", "<unk>"
-_TOKEN = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
+_TOKEN = re.compile(r"<unk>|\w+(?:'\w+)?|[^\w\s]")
 
 
 def tokenize(text: str) -> list[str]:
-    """Lower-case words, with apostrophes kept inside (``what's``), and each punctuation mark but ``?`` as a token."""
+    """Lower-case words, with apostrophes kept inside (``what's``), and each punctuation mark but ``?`` as a token.
+
+    ``<unk>`` is one token, so that a text may have a word left open.
+    """
     return [token for token in _TOKEN.findall(text.lower()) if token != "?"]
 
 
 def build_vocab(texts: Iterable[str], min_count: int = 1) -> list[str]:
     """``<pad>``, ``<unk>`` and then every token that occurs ``min_count`` times or more, in alphabetical order."""
     counts = Counter(token for text in texts for token in tokenize(text))
-    return [PAD, UNK, *sorted(token for token, count in counts.items() if count >= min_count)]
+    return [PAD, UNK, *sorted(token for token, count in counts.items() if count >= min_count and token != UNK)]
 
 
 def encode(texts: Sequence[str], vocab: Sequence[str]) -> tuple[Tensor, Tensor]:

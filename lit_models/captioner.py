@@ -339,8 +339,9 @@ class Captioner(LightningModule):
             heard = self.decoder(inputs, state, memory, batch.lengths + 1)
         else:
             heard = self.scheduled(inputs, state, memory, forcing, self._draws(batch, batch_idx))
-        logits = self.decoder.to_words(heard.features[inside])
-        nats = F.cross_entropy(logits, targets[inside], reduction="none", label_smoothing=self.label_smoothing)
+        told = inside & self.is_known(targets)
+        logits = self.decoder.to_words(heard.features[told])
+        nats = F.cross_entropy(logits, targets[told], reduction="none", label_smoothing=self.label_smoothing)
         result = {"loss": global_mean(nats)}
         if self.attention_weight:
             unevenness = global_mean(doubly_stochastic(heard.attention, inside))
@@ -386,10 +387,14 @@ class Captioner(LightningModule):
 
     # ---- decoding ------------------------------------------------------------------------------------------------
 
+    def is_known(self, words: Tensor) -> Tensor:
+        """Which token ids are words: ``<unk>`` stands for those that are not known, and is neither taught nor said."""
+        return words != self.vocab.index(UNK)
+
     def sayable(self, logits: Tensor) -> Tensor:
-        """Logits (…, V) without ``<unk>``, which stands for words that the model does not know."""
-        unknown = torch.arange(len(self.vocab), device=logits.device) == self.vocab.index(UNK)
-        return logits.masked_fill(unknown, -torch.inf)
+        """Logits (…, V) without ``<unk>``."""
+        words = torch.arange(len(self.vocab), device=logits.device)
+        return logits.masked_fill(~self.is_known(words), -torch.inf)
 
     def decode(
         self,
@@ -544,7 +549,8 @@ class Captioner(LightningModule):
         if batch_idx == 0:
             self._shown = batch
         _, targets, inside = shifted(batch.captions, batch.lengths)
-        self.nats.update(F.cross_entropy(self(batch)[inside], targets[inside], reduction="none"))
+        told = inside & self.is_known(targets)
+        self.nats.update(F.cross_entropy(self(batch)[told], targets[told], reduction="none"))
         self.log(f"{stage}/nats_per_token", self.nats)
         references: list[list[list[int]]] = [[] for _ in batch.images]
         lengths, owners = batch.lengths.tolist(), batch.image_index.tolist()

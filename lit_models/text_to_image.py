@@ -34,10 +34,10 @@ from datamodules.vocabulary import encode, tokenize
 from lit_models.parts.attribute_classifier import AttributeClassifier, fit_classifier
 from lit_models.parts.batch_norm import GlobalBatchNorm2d
 from lit_models.parts.checkpoints import rebuilt, trained_module
-from lit_models.parts.distributed import gather_rows, rows_of_this_rank
+from lit_models.parts.distributed import gather_rows, places_of_this_rank, rows_of_this_rank
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.generation_scores import GenerationScores
-from lit_models.parts.joint_embedding import TextEncoder, fit_text_encoder
+from lit_models.parts.joint_embedding import JointEmbedding, fit_joint_embedding
 from lit_models.parts.noise import normal_of_samples
 from lit_models.parts.optim import configure_optimizers
 
@@ -187,9 +187,9 @@ class TextToImageGAN(LightningModule):
     """GAN-CLS on :mod:`datamodules.captions` of images with attributes.
 
     What is validated, kept and used is the generator's moving average. Before the GAN's first step a classifier learns
-    the attributes of the real training images, and the text encoder to tell which sentence belongs to which image; then
-    neither changes, and both are part of the checkpoint. The classifier judges what is generated: see
-    :class:`lit_models.parts.generation_scores.GenerationScores`.
+    the attributes of the real training images, and an embedding of sentences and images which of them belong together;
+    then neither changes, and both are part of the checkpoint. The classifier, which the GAN never sees, judges what is
+    generated: see :class:`lit_models.parts.generation_scores.GenerationScores`.
 
     One batch is one step of the Trainer, in which both networks move.
 
@@ -204,12 +204,14 @@ class TextToImageGAN(LightningModule):
         wrong_sentences: for each image, those of the images before it in the batch. One in the paper; more cost little,
             as the image is looked at once.
         kl_weight: of the conditioning augmentation's divergence (StackGAN: 2 on the mean over dimensions).
+        matching_weight: λ of the generator's second loss: its image is to be recognized as the sentence's among those
+            of the batch, by the frozen embedding. Not in Reed et al.; AttnGAN's L_DAMSM (Xu et al. 2018) is its model.
         spectral_norm: of the discriminator's layers, in place of batch norm.
         r1_weight: γ of the gradient penalty on real images; 0 for none.
         ema_decay: share of the past that each step keeps in the generator's average.
         accumulate_grad_batches: batches whose gradients make one step.
         gradient_clip_norm: largest norm of either network's gradient; null for any.
-        pretraining_epochs: of the classifier's training, and of the text encoder's.
+        classifier_epochs, embedding_epochs: of their trainings.
         captioner: a checkpoint of :class:`lit_models.captioner.Captioner` that judges the test's images as well.
         optimizer, scheduler: callables, as Lightning's CLI makes them, called once for each network.
 
@@ -229,12 +231,14 @@ class TextToImageGAN(LightningModule):
         width: int = 64,
         wrong_sentences: int = 1,
         kl_weight: float = 0.02,
+        matching_weight: float = 0.0,
         spectral_norm: bool = False,
         r1_weight: float = 0.0,
         ema_decay: float = 0.999,
         accumulate_grad_batches: int = 1,
         gradient_clip_norm: float | None = None,
-        pretraining_epochs: int = 8,
+        classifier_epochs: int = 8,
+        embedding_epochs: int = 20,
         captioner: str | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=2e-4, betas=(0.5, 0.999)),
         scheduler: LRSchedulerCallable | None = None,
@@ -248,9 +252,11 @@ class TextToImageGAN(LightningModule):
             ("condition_dim", condition_dim, 1),
             ("wrong_sentences", wrong_sentences, 1),
             ("kl_weight", kl_weight, 0),
+            ("matching_weight", matching_weight, 0),
             ("r1_weight", r1_weight, 0),
             ("accumulate_grad_batches", accumulate_grad_batches, 1),
-            ("pretraining_epochs", pretraining_epochs, 1),
+            ("classifier_epochs", classifier_epochs, 1),
+            ("embedding_epochs", embedding_epochs, 1),
         ):
             if not number >= least:
                 raise ValueError(f"{name}={number}: expected {least} or more")
@@ -263,13 +269,13 @@ class TextToImageGAN(LightningModule):
         self.automatic_optimization = False
         self.vocab, self.attributes, self.image_shape = list(vocab), dict(attributes), list(image_shape)
         self.wrong_sentences, self.ema_decay = wrong_sentences, ema_decay
-        self.kl_weight, self.r1_weight = kl_weight, r1_weight
+        self.kl_weight, self.matching_weight, self.r1_weight = kl_weight, matching_weight, r1_weight
         self.accumulate_grad_batches, self.gradient_clip_norm = accumulate_grad_batches, gradient_clip_norm
-        self.pretraining_epochs, self.captioner = pretraining_epochs, captioner
+        self.classifier_epochs, self.embedding_epochs, self.captioner = classifier_epochs, embedding_epochs, captioner
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed = torch.initial_seed()  # of seed_everything
 
-        self.text_encoder = TextEncoder(len(vocab), embedding_dim, text_dim).requires_grad_(False)
+        self.embedding = JointEmbedding(len(vocab), embedding_dim, text_dim, image_shape).requires_grad_(False)
         self.generator = Generator(image_shape, text_dim, condition_dim, noise_dim, width)
         self.discriminator = Discriminator(image_shape, text_dim, condition_dim, width, spectral_norm)
         for network in (self.generator, self.discriminator):
@@ -297,11 +303,13 @@ class TextToImageGAN(LightningModule):
                 "trainer.precision='16-mixed': expected 'bf16-mixed' or 32-true; float16 has one scale for both losses"
             )
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        # All of the training part on each rank, where the loader would give each its share.
+        everything = data.tables["train"]
+        batches = [everything[rows] for rows in torch.arange(len(everything)).split(1024)]
         if not self.classifier.trained:  # it comes with a checkpoint
-            fit_classifier(self.classifier, data.loader("train"), self.pretraining_epochs, self.device)
-        if not self.text_encoder.trained:
-            features = self.classifier.features
-            fit_text_encoder(self.text_encoder, features, data.loader("train"), self.pretraining_epochs, self.device)
+            fit_classifier(self.classifier, batches, self.classifier_epochs, self.device)
+        if not self.embedding.trained:
+            fit_joint_embedding(self.embedding, batches, self.embedding_epochs, self.device)
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -313,7 +321,7 @@ class TextToImageGAN(LightningModule):
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, Tensor]:
         x = 2 * batch.images[batch.image_index] - 1
         x.requires_grad_(self.r1_weight > 0)
-        text = self.text_encoder(batch.captions, batch.lengths)
+        text = self.embedding.text(batch.captions, batch.lengths)
         everyones = gather_rows(text)
         others = [rows_of_this_rank(everyones.roll(i + 1, 0)) for i in range(self.wrong_sentences)]
         z = self.noise(len(batch.images), self.seed, "noise", self.current_epoch, batch_idx)[batch.image_index]
@@ -333,15 +341,21 @@ class TextToImageGAN(LightningModule):
         g_loss = generator_loss(self.discriminator(fake, text)).mean()
         self.discriminator.requires_grad_(True)
         kl = kl_to_standard_normal(mean, log_var).mean()
+        matching = d_loss.new_zeros(())
+        if self.matching_weight:
+            own = places_of_this_rank(len(text), text.device)
+            matching = self.embedding.matching((fake + 1) / 2, everyones, own).mean()
 
-        total = d_loss + self.r1_weight * penalty + g_loss + self.kl_weight * kl
+        total = d_loss + self.r1_weight * penalty
+        total = total + g_loss + self.kl_weight * kl + self.matching_weight * matching
         self.manual_backward(total / self.accumulate_grad_batches)
         if (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
             self.step_both()
         with torch.no_grad():
             right = [(s_r > 0).float().mean(), (s_w < 0).float().mean(), (s_f < 0).float().mean()]
         named = dict(zip(("d_right_real", "d_right_wrong", "d_right_fake"), right, strict=True))
-        return {"loss": d_loss, "generator_loss": g_loss, "kl": kl, "penalty": penalty.detach(), **named}
+        losses = {"generator_loss": g_loss, "kl": kl, "matching": matching, "penalty": penalty.detach()}
+        return {"loss": d_loss, **losses, **named}
 
     def step_both(self) -> None:
         """A step of both networks from gradients at the same point, as Algorithm 1 has it, and of the average."""
@@ -395,7 +409,7 @@ class TextToImageGAN(LightningModule):
         """One generated image for each sentence, at the same noise in every evaluation."""
         if batch_idx == 0:
             self._shown = batch
-        text = self.text_encoder(batch.captions, batch.lengths)
+        text = self.embedding.text(batch.captions, batch.lengths)
         noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
         fake = self.draw(text, noise)
         real_logits, real_features = self.classifier(batch.images)
@@ -475,7 +489,7 @@ class TextToImageGAN(LightningModule):
                 )
             kept.append(" ".join(word for word in words if word in known))
         ids, lengths = encode(kept, self.vocab)
-        return self.text_encoder(ids.to(self.device), lengths)
+        return self.embedding.text(ids.to(self.device), lengths)
 
     @torch.no_grad()
     def generate(self, text: str | Sequence[str], n: int = 1, seed: int | None = None) -> Tensor:
@@ -512,7 +526,7 @@ class TextToImageGAN(LightningModule):
 
     def predict_step(self, batch: CaptionBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The attributes that the classifier sees in what is generated for each sentence."""
-        text = self.text_encoder(batch.captions, batch.lengths)
+        text = self.embedding.text(batch.captions, batch.lengths)
         noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
         seen = choices(self.classifier(self.draw(text, noise))[0]).tolist()
         return [

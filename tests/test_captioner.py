@@ -245,6 +245,22 @@ def test_training_minimizes_the_mean_over_all_words_and_ends(options: Any, smoot
     torch.testing.assert_close(train_on(captioner, batch)["loss"], torch.stack(each).mean())
 
 
+def test_a_word_that_is_left_open_is_read_and_not_taught() -> None:
+    captioner, batch = model(), made_up()
+    captions = batch.captions.clone()
+    captions[0, 1] = captions[5, 4] = VOCAB.index("<unk>")
+    batch = batch._replace(captions=captions)
+    with torch.no_grad():
+        log_p = captioner(batch).log_softmax(2)
+    each = [
+        -float(log_p[n, t, word])
+        for n, length in enumerate(batch.lengths.tolist())
+        for t, word in enumerate([*captions[n, :length].tolist(), END])
+        if word != 1
+    ]
+    assert float(train_on(captioner, batch)["loss"]) == pytest.approx(sum(each) / len(each), rel=1e-4)
+
+
 def test_the_regularizer_asks_for_the_same_attention_to_each_cell() -> None:
     attention = torch.rand(2, 3, 4).softmax(2)
     inside = torch.tensor([[True] * 3, [True, True, False]])

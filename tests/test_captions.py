@@ -19,7 +19,9 @@ from datamodules import easy_vqa
 from datamodules.caption_files import CocoCaptions, KarpathyCaptions, cache_features, read_coco, read_karpathy
 from datamodules.captions import CaptionBatch, Captions, CaptionTable, EasyVQACaptions, Scenes, choose_captions
 from datamodules.loader import TensorLoader
-from datamodules.scenes import ATTRIBUTES, check, render, stated_attributes
+from datamodules.scene_grammar import plural, words_for
+from datamodules.scenes import ATTRIBUTES, COLORS, check, render, stated_attributes
+from datamodules.vocabulary import build_vocab, encode
 from experiments.cli import DATA_FACTS
 
 # Batches.
@@ -266,6 +268,42 @@ def test_words_of_the_test_do_not_build_the_vocabulary() -> None:
     assert not (data.tables["train"][torch.arange(2)].captions == 1).any()
 
 
+def test_painted_and_scattered_scenes_teach_one_concept_without_the_other() -> None:
+    plain, data = small(num_train=300), small(num_train=300, paint=0.3, scatter=0.3)
+    assert data.vocab == plain.vocab
+    named = {tuple(color) for color in COLORS.values()} | {(255, 255, 255)}
+    colors = {word for value in ATTRIBUTES["color"] for word in words_for(value)}
+    shapes = {form for value in ATTRIBUTES["shape"] for word in words_for(value) for form in (word, plural(word))}
+    painted = scattered = 0
+    for i in range(300):
+        before, after = (each.tables["train"][torch.tensor([i])] for each in (plain, data))
+        seen = {tuple(pixel) for pixel in after.images[0].flatten(1).T.tolist()}
+        said = [set(sentence.split()) for sentence in words(after, data.vocab)]
+        if seen - named:
+            painted += 1
+            assert not any(sentence & colors for sentence in said)
+            assert torch.equal((before.images != 255).any(1), (after.images != 255).any(1)), "the shapes stay"
+        elif not torch.equal(before.images, after.images):
+            scattered += 1
+            assert not any(sentence & shapes for sentence in said)
+            assert not any(sentence & {"two", "three", "both", "all"} for sentence in said)
+        else:
+            assert words(before, plain.vocab) == words(after, data.vocab)
+        assert torch.equal(before.objects, after.objects)
+    assert 60 < painted < 120
+    assert 40 < scattered < 120
+    for part in ("val", "test"):
+        both = [each.tables[part][torch.arange(len(each.tables[part]))] for each in (plain, data)]
+        assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+
+
+def test_a_word_may_be_left_open() -> None:
+    assert build_vocab(["a <unk> circle"]) == ["<pad>", "<unk>", "a", "circle"]
+    ids, lengths = encode(["a <unk> circle"], ["<pad>", "<unk>", "a", "circle"])
+    assert ids.tolist() == [[2, 1, 3]]
+    assert lengths.tolist() == [3]
+
+
 def test_number_of_objects() -> None:
     data = small(min_objects=2, max_objects=3)
     objects = data.tables["train"][torch.arange(60)].objects
@@ -321,6 +359,8 @@ ALL_CIRCLES = [f"circle-{color}" for color in ATTRIBUTES["color"]]
         ({"min_objects": 0}, "min_objects=0"),
         ({"min_objects": 3, "max_objects": 2}, "min_objects=3: expected 1 to max_objects=2"),
         ({"max_objects": 9}, "max_objects=9"),
+        ({"paint": 1.5}, r"paint=1\.5: expected a share"),
+        ({"paint": 0.7, "scatter": 0.4}, r"scatter=0\.4: expected a share in \[0, 1\], and at most 1 with paint=0\.7"),
         ({"holdout": ["red-square"]}, "holdout='red-square': expected .*'square-red'"),
         ({"holdout": ALL_RED}, "no red object"),
         ({"holdout": ALL_CIRCLES}, "no circle object"),

@@ -19,6 +19,18 @@ CHANNELS = (16, 32, 64, 64)
 FEATURES = 128
 
 
+def whole_image_encoder(image_shape: Sequence[int], out_dim: int) -> nn.Sequential:
+    """A small CNN to which it matters where things are: images (N, C, H, W) in 0..1 → (N, out_dim)."""
+    channels, height, width = image_shape
+    rows, columns = (-(-side // 2 ** len(CHANNELS)) for side in (height, width))
+    return nn.Sequential(
+        # Group norm: the same in training as in use, for one image as for many.
+        ConvEncoder(channels, CHANNELS, norm="group"),
+        nn.Flatten(),
+        nn.Linear(CHANNELS[-1] * rows * columns, out_dim),
+    )
+
+
 class AttributeClassifier(nn.Module):
     """Images (N, C, H, W) in 0..1 → logits (N, values) of each attribute, and the features (N, 128) before them.
 
@@ -31,24 +43,13 @@ class AttributeClassifier(nn.Module):
 
     def __init__(self, image_shape: Sequence[int], num_values: Mapping[str, int]) -> None:
         super().__init__()
-        channels, height, width = image_shape
-        rows, columns = (-(-side // 2 ** len(CHANNELS)) for side in (height, width))
-        self.body = nn.Sequential(
-            # Group norm: the same in training as in use, for one image as for many.
-            ConvEncoder(channels, CHANNELS, norm="group"),
-            nn.Flatten(),  # where the object is, is an attribute too
-            nn.Linear(CHANNELS[-1] * rows * columns, FEATURES),
-            nn.ReLU(inplace=True),
-        )
+        self.body = nn.Sequential(whole_image_encoder(image_shape, FEATURES), nn.ReLU(inplace=True))
         self.heads = nn.ModuleList(nn.Linear(FEATURES, count) for count in num_values.values())
         self.register_buffer("trained", torch.tensor(False))
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        features = self.features(images)
+        features = self.body(images)
         return [head(features) for head in self.heads], features
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.body(images)
 
 
 def fit_classifier(
