@@ -10,13 +10,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 
-def rows_figure(rows: Sequence[Tensor], labels: Sequence[str] = (), title: str = "", size: float = 0.72) -> Figure:
-    """A grid of images, a row of it (n, C, H, W) in 0..1, each with a label at its left; ``size`` inches an image."""
+def rows_figure(
+    rows: Sequence[Tensor], labels: Sequence[str] = (), title: str = "", size: float = 0.72, between: float = 1.0
+) -> Figure:
+    """A grid of images, a row of it (n, C, H, W) in 0..1, each with a label at its left; ``size`` inches an image.
+
+    ``between`` is the brightness between them, by which images on white are told apart.
+    """
     columns = max(len(row) for row in rows)
     height, width = rows[0].shape[2:]
     gap = max(1, width // 14)
     # One picture of all of them: an axes for each would take seconds.
-    canvas = torch.ones(len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    canvas = torch.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), between)
     for i, row in enumerate(rows):
         for j, image in enumerate(row.detach().float().cpu().clamp(0, 1)):
             top, left = i * (height + gap), j * (width + gap)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lit_models.text_to_image import TextToImageGAN
 
 SENTENCES, SAMPLES, STEPS = 8, 8, 9
+BETWEEN = 0.85
 
 
 def figures(model: TextToImageGAN, batch: CaptionBatch) -> dict[str, Figure]:
@@ -28,23 +29,22 @@ def figures(model: TextToImageGAN, batch: CaptionBatch) -> dict[str, Figure]:
     real = batch.images[:SENTENCES].float().cpu()
     made = model.generate(sentences, SAMPLES, seed=0).cpu()
     drawn = [torch.cat([image[None], samples]) for image, samples in zip(real, made, strict=True)]
-    pictures = {"samples": rows_figure(drawn, wrapped(sentences), "a real image, and what is drawn of its sentence")}
+    title = "a real image, and what is drawn of its sentence"
+    pictures = {"samples": rows_figure(drawn, wrapped(sentences), title, between=BETWEEN)}
 
     pairs = list(pairwise(sentences))[::2]
     if pairs:
         ways = [model.interpolate(a, b, STEPS, seed=0).cpu() for a, b in pairs]
         labels = wrapped([f"{a} → {b}" for a, b in pairs])
-        pictures["interpolation"] = rows_figure(ways, labels, "from sentence to sentence, at one noise")
+        pictures["interpolation"] = rows_figure(
+            ways, labels, "from sentence to sentence, at one noise", between=BETWEEN
+        )
 
     changed = [variants for sentence in sentences for variants in exchanged(sentence, model.attributes)][:SENTENCES]
     if changed:
-        longest = max(map(len, changed))
-        drawn = []
-        for variants in changed:
-            images = model.generate(variants, 1, seed=0)[:, 0].cpu()
-            drawn.append(torch.cat([images, images.new_ones(longest - len(images), *images.shape[1:])]))
+        drawn = [model.generate(variants, 1, seed=0)[:, 0].cpu() for variants in changed]
         labels = wrapped([" / ".join(marked(variants)) for variants in changed])
-        pictures["words"] = rows_figure(drawn, labels, "one word changed at a time, at one noise")
+        pictures["words"] = rows_figure(drawn, labels, "one word changed at a time, at one noise", between=BETWEEN)
     return pictures
 
 
