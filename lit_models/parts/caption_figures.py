@@ -47,7 +47,7 @@ def captions_figure(model: Captioner, batch: CaptionBatch, columns: int = 6, row
     colors = ["black" if n < 0 else RIGHT if n == t > 0 else WRONG for n, t in zip(stated, true, strict=True)]
     order = sorted(range(len(said)), key=lambda image: colors[image] != WRONG)[: columns * rows]
     rows = max(1, -(-len(order) // columns))
-    figure = Figure(figsize=(2.4 * columns, 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(2.2 * columns, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     first = (batch.image_index.diff(prepend=batch.image_index.new_tensor([-1])) > 0).nonzero()[:, 0].tolist()
     for axis in axes[len(order) :]:
