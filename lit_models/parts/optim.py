@@ -100,19 +100,19 @@ class LARS(Optimizer):
             for p in params:
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            scaled = [p for p in params if p.dim() > 1]
-            updates = {p: p.grad for p in params}
+            buffers = {p: self.state[p]["momentum_buffer"] for p in params}
+            torch._foreach_mul_(list(buffers.values()), group["momentum"])
+            scaled, vectors = [p for p in params if p.dim() > 1], [p for p in params if p.dim() <= 1]
             if scaled:
                 decayed = torch._foreach_add([p.grad for p in scaled], scaled, alpha=group["weight_decay"])
                 weights = torch.stack(torch._foreach_norm(scaled))
                 lengths = torch.stack(torch._foreach_norm(decayed))
                 ratios = torch.where((weights > 0) & (lengths > 0), group["trust"] * weights / lengths, 1.0)
-                torch._foreach_mul_(decayed, list(ratios.unbind()))
-                updates |= dict(zip(scaled, decayed, strict=True))
-            buffers = [self.state[p]["momentum_buffer"] for p in params]
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, list(updates.values()), alpha=group["lr"])
-            torch._foreach_sub_(params, buffers)
+                rates = list((group["lr"] * ratios).unbind())
+                torch._foreach_addcmul_([buffers[p] for p in scaled], decayed, rates)
+            if vectors:
+                torch._foreach_add_([buffers[p] for p in vectors], [p.grad for p in vectors], alpha=group["lr"])
+            torch._foreach_sub_(params, list(buffers.values()))
         return loss
 
 
