@@ -136,13 +136,13 @@ def draw(groups: list[Group], metric: str, file: Path, notes: list[str]) -> Path
         raise Mistake(f"--picture {file}: no folder {str(file.parent)!r}")
     import numpy as np
     from cycler import cycler
-    from matplotlib import colormaps
+    from matplotlib.colors import TABLEAU_COLORS
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.3), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel=metric)
     # Of many groups each has a line of its own, by color and then by dashes.
-    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=colormaps["tab10"].colors))
+    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=TABLEAU_COLORS.values()))
     many = len(groups) > 4
     for group in groups:
         curves = []
