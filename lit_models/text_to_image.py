@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from datamodules.scenes import stated_attributes
@@ -34,7 +35,13 @@ from datamodules.vocabulary import encode, tokenize
 from lit_models.parts.attribute_classifier import AttributeClassifier, fit_classifier
 from lit_models.parts.batch_norm import GlobalBatchNorm2d
 from lit_models.parts.checkpoints import rebuilt, trained_module
-from lit_models.parts.distributed import gather_rows, places_of_this_rank, rows_of_this_rank
+from lit_models.parts.distributed import (
+    gather_rows,
+    places_of_this_rank,
+    rows_of_this_rank,
+    take_from_first_rank,
+    world_size,
+)
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.generation_scores import GenerationScores
 from lit_models.parts.joint_embedding import JointEmbedding, fit_joint_embedding
@@ -191,7 +198,7 @@ class TextToImageGAN(LightningModule):
     then neither changes, and both are part of the checkpoint. The classifier, which the GAN never sees, judges what is
     generated: see :class:`lit_models.parts.generation_scores.GenerationScores`.
 
-    One batch is one step of the Trainer, in which both networks move.
+    What the Trainer counts as a step is one of both networks.
 
     Args:
         vocab: the words that sentences are made of, ``<pad>`` and ``<unk>`` first.
@@ -216,8 +223,12 @@ class TextToImageGAN(LightningModule):
         optimizer, scheduler: callables, as Lightning's CLI makes them, called once for each network.
 
     Raises:
-        ValueError: an argument out of range; data without attributes; ``precision`` 16-mixed.
+        ValueError: an argument out of range; data without attributes, of several objects, or with several sentences of
+            an image in a batch; another precision than 32-true, 64-true or bf16-mixed; ``ReduceLROnPlateau``.
     """
+
+    adjustable: ClassVar = ("captioner",)
+    """arguments that may differ from a checkpoint's"""
 
     def __init__(
         self,
@@ -289,20 +300,35 @@ class TextToImageGAN(LightningModule):
         self._shown: CaptionBatch | None = None  # for illustrate(): the first batch that was last evaluated
 
     def setup(self, stage: str) -> None:
-        if stage == "test" and self.captioner is not None:
+        self._captioners = []
+        if self.captioner is not None:  # also before a training, so that a mistake is not noticed at its end
             made_of, weights = trained_module(self.captioner)
             captioner = rebuilt(made_of)
             if not hasattr(captioner, "caption"):
                 raise ValueError(f"captioner={self.captioner}: holds a {made_of['class_path']}, expected a captioner")
             captioner.load_state_dict(weights)
-            self._captioners = [captioner.to(self.device)]
+            self._captioners = [captioner.requires_grad_(False)]
+
+    def on_test_start(self) -> None:
+        for captioner in self._captioners:
+            captioner.to(self.device)
 
     def on_fit_start(self) -> None:
-        if self.trainer.precision == "16-mixed":
+        if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
             raise ValueError(
-                "trainer.precision='16-mixed': expected 'bf16-mixed' or 32-true; float16 has one scale for both losses"
+                f"trainer.precision={self.trainer.precision!r}: expected '32-true', '64-true' or 'bf16-mixed'; "
+                "float16 has one scale for the losses of both networks"
             )
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if getattr(data, "captions_per_image", None) != 1:
+            raise ValueError(
+                f"captions_per_image={getattr(data, 'captions_per_image', None)}: expected 1, so that the sentences of "
+                "a batch are of different images"
+            )
+        if data.tables["train"].objects.shape[1] != 1:
+            raise ValueError("the training images show several objects: expected one in each, such as max_objects=1")
+        if self.wrong_sentences >= (size := data.batch_size * world_size()):
+            raise ValueError(f"wrong_sentences={self.wrong_sentences}: expected less than the global batch of {size}")
         # All of the training part on each rank, where the loader would give each its share.
         everything = data.tables["train"]
         batches = [everything[rows] for rows in torch.arange(len(everything)).split(1024)]
@@ -310,6 +336,8 @@ class TextToImageGAN(LightningModule):
             fit_classifier(self.classifier, batches, self.classifier_epochs, self.device)
         if not self.embedding.trained:
             fit_joint_embedding(self.embedding, batches, self.embedding_epochs, self.device)
+        for network in (self.classifier, self.embedding):
+            take_from_first_rank(network)  # on GPUs equal trainings may end a little apart
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -389,13 +417,19 @@ class TextToImageGAN(LightningModule):
         torch._foreach_lerp_(mine, theirs, 1 - self.ema_decay)
 
     def configure_optimizers(self) -> Any:
-        networks = self.generator, self.discriminator
-        return [
+        made: list[Any] = [
             configure_optimizers(
                 self, self.optimizer, self.scheduler, parts=[network], accumulate=self.accumulate_grad_batches
             )
-            for network in networks
+            for network in (self.generator, self.discriminator)
         ]
+        if any(
+            isinstance(of_network.get("lr_scheduler", {}).get("scheduler"), ReduceLROnPlateau) for of_network in made
+        ):
+            raise ValueError(
+                "scheduler ReduceLROnPlateau: expected one that goes by steps or epochs; a GAN has no loss for it"
+            )
+        return made
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
@@ -403,10 +437,13 @@ class TextToImageGAN(LightningModule):
         self._evaluate(batch, batch_idx)
 
     def test_step(self, batch: CaptionBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
+        fake = self._evaluate(batch, batch_idx)
+        for captioner in self._captioners:
+            self.agreement.update(self.agreeing(captioner.caption(fake, method="greedy"), batch.stated))
+            self.log("test/captioner_agreement", self.agreement)
 
-    def _evaluate(self, batch: CaptionBatch, batch_idx: int) -> None:
-        """One generated image for each sentence, at the same noise in every evaluation."""
+    def _evaluate(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
+        """One generated image for each sentence, at the same noise in every evaluation; returned."""
         if batch_idx == 0:
             self._shown = batch
         text = self.embedding.text(batch.captions, batch.lengths)
@@ -425,9 +462,7 @@ class TextToImageGAN(LightningModule):
             fake_features=fake_features,
         )
 
-        for captioner in self._captioners:
-            self.agreement.update(self.agreeing(captioner.caption(fake, method="greedy"), batch.stated))
-            self.log("test/captioner_agreement", self.agreement)
+        return fake
 
     def agreeing(self, captions: Sequence[Sequence[str]], stated: Tensor) -> Tensor:
         """1 for each attribute of which caption and sentence state the same, 0 where they state different values.
@@ -438,7 +473,7 @@ class TextToImageGAN(LightningModule):
         """
         same = []
         for (caption, *_), row in zip(captions, stated.tolist(), strict=True):
-            seen = stated_attributes(caption)
+            seen = stated_attributes(caption, self.attributes)
             for (name, values), value in zip(self.attributes.items(), row, strict=True):
                 if value >= 0 and name in seen:
                     same.append(float(values[value] == seen[name]))

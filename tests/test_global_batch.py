@@ -80,7 +80,7 @@ def trainer_of(devices: int, nodes: int, **attributes: Any) -> Any:
     """What a Trainer of so many devices says of itself."""
     data = type("Data", (), attributes)()
     names = {"num_devices": devices, "num_nodes": nodes, "accumulate_grad_batches": 1, "is_global_zero": True}
-    return type("FakeTrainer", (), {**names, "datamodule": data})()
+    return type("FakeTrainer", (), {**names, "datamodule": data, "lightning_module": None})()
 
 
 def test_devices_and_nodes_count_and_every_group_is_scaled(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from datamodules.captions import CaptionBatch, Scenes
+from datamodules.captions import CaptionBatch, Captions, EasyVQACaptions, Scenes
 from datamodules.scene_grammar import ATTRIBUTES
+from experiments.callbacks.global_batch import batch_size_of
+from lit_models.captioner import Captioner
 from lit_models.parts.attribute_classifier import AttributeClassifier, fit_classifier
 from lit_models.parts.generation_scores import GenerationScores, frechet_distance
 from lit_models.parts.joint_embedding import JointEmbedding, fit_joint_embedding
@@ -37,7 +39,7 @@ def scenes(**options: Any) -> Scenes:
     return Scenes(**{"batch_size": 8, "captions_per_image": 1, **sizes, **options})
 
 
-def make(data: Scenes | None = None, **options: Any) -> TextToImageGAN:
+def make(data: Captions | None = None, **options: Any) -> TextToImageGAN:
     data = data or scenes()
     torch.manual_seed(0)
     small: dict[str, Any] = {"embedding_dim": 6, "text_dim": 8, "condition_dim": 4, "noise_dim": 5, "width": 2}
@@ -59,7 +61,7 @@ def lively(model: TextToImageGAN) -> TextToImageGAN:
     return model
 
 
-def train(model: TextToImageGAN, data: Scenes, *callbacks: Callback, **options: Any) -> Trainer:
+def train(model: TextToImageGAN, data: Captions, *callbacks: Callback, **options: Any) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = Trainer(
         **{**quiet, "enable_checkpointing": False, "limit_val_batches": 0, "max_epochs": 1, **options},
@@ -256,6 +258,23 @@ def test_accumulation_waits_and_the_last_batch_of_an_epoch_does_not() -> None:
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9), "the schedule ends with the run"
 
 
+@pytest.mark.parametrize(("options", "steps"), [({"max_epochs": 2}, 4), ({"max_epochs": 9, "max_steps": 3}, 3)])
+def test_a_schedule_is_as_long_as_the_run_where_gradients_are_accumulated(options: dict[str, int], steps: int) -> None:
+    data = scenes()  # three batches, of which the third is a step by itself
+    model = make(data, accumulate_grad_batches=2, scheduler=lambda optimizer: WarmupCosine(optimizer))
+    rates: list[float] = []
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    trainer = train(model, data, Watch(), **options)
+    assert trainer.global_step == steps
+    expected = [1e-4 * (1 + math.cos(math.pi * step / steps)) for step in range(steps) for _ in range(2)]
+    assert rates == pytest.approx(expected)
+    assert batch_size_of(trainer)["global"] == 16
+
+
 def test_gradients_are_clipped_by_network() -> None:
     data = scenes(num_train=8)
     model, norms = make(data, gradient_clip_norm=1e-3), []
@@ -305,8 +324,36 @@ def test_half_precision_with_one_scale_is_refused() -> None:
         def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
             trainer.precision_plugin.precision = "16-mixed"  # type: ignore[misc]
 
-    with pytest.raises(ValueError, match=r"trainer.precision='16-mixed': expected 'bf16-mixed'"):
+    with pytest.raises(ValueError, match=r"trainer.precision='16-mixed': expected '32-true'"):
         train(make(data), data, Says16())
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ({"captions_per_image": None}, {}, "captions_per_image=None: expected 1"),
+        ({"max_objects": 2}, {}, "several objects: expected one in each"),
+        ({}, {"wrong_sentences": 8}, "wrong_sentences=8: expected less than the global batch of 8"),
+        ({}, {"captioner": "no.ckpt"}, "no.ckpt: no such file"),
+        ({}, {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, "scheduler ReduceLROnPlateau: expected one"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_the_training(
+    data: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    source = scenes(**data)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(make(source, **options), source)
+
+
+def test_easy_vqa_has_no_sizes_and_is_trained_as_well() -> None:
+    data = EasyVQACaptions(batch_size=8, captions_per_image=1)
+    model = make(data)
+    trainer = train(model, data, limit_train_batches=2, limit_val_batches=1)
+    assert "val/attribute_accuracy" in trainer.callback_metrics
+    row = [-1] * len(model.attributes)
+    row[list(model.attributes).index("shape")] = model.attributes["shape"].index("rectangle")
+    assert model.agreeing([["a black rectangle"]], torch.tensor([row])).tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -513,6 +560,23 @@ def test_interpolation_ends_at_both_sentences() -> None:
     torch.testing.assert_close(way[[0, -1]], ends, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="steps=1: expected at least 2"):
         model.interpolate("a", "a", steps=1)
+
+
+def test_a_captioner_judges_the_test(tmp_path: Path) -> None:
+    data = scenes()
+    arguments = {"vocab": data.vocab, "longest": 12, "channels": [2, 2], "hidden_dim": 4, "attributes": data.attributes}
+    content = {
+        "state_dict": Captioner(**arguments).state_dict(),  # type: ignore[arg-type]
+        "hyper_parameters": {**arguments, "_class_path": "lit_models.captioner.Captioner"},
+    }
+    torch.save(content, tmp_path / "captioner.ckpt")
+    model = make(data, captioner=str(tmp_path / "captioner.ckpt"))
+    trainer = train(model, data, limit_val_batches=1)
+    assert "val/attribute_accuracy" in trainer.callback_metrics
+    assert not any("captioner" in name for name in trainer.callback_metrics), "not in validation"
+    trainer.test(model, datamodule=data, verbose=False)
+    assert "test/captioner_agreement" in trainer.callback_metrics
+    assert not any("captioner" in name for name in model.state_dict())
 
 
 def test_one_word_is_exchanged_at_a_time() -> None:

@@ -92,11 +92,14 @@ def batch_size_of(trainer: Trainer) -> dict[str, int]:
     ``devices`` are those of all nodes. Data without ``batch_size`` leave ``per_device`` and ``global`` out.
     """
     devices = trainer.num_devices * trainer.num_nodes
-    size = {"devices": devices, "accumulation": trainer.accumulate_grad_batches}
+    # A module with several optimizers accumulates by itself, and then the Trainer does not.
+    own = getattr(trainer.lightning_module, "accumulate_grad_batches", 1)
+    accumulation = trainer.accumulate_grad_batches * own
+    size = {"devices": devices, "accumulation": accumulation}
     per_device = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
     if per_device is None:
         return size
-    return {"per_device": per_device, **size, "global": per_device * devices * trainer.accumulate_grad_batches}
+    return {"per_device": per_device, **size, "global": per_device * devices * accumulation}
 
 
 def scaled(optimizer: Callable[..., Optimizer], factor: float) -> Callable[..., Optimizer]:

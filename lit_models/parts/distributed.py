@@ -78,3 +78,11 @@ def places_of_this_rank(count: int, device: torch.device | str = "cpu") -> Tenso
 def rows_of_this_rank(rows: Tensor) -> Tensor:
     """The reverse of :func:`gather_rows`."""
     return rows[dist.get_rank() :: world_size()] if world_size() > 1 else rows
+
+
+@torch.no_grad()
+def take_from_first_rank(module: torch.nn.Module) -> None:
+    """Gives every rank the first one's parameters and buffers."""
+    if world_size() > 1:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            dist.broadcast(tensor, 0)

@@ -176,7 +176,12 @@ def configure_optimizers(
         steps = module.trainer.estimated_stepping_batches
         if steps == math.inf:
             raise ValueError("scheduler WarmupCosine: expected trainer.max_epochs or trainer.max_steps, its length")
-        schedule.set_total_steps(math.ceil(steps / accumulate))
+        if accumulate > 1:  # the Trainer takes each batch for a step
+            trainer = module.trainer
+            epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else math.inf
+            steps = epochs * math.ceil(trainer.num_training_batches / accumulate)
+            steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+        schedule.set_total_steps(int(steps))
         return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
     if isinstance(schedule, DecayToFloor):
         return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
