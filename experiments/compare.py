@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.arguments import ArgumentParser, Mistake, nearest
-from experiments.compare_views import VIEWS, below, draw, short, text
+from experiments.compare_picture import draw
+from experiments.compare_views import VIEWS, below, short, text
 from experiments.finished_runs import Run, find_folders, read_run
 
 SEED = "seed_everything"
@@ -212,7 +213,7 @@ def main(args: list[str]) -> int:
         notes = remarks(groups)
         file = f"compare_{metric.replace('/', '_')}.png" if options.picture is None else options.picture
         if file and groups:
-            picture = draw(groups, metric.replace("test/", "val/", 1), Path(file), notes)
+            picture = draw(groups, metric, Path(file), notes)
     elif not left_out:
         raise Mistake(f"{' '.join(options.runs)}: no runs")
     print(VIEWS[options.format](groups, left_out, notes, picture), end="")

@@ -1,4 +1,4 @@
-"""How a comparison is shown: a table for people, CSV, JSON, Markdown, and a picture of the curves."""
+"""How a comparison is shown: a table for people, CSV, JSON, Markdown."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.arguments import Mistake
-
 if TYPE_CHECKING:
     from experiments.compare import Group
 
 DIGITS = {"wall_seconds": 1, "samples_per_second": 0, "parameters": 0}
 """after the point; other figures have four"""
-PICTURES = (".png", ".pdf", ".svg")
 
 
 def short(key: str) -> str:
@@ -119,67 +116,3 @@ def as_json(groups: list[Group], left_out: dict[str, str], notes: list[str], pic
 
 VIEWS: dict[str, Callable[[list[Group], dict[str, str], list[str], Path | None], str]]
 VIEWS = {"table": as_table, "csv": as_csv, "json": as_json, "markdown": as_markdown}
-
-
-def draw(groups: list[Group], metric: str, file: Path, notes: list[str]) -> Path | None:
-    """Writes the curves of ``metric``: a line for the mean of each group's runs, a band of ± one standard deviation.
-
-    Runs that were measured at different steps are interpolated linearly where all of a group have values. A run
-    without a curve goes to ``notes``; nothing is written where no run has one.
-
-    Raises:
-        Mistake: no such folder, or no known kind of picture.
-    """
-    if file.suffix not in PICTURES:
-        raise Mistake(f"--picture {file}: expected a name that ends in {', '.join(PICTURES)}")
-    if not file.parent.is_dir():
-        raise Mistake(f"--picture {file}: no folder {str(file.parent)!r}")
-    import numpy as np
-    from cycler import cycler
-    from matplotlib.colors import TABLEAU_COLORS
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.3), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel=metric)
-    # Of many groups each has a line of its own, by color and then by dashes.
-    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=TABLEAU_COLORS.values()))
-    many = len(groups) > 4
-    for group in groups:
-        curves = []
-        for run in group.runs:
-            try:
-                curve = run.curve(metric)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                notes.append(f"{run.folder.path}: no curve, metrics.csv cannot be read ({error})")
-                continue
-            if curve:
-                curves.append(curve)
-            else:
-                notes.append(f"{run.folder.path}: no curve, metrics.csv has no {metric}")
-        steps = np.unique([step for curve in curves for step in curve])
-        common = [(min(curve), max(curve)) for curve in curves]
-        steps = steps[
-            (steps >= max((a for a, _ in common), default=0)) & (steps <= min((b for _, b in common), default=0))
-        ]
-        if not len(steps):
-            continue
-        values = np.stack([np.interp(steps, list(curve), list(curve.values())) for curve in curves])  # (runs, steps)
-        mean = values.mean(0)
-        (line,) = axes.plot(
-            steps, mean, label=group.short_label if many else group.label, marker="." if len(steps) < 40 else None
-        )
-        if len(curves) > 1:
-            std = values.std(0, ddof=1)
-            axes.fill_between(steps, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
-    if not axes.lines:
-        return None
-    if many:
-        title = ", ".join(key.rpartition(".")[2] for key in groups[0].keys)
-        figure.legend(
-            loc="outside right center", title=title, title_fontsize="x-small", fontsize="x-small", frameon=False
-        )
-    else:
-        figure.legend(loc="outside upper left", fontsize="small", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=150, bbox_inches="tight")
-    return file

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from experiments.compare import main
-from experiments.compare_views import draw
+from experiments.compare_picture import draw
 from experiments.finished_runs import read_run
 from experiments.run_folder import RunFolder
 from tests.conftest import REPOSITORY
@@ -249,6 +249,20 @@ def test_the_curves_are_means_with_bands(
         "model.fusion=concat (n = 3)",
         "model.fusion=product (n = 3)",
     ]
+
+
+def test_runs_that_were_validated_once_are_bars(
+    runs: Path, compare: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in runs.glob("*/metrics.csv"):
+        file.write_text("step,epoch,train/loss,val/accuracy\n10,0,,0.1\n")
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *args, **kwargs: figures.append(figure))
+    compare(runs, "--picture", "x.png")
+    axes = figures[0].axes[0]
+    assert axes.get_xlabel() == "test/accuracy", "as in the table"
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.6, 0.8])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["product (3)", "concat (3)"]
 
 
 def test_the_picture_is_written_where_it_is_said_to_be(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
