@@ -7,11 +7,11 @@ same network, a siamese one, and with d the distance of their embeddings
 
 Schroff, Kalenichenko & Philbin, "FaceNet" (2015): an anchor shall be nearer to its positive than to its negative,
 
-    L = max(0, d(a, p) − d(a, n) + m)
+    L = max(0, d(a, p)² − d(a, n)² + m)                                                                      (eq. 3)
 
 where most triplets are soon no trouble and a miner chooses those that are: the hardest of a batch (Hermans, Beyer &
-Leibe 2017), the semi-hard ones, whose negative is further than the positive but within the margin (FaceNet), or by
-distance (Wu et al. 2017). Khosla et al., "Supervised Contrastive Learning" (2020), take all positives of a batch into
+Leibe 2017), the semi-hard ones, whose negative is farther than the positive, but by less than the margin (FaceNet), or
+by distance (Wu et al. 2017). Khosla et al., "Supervised Contrastive Learning" (2020), take all positives of a batch into
 the softmax of SimCLR. Learning to classify, with the classifier thrown away, is what they all have to be better than.
 
 Losses, miners, distances and reducers are those of pytorch-metric-learning, by their names there.
@@ -92,6 +92,8 @@ class ClassificationLoss(nn.Module):
 
 
 OWN = {"SiameseLoss": SiameseLoss, "ClassificationLoss": ClassificationLoss}
+FACENET = {"name": "LpDistance", "power": 2}
+"""the distance of TripletMarginLoss where no other is chosen: squared, which the library's own is not"""
 
 
 def chosen(argument: str, spec: Mapping[str, Any], library: ModuleType, **facts: Any) -> Any:
@@ -162,7 +164,8 @@ class MetricLearning(LightningModule):
         loss: ``name`` and arguments of one of pytorch-metric-learning's losses, of :class:`SiameseLoss` or of
             :class:`ClassificationLoss`.
         miner: of one of its miners, which choose among the pairs or triplets of a batch; ``null`` for all.
-        distance, reducer: of its distances and reducers; ``null`` for the loss's own, which a miner has too.
+        distance, reducer: of its distances and reducers; ``null`` for the loss's own, and of triplets FaceNet's squared
+            distance. A miner measures as the loss does.
         freeze_batch_norm: keep the batch-norm statistics of the encoder as they are, as is usual with pretrained
             weights and small batches.
         representation: what :meth:`encode` gives: the encoder's features, or the embedding.
@@ -214,6 +217,8 @@ class MetricLearning(LightningModule):
         if out_dim is not None:
             self.head = projection_head(features, head_dim or features, out_dim, head_layers)
         shared: dict[str, Any] = {}
+        if distance is None and loss.get("name") == "TripletMarginLoss":
+            distance = FACENET
         if distance:
             shared["distance"] = chosen("distance", distance, distances)
         if reducer:
