@@ -99,7 +99,8 @@ def fit_linear_probes(
     Deterministic, and without autograd, which ``inference_mode`` does not have. Needs 16 N D bytes or so.
 
     Args:
-        features: (N, D) float64, standardized.
+        features: (N, D), standardized. In float32 the large products are, and all else is float64: of wide features in
+            half the time.
         labels: (N,), each below ``num_classes``.
         tolerance: largest element of the gradient, in the coordinates below, at which it has converged; the default
             is as in scikit-learn.
@@ -107,10 +108,12 @@ def fit_linear_probes(
     # L-BFGS takes long over features of very unequal spread. Along an eigenvector of their covariance the curvature is
     # at most about s/4 + λ, so in coordinates V with W = U diag(s/4 + λ)^-½ V it is at most about 1, and a third of the
     # steps suffice. The minimum is the same.
-    spread, basis = torch.linalg.eigh(features.T @ features / len(features))
-    true = (torch.arange(len(labels), device=labels.device), labels)
-    weight = features.new_zeros(features.shape[1], num_classes)
-    bias = features.new_zeros(num_classes)
+    spread, basis = torch.linalg.eigh((features.T @ features).double() / len(features))
+    # The scores of the true classes are linear in W and b, so that their mean needs the features only once. Classes are
+    # rows: along short rows PyTorch's softmax is slow.
+    true = F.one_hot(labels, num_classes).T.to(features.dtype)
+    true_mean, share = (true @ features).T.double() / len(labels), true.mean(1).double()
+    weight, bias = torch.zeros_like(true_mean), torch.zeros_like(share)
     for penalty in penalties:
         root = (spread.clamp(min=0) / 4 + penalty).sqrt()[:, None]
         coordinates = root * (basis.T @ weight)
@@ -119,14 +122,14 @@ def fit_linear_probes(
             root: Tensor = root, coordinates: Tensor = coordinates, penalty: float = penalty
         ) -> float:
             weight = basis @ (coordinates / root)
-            log_p = (features @ weight).add_(bias).log_softmax(1)
-            loss = -log_p[true].mean() + 0.5 * penalty * weight.square().sum()
-            error = log_p.exp_()
-            error[true] -= 1
-            error /= len(labels)
-            coordinates.grad = basis.T @ (features.T @ error + penalty * weight) / root
-            bias.grad = error.sum(0)
-            return float(loss)
+            scores = torch.addmm(bias.to(features.dtype)[:, None], weight.T.to(features.dtype), features.T)  # (K, N)
+            total = scores.logsumexp(0)
+            loss = total.mean(dtype=torch.double) - (weight * true_mean).sum() - bias @ share
+            p = scores.sub_(total).exp_()
+            gradient = (p @ features).T.double() / len(labels) - true_mean + penalty * weight
+            coordinates.grad = basis.T @ gradient / root
+            bias.grad = p.mean(1, dtype=torch.double) - share
+            return float(loss + 0.5 * penalty * weight.square().sum())
 
         torch.optim.LBFGS(
             [coordinates, bias],
@@ -261,6 +264,7 @@ def probe(
     neighbors = knn_predict(features_train, labels_train, features_eval, num_classes, k, temperature)
     figures = {"knn_accuracy": accuracy(neighbors, labels_eval)}
     bank, evaluated, selecting = standardize(*parts)
+    bank = bank.float()
     everything = torch.arange(len(bank), device=bank.device)
     for name, rows in zip(names, [everything, *subsets.values()], strict=True):
         x = bank if rows is everything else bank[rows]
