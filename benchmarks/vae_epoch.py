@@ -2,8 +2,9 @@
 
 The loop by hand trains the same network on whole tensors of the same images, binarized anew in each step, with the same
 optimizer and schedule. The other loop is in the manner of pytorch/examples' VAE: torchvision's MNIST with ``ToTensor``
-through a DataLoader with one worker, and the loss is read in each step. Its step and its batch size are those of the
-loop by hand, and it takes as many batches as an epoch of ours has, though its data set has the validation images too.
+through a DataLoader with one worker, Adam as PyTorch has it by default, and the loss is read in each step. All else of
+its step and its batch size are those of the loop by hand, and it takes as many batches as an epoch of ours has, though
+its data set has the validation images too.
 """
 
 from __future__ import annotations
@@ -37,17 +38,18 @@ def negative_elbo(model: Any, images: Tensor) -> Tensor:
 
 
 def train_by_hand(
-    initial: Any, epoch: Callable[[], Iterator[Tensor]], steps: int, epochs: int, read_loss: bool = False
+    initial: Any, epoch: Callable[[], Iterator[Tensor]], steps: int, epochs: int, as_examples_do: bool = False
 ) -> float:
     """Seconds of an epoch of ``steps``: the median of ``epochs``, with one more before.
 
     Args:
         initial: the model to start from; it is not changed.
         epoch: the batches of images (B, 1, 28, 28) in 0..1 of one epoch, on the device.
-        read_loss: in each step.
+        as_examples_do: Adam with its defaults, and the loss is read in each step.
     """
     model = deepcopy(initial).to(device()).train()
-    optimizer = model.optimizer(p for p in model.parameters() if p.requires_grad)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=1e-3) if as_examples_do else model.optimizer(parameters)
     schedule = model.scheduler(optimizer)
     schedule.set_total_steps((epochs + 1) * steps)
     seconds = []
@@ -57,7 +59,7 @@ def train_by_hand(
             loss = negative_elbo(model, images)
             optimizer.zero_grad()
             loss.backward()
-            if read_loss:
+            if as_examples_do:
                 total += loss.item()
             optimizer.step()
             schedule.step()
@@ -87,7 +89,7 @@ def by_hand(epochs: int, limit_batches: int | None) -> tuple[Callable[[], float]
 
     return (
         lambda: train_by_hand(model, whole_tensors, steps, epochs),
-        lambda: train_by_hand(model, one_by_one, steps, epochs, read_loss=True),
+        lambda: train_by_hand(model, one_by_one, steps, epochs, as_examples_do=True),
         steps,
     )
 

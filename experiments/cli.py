@@ -28,6 +28,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from experiments.arguments import run_command
 from experiments.callbacks.checkpoints import RecoveryCheckpoint
+from experiments.callbacks.empty_hooks import leave_out_empty_hooks
 from experiments.callbacks.exact_resume import ExactResume
 from experiments.callbacks.figures import Figures
 from experiments.callbacks.global_batch import GlobalBatch
@@ -54,7 +55,7 @@ from experiments.run_folder import (
 
 DATA_FACTS = (
     *("vocab", "answers", "question_types", "image_shape", "num_classes", "class_names"),
-    *("scale_factor", "longest", "sequence_dim", "num_images", "attributes"),
+    *("scale_factor", "longest", "sequence_dim", "num_images", "copies", "attributes"),
 )
 """attributes of a data module that are linked to a model's argument of the same name"""
 
@@ -185,7 +186,9 @@ class CLI(LightningCLI):
         if not unchecked:
             self.stop = GracefulStop(recovery)
             wanted += [best, recovery, self.stop]
-        return self._instantiate_trainer({**config, **kwargs, "logger": loggers}, wanted)
+        trainer = self._instantiate_trainer({**config, **kwargs, "logger": loggers}, wanted)
+        leave_out_empty_hooks(trainer.callbacks)
+        return trainer
 
     def _rerunnable_config(self) -> str:
         """The complete configuration as YAML, less what ties it to this one run."""

@@ -40,8 +40,8 @@ from lit_models.parts.encoders import image_encoder
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.image_coders import conv_decoder, conv_encoder, mlp
 from lit_models.parts.images import to_image_batch
-from lit_models.parts.latent import slerp
-from lit_models.parts.noise import normal_of_samples, uniform_of_samples
+from lit_models.parts.latent import gaussian_kl, slerp
+from lit_models.parts.noise import coins_of_samples, normal_of_samples
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.vae_scores import PosteriorScores
 
@@ -59,11 +59,6 @@ def log_normal(z: Tensor, mean: Tensor | float = 0.0, log_var: Tensor | float = 
     """log N(z; mean, exp(log_var)) of each element."""
     log_var = torch.as_tensor(log_var, dtype=z.dtype, device=z.device)
     return -0.5 * (LOG_2PI + log_var + (z - mean).square() * torch.exp(-log_var))
-
-
-def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_var)) ‖ N(0, 1)) of each element, in nats: Kingma & Welling, appendix B."""
-    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
 
 
 def importance_bound(log_weights: Tensor) -> Tensor:
@@ -86,16 +81,15 @@ def log_likelihood(kind: Likelihood, output: Tensor, images: Tensor, log_scale: 
     if kind == "bernoulli":
         cross_entropy = F.binary_cross_entropy_with_logits(output, images.expand_as(output), reduction="none")
         return -cross_entropy.flatten(-3).sum(-1)
-    if kind == "gaussian":
-        per_pixel = log_normal(images, output, 2 * log_scale)
-    else:
-        half, scale = 0.5 / 255, log_scale.exp()
-        above, below = (images + half - output) / scale, (images - half - output) / scale
-        # σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b − a)), whose logarithm does not cancel in the tails.
-        inside = F.logsigmoid(above) + F.logsigmoid(-below) + torch.log1p(-torch.exp(below - above))
-        per_pixel = torch.where(
-            images <= 0, F.logsigmoid(above), torch.where(images >= 1, F.logsigmoid(-below), inside)
-        )
+    if kind == "gaussian":  # the deviation is that of all pixels, so the squares are summed first
+        squares = (images - output).square().flatten(-3).sum(-1)
+        pixels = math.prod(images.shape[-3:])
+        return -0.5 * (pixels * (LOG_2PI + 2 * log_scale) + squares * torch.exp(-2 * log_scale))
+    half, scale = 0.5 / 255, log_scale.exp()
+    above, below = (images + half - output) / scale, (images - half - output) / scale
+    # σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b − a)), whose logarithm does not cancel in the tails.
+    inside = F.logsigmoid(above) + F.logsigmoid(-below) + torch.log1p(-torch.exp(below - above))
+    per_pixel = torch.where(images <= 0, F.logsigmoid(above), torch.where(images >= 1, F.logsigmoid(-below), inside))
     return per_pixel.flatten(-3).sum(-1)
 
 
@@ -234,8 +228,7 @@ class VAE(LightningModule):
         """What is modeled: the images, or a binarization of them that ``key`` determines."""
         if not self.binarize:
             return images
-        draws = uniform_of_samples(len(images), images[0].numel(), "binarize", *key, device=images.device)
-        return draws.view_as(images).lt_(images).to(images.dtype)  # in place: half the time
+        return coins_of_samples(images, "binarize", *key)
 
     def draws(self, count: int, like: Tensor, *key: int | str) -> Tensor:
         """ε of ``count`` codes an image: (k, B, D)."""
@@ -272,7 +265,8 @@ class VAE(LightningModule):
         reconstruction, kl = log_p_x.mean(0), kl_of_dimensions.sum(1)
         bound = elbo = reconstruction - kl
         if self.samples == 1:
-            loss = global_mean(self._kl_weight() * self._after_free_bits(kl_of_dimensions) - reconstruction)
+            cost = kl if self.free_bits == 0 else self._after_free_bits(kl_of_dimensions)
+            loss = global_mean(self._kl_weight() * cost - reconstruction)
         else:
             log_w = log_p_x + log_normal(z).sum(2) - log_normal(z, mean, log_var).sum(2)
             bound = importance_bound(log_w)
@@ -293,8 +287,6 @@ class VAE(LightningModule):
 
         The mean is over the batch of all ranks.
         """
-        if self.free_bits == 0:
-            return kl.sum(1)
         costs = mean_over_ranks(kl.detach().mean(0)) > self.free_bits
         return torch.where(costs, kl, self.free_bits).sum(1)
 

@@ -17,7 +17,7 @@ from datamodules.images import ImageBatch
 from experiments.cli import CLI
 from lit_models.parts.image_coders import conv_decoder, conv_encoder
 from lit_models.parts.latent import slerp
-from lit_models.parts.noise import normal_of_samples
+from lit_models.parts.noise import coins_of_samples, normal_of_samples
 from lit_models.parts.vae_scores import PosteriorScores, mutual_information
 from lit_models.vae import VAE, gaussian_kl, importance_bound, kl_weight, log_likelihood, log_normal
 from tests.contracts.test_ranks import one_and_two_ranks
@@ -196,6 +196,19 @@ def test_noise_belongs_to_the_sample_whichever_rank_has_it(monkeypatch: pytest.M
         count = len(range(rank, 7, 2))
         assert torch.equal(model.draws(2, torch.zeros(count, 3), "key"), whole[:, rank::2])
         assert torch.equal(model.observed(images(7)[rank::2], 5), pixels[rank::2])
+
+
+def test_coins_have_their_probabilities_and_no_row_depends_on_how_many_there_are() -> None:
+    probabilities = torch.tensor([0.0, 1 / 255, 0.3, 0.5, 254 / 255, 1.0]).repeat(200_000, 1)
+    coins = coins_of_samples(probabilities, "key")
+    assert set(coins.unique().tolist()) == {0.0, 1.0}
+    assert coins.mean(0).tolist() == pytest.approx(probabilities[0].tolist(), abs=0.005)
+    assert coins[:, 0].max() == 0, "black stays black"
+    assert coins[:, 5].min() == 1, "and white white"
+    assert abs(float(torch.corrcoef(coins[:, 2:4].T)[0, 1])) < 0.01, "neighbors are independent"
+    assert abs(float(torch.corrcoef(torch.stack([coins[1:, 3], coins[:-1, 3]]))[0, 1])) < 0.01
+    for count in (1, 3, 7):
+        assert torch.equal(coins_of_samples(probabilities[:count], "key"), coins[:count])
 
 
 def test_noise_is_standard_normal_and_no_row_depends_on_how_many_there_are() -> None:

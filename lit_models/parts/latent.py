@@ -1,9 +1,14 @@
-"""Paths between codes."""
+"""Gaussian codes: their KL from the prior, and paths between them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_var)) ‖ N(0, 1)) of each element, in nats: Kingma & Welling 2014, appendix B."""
+    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
 
 
 def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
