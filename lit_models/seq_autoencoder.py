@@ -40,6 +40,7 @@ from lit_models.parts.noise import uniform_of_samples
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.pca import PCA
 from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
+from lit_models.parts.sequences import State, remember, split_state, with_end, within
 from lit_models.parts.sketch import Sketch, to_strokes
 
 if TYPE_CHECKING:
@@ -50,14 +51,6 @@ END_WEIGHT = 0.1
 
 PCA_MOST = 4096
 """numbers of a sequence above which its principal components, whose cost grows with the cube, are left out"""
-
-State = tuple[Tensor, Tensor] | Tensor
-"""(h, c) of an LSTM, h of a GRU; each (layers, B, H)"""
-
-
-def within(lengths: Tensor, steps: int) -> Tensor:
-    """(B, steps) bool: which steps are part of sequences of so many."""
-    return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
 def reverse(values: Tensor, lengths: Tensor) -> Tensor:
@@ -210,7 +203,7 @@ class SequenceAutoencoder(LightningModule):
         self.to_state = nn.Linear(code_dim, layers * self.states * hidden)
         self.decoder = recurrent(input_dim + code_dim, hidden, layers, batch_first=True)
         self.head = nn.Linear(hidden, self.end + 1 if vocab is not None else self.dim + 1)
-        for network in (self.encoder, self.decoder) if cell == "lstm" else ():
+        for network in (self.encoder, self.decoder):
             remember(network)
 
         # For real numbers, of the training sequences resampled to the length of the longest: as many principal
@@ -244,8 +237,7 @@ class SequenceAutoencoder(LightningModule):
         """What is read or written, and in how many steps: text (B, T + 1), end tokens from its end on."""
         if self.vocab is None:
             return values, lengths
-        inside = F.pad(within(lengths, values.shape[1]), (0, 1))
-        return torch.where(inside, F.pad(values, (0, 1)), self.end), lengths + 1
+        return with_end(values, lengths, self.end)
 
     def embed(self, inputs: Tensor) -> Tensor:
         return inputs if self.embedding is None else self.embedding(inputs)
@@ -256,9 +248,7 @@ class SequenceAutoencoder(LightningModule):
 
     def initial_state(self, code: Tensor) -> State:
         """tanh(W_s code + b): of each layer's states a part."""
-        parts = self.to_state(code).tanh().unflatten(1, (self.states, self.layers, -1))
-        h, *c = (part.transpose(0, 1).contiguous() for part in parts.unbind(1))
-        return (h, c[0]) if c else h
+        return split_state(self.to_state(code).tanh(), self.states, self.layers)
 
     def forward(self, previous: Tensor, code: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The elements before those to be written (B, T) or (B, T, D), codes → logits (B, T, V + 1), or the elements
@@ -541,10 +531,3 @@ class SequenceAutoencoder(LightningModule):
         from lit_models.parts.sequence_figures import figures
 
         return {} if self._shown is None or self._by_length is None else figures(self, self._shown, self._by_length)
-
-
-def remember(network: nn.RNNBase) -> None:
-    """Lets an LSTM's forget gates begin open: a bias of 1 (Jozefowicz et al. 2015), of PyTorch's two one of 0."""
-    for name, parameter in network.named_parameters():
-        if name.startswith("bias"):
-            parameter.data[network.hidden_size : 2 * network.hidden_size] = float(name.startswith("bias_ih"))
