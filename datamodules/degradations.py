@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.files import nearest
+from datamodules.files import data_root, nearest
 
 Kernel = Literal["lanczos3", "lanczos2", "bicubic"]
 SUPPORT = {"lanczos3": 3.0, "lanczos2": 2.0, "bicubic": 2.0}
@@ -139,10 +139,15 @@ class Task:
         return measured + self.sigma / 255 * torch.randn(measured.shape, generator=generator)
 
     def noise_level(self, degraded: Tensor, mask: Tensor) -> Tensor:
-        """(B,): the noise's deviation in units of the brightness 0..1, given or else estimated."""
+        """(B,): the noise's deviation in units of the brightness 0..1, as it is in the measurements.
+
+        That is an estimate where ``sigma`` is not known, and else the lesser of the two: values that are clipped carry
+        less noise than was added, and what the image itself adds makes the estimate larger only.
+        """
+        estimate = estimated_noise(degraded, mask)
         if self.sigma is None:
-            return estimated_noise(degraded)
-        return degraded.new_full((len(degraded),), self.sigma / 255)
+            return estimate.nan_to_num(0)
+        return estimate.fmin(estimate.new_tensor(self.sigma / 255))
 
     def trivial(self, degraded: Tensor, mask: Tensor) -> Tensor:
         """What anybody would do without a method: (B, C, h, w) → (B, C, H, W). Here the image as it is."""
@@ -215,7 +220,7 @@ class Inpaint(Task):
 
     Args:
         missing: share of the pixels that are, at random.
-        mask: an image file of the image's size: white is known.
+        mask: an image file of the image's size, also below the data folder, ``LIT_DATA``: white is known.
         text: what is written over all of the image.
 
     Raises:
@@ -242,9 +247,10 @@ class Inpaint(Task):
             raise ValueError(f"missing={missing}: expected a share between 0 and 1, both excluded")
         if text is not None and not text.strip():
             raise ValueError(f"text={text!r}: expected something to write")
-        if mask is not None and not Path(mask).is_file():
-            raise FileNotFoundError(f"mask={mask}: no such file{nearest(Path(mask))}")
-        self.missing, self.mask_file, self.text = missing, mask, text
+        self.mask_file = None if mask is None else existing(mask)
+        if self.mask_file is not None and not self.mask_file.is_file():
+            raise FileNotFoundError(f"mask={mask}: no such file{nearest(self.mask_file)}")
+        self.missing, self.text = missing, text
 
     def mask(self, shape: Sequence[int], generator: torch.Generator, degraded: bool) -> Tensor:
         height, width = shape[-2:]
@@ -264,12 +270,18 @@ class Inpaint(Task):
         return known
 
 
-def mask_of_file(file: str) -> Tensor:
+def existing(name: str) -> Path:
+    """The path of this name, or the one below the data folder where only that exists."""
+    path, below = Path(name), data_root() / name
+    return below if below.exists() and not path.exists() else path
+
+
+def mask_of_file(file: Path) -> Tensor:
     """(1, H, W): 1 where the image is brighter than half."""
     from datamodules.image_files import decode_image
 
     try:
-        pixels = decode_image(Path(file).read_bytes(), grayscale=True)
+        pixels = decode_image(file.read_bytes(), grayscale=True)
     except Exception as error:  # broken images make Pillow raise almost anything
         raise ValueError(f"mask={file}: cannot be decoded: {error}") from error
     return torch.from_numpy(pixels > 127).float()
@@ -289,18 +301,24 @@ def text_mask(text: str, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(canvas) > 127)[None].float()
 
 
-def estimated_noise(images: Tensor) -> Tensor:
+def estimated_noise(images: Tensor, mask: Tensor) -> Tensor:
     """(B,): deviation of white Gaussian noise in images (B, C, H, W), from the finest diagonal wavelet coefficients.
 
     Median of |d| over 0.6745 (Donoho & Johnstone 1994, section 4), with the Haar wavelet: few of these coefficients
-    are large by the image itself, and the median does not see them.
+    are large by the image itself, and the median does not see them. Each is of 2 × 2 pixels; NaN where the ``mask``
+    (B, 1, H, W) or (B, 1, 1, 1) leaves none whole.
     """
-    even_rows, odd_rows = images[..., :-1:2, :], images[..., 1::2, :]
-    rows = even_rows - odd_rows
-    details = (rows[..., :-1:2] - rows[..., 1::2]) / 2
+
+    def squares(x: Tensor) -> list[Tensor]:
+        return [x[..., i : height + i : 2, j : width + j : 2] for i in (0, 1) for j in (0, 1)]
+
+    height, width = (side // 2 * 2 - 1 for side in images.shape[2:])
+    a, b, c, d = squares(images)
+    known = torch.stack(squares(mask.expand_as(images))).amin(0) == 1
+    details = ((a - b - c + d) / 2).abs()
     if details.numel() == 0:
-        return images.new_zeros(len(images))
-    return details.flatten(1).abs().median(1).values / 0.6745
+        return images.new_full((len(images),), torch.nan)
+    return details.where(known, torch.nan).flatten(1).nanmedian(1).values / 0.6745
 
 
 def nearest_fill(degraded: Tensor, mask: Tensor) -> Tensor:

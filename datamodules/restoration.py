@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from datamodules.degradations import Denoise, Task
-from datamodules.files import data_root, nearest
+from datamodules.degradations import Denoise, Task, existing
+from datamodules.files import nearest
 from datamodules.image_files import EXTENSIONS, decode_image
 from datamodules.loader import TensorLoader, keyed_generator, rank_and_world_size
 
@@ -72,7 +72,10 @@ class Restoration(LightningDataModule):
             it is.
         multiple_of: sides are cropped, around the center, to multiples of it (and of the task's).
         damage_seed: of noise and missing pixels, apart from the run's seed, so that runs restore the same image.
-        batch_size: images per rank; by default all. Each has one network, so ranks share all of them evenly.
+        copies: of each damaged image, in a row, for as many networks: to see how much their results spread, and to
+            average them.
+        batch_size: images per rank, copies counted; by default all. Each has one network, so ranks share all of them
+            evenly.
         iterations_per_epoch: after which metrics are logged and a stop is looked for.
 
     Attributes:
@@ -93,15 +96,15 @@ class Restoration(LightningDataModule):
         size: int | None = None,
         multiple_of: int = 1,
         damage_seed: int = 0,
+        copies: int = 1,
         batch_size: int | None = None,
         iterations_per_epoch: int = 100,
     ) -> None:
         super().__init__()
-        for name, value in (("size", size), ("multiple_of", multiple_of), ("batch_size", batch_size)):
+        counts = {"size": size, "multiple_of": multiple_of, "copies": copies, "batch_size": batch_size}
+        for name, value in (counts | {"iterations_per_epoch": iterations_per_epoch}).items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
-        if iterations_per_epoch < 1:
-            raise ValueError(f"iterations_per_epoch={iterations_per_epoch}: expected at least 1")
         self.task = task = task or Denoise()
         self.degraded, self.iterations = degraded, iterations_per_epoch
         self.names, self.files, images = open_images(image, size)
@@ -112,8 +115,8 @@ class Restoration(LightningDataModule):
             raise ValueError(
                 f"images of several sizes or channels: {listed}; expected one, or a 'size' to bring all to"
             )
-        self.num_images = len(images)
-        self.batch_size = self.num_images if batch_size is None else batch_size
+        self.num_images, self.copies = len(images), copies
+        self.batch_size = len(images) * copies if batch_size is None else batch_size
 
         generators = [keyed_generator(damage_seed, "damage", place) for place in range(len(images))]
         if degraded:
@@ -127,7 +130,9 @@ class Restoration(LightningDataModule):
         damaged, known = (torch.stack(each) for each in zip(*made, strict=True))
         if not known.flatten(1).any(1).all():
             raise ValueError(f"{', '.join(self.names)}: no pixel of it is known: expected a mask with some")
-        self.source = RestorationBatch(damaged, known, torch.stack(truth))
+        # A copy is of what was measured: its noise and its missing pixels are the same.
+        rows = (tensor.repeat_interleave(copies, 0) for tensor in (damaged, known, torch.stack(truth)))
+        self.source = RestorationBatch(*rows)
         self.operator = task.operator(self.image_shape)
         self._on_device: tuple[RestorationBatch, RestorationBatch] | None = None
 
@@ -141,13 +146,15 @@ class Restoration(LightningDataModule):
 
     def _loader(self, times: int) -> Repeated:
         _, world_size = rank_and_world_size()
-        if self.batch_size * world_size != self.num_images:
-            fitting = f"{self.num_images // world_size}" if self.num_images % world_size == 0 else "another image"
-            if self.num_images < world_size:
-                fitting = f"at most {self.num_images} ranks"
+        count = len(self.source.degraded)
+        if self.batch_size * world_size != count:
+            fitting = f"{count // world_size}" if count % world_size == 0 else "another image"
+            if count < world_size:
+                fitting = f"at most {count} ranks"
+            counted = f"{count} images" + (f" (copies={self.copies} of each)" if self.copies > 1 else "")
             raise ValueError(
-                f"batch_size={self.batch_size} on {world_size} ranks: expected {fitting}, since each of the "
-                f"{self.num_images} images has a network on one of the ranks"
+                f"batch_size={self.batch_size} on {world_size} ranks: expected {fitting}, since each of the {counted} "
+                "has a network on one of the ranks"
             )
         return Repeated(self.source, self.batch_size, times)
 
@@ -177,9 +184,7 @@ def open_images(image: Any, size: int | None) -> tuple[list[str], list[Path | No
             names, files = [*names, each], [*files, None]
             images.append(read_image(io.BytesIO(embedded_photograph(each)), each, size))
             continue
-        path = Path(each)
-        if not path.exists() and (data_root() / path).exists():
-            path = data_root() / path
+        path = existing(each)
         if not path.exists():
             raise FileNotFoundError(f"image={each}: no such file or folder{nearest(path, *EMBEDDED)}")
         found = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS) if path.is_dir() else [path]

@@ -37,7 +37,7 @@ from lit_models.parts.distributed import gather_rows, rows_of_this_rank, world_s
 from lit_models.parts.noise import normal_of_samples
 from lit_models.parts.optim import configure_optimizers
 from lit_models.parts.skip_network import SkipNetwork
-from lit_models.parts.total_variation import total_variation, tv_restore
+from lit_models.parts.total_variation import total_variation, tv_restore_noisy
 from lit_models.parts.windowed_variance import WindowedVariance
 
 if TYPE_CHECKING:
@@ -71,9 +71,13 @@ def mesh_grid(count: int, size: Sequence[int]) -> Tensor:
 class DeepImagePrior(LightningModule):
     """A network prior for each of N images, which are fitted side by side and do not know of each other.
 
+    With K ``copies`` each image has K networks, of weights and inputs of their own; what is restored is the mean of
+    theirs. The paper's best denoising is that of two.
+
     Args:
         image_shape: (C, H, W) of a restored image.
         num_images: N.
+        copies: K. Network n · K + k is the k-th of image n.
         down, up, skip, kernel_down, kernel_up, upsample: of :class:`~lit_models.parts.skip_network.SkipNetwork`.
         input: z: ``noise``, or a ``meshgrid`` of the pixels' places.
         input_channels: of the noise.
@@ -97,6 +101,7 @@ class DeepImagePrior(LightningModule):
         self,
         image_shape: Sequence[int],
         num_images: int = 1,
+        copies: int = 1,
         down: Sequence[int] = (128,) * 5,
         up: Sequence[int] = (128,) * 5,
         skip: Sequence[int] = (4,) * 5,
@@ -116,8 +121,9 @@ class DeepImagePrior(LightningModule):
         super().__init__()
         if input not in ("noise", "meshgrid"):
             raise ValueError(f"input={input!r}: expected 'noise' or 'meshgrid'")
-        if input_channels < 1:
-            raise ValueError(f"input_channels={input_channels}: expected at least 1")
+        for name, count in (("copies", copies), ("input_channels", input_channels)):
+            if count < 1:
+                raise ValueError(f"{name}={count}: expected at least 1")
         for name, value in (("input_noise", input_noise), ("tv_weight", tv_weight)):
             if not value >= 0:
                 raise ValueError(f"{name}={value}: expected 0 or more")
@@ -126,28 +132,30 @@ class DeepImagePrior(LightningModule):
         if backtrack_db is not None and not backtrack_db > 0:
             raise ValueError(f"backtrack_db={backtrack_db}: expected more than 0, or null")
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
-        self.image_shape, self.num_images = list(image_shape), num_images
+        self.image_shape, self.num_images, self.copies = list(image_shape), num_images, copies
+        self.num_networks = num_images * copies
         self.input_noise, self.averaging, self.tv_weight = input_noise, averaging, tv_weight
         self.backtrack_db, self.optimizer = backtrack_db, optimizer
         self.seed = torch.initial_seed()  # of seed_everything
 
         channels, *size = self.image_shape
         z_channels = 2 if input == "meshgrid" else input_channels
-        self.network = SkipNetwork(num_images, z_channels, channels, down, up, skip, kernel_down, kernel_up, upsample)
+        levels = (down, up, skip, kernel_down, kernel_up, upsample)
+        self.network = SkipNetwork(self.num_networks, z_channels, channels, *levels)
         if min(size) < (least := self.network.least_side()):
             raise ValueError(
                 f"an image of {size[1]}×{size[0]}: expected at least {least}×{least} for the {len(down)} levels of "
                 f"down={list(down)}"
             )
         made = (
-            mesh_grid(num_images, size)
+            mesh_grid(self.num_networks, size)
             if input == "meshgrid"
-            else random_input(num_images, z_channels, size, self.seed)
+            else random_input(self.num_networks, z_channels, size, self.seed)
         )
         self.register_buffer("z", made)
-        self.register_buffer("average", torch.zeros(num_images, *self.image_shape))
+        self.register_buffer("average", torch.zeros(self.num_networks, *self.image_shape))
         self.register_buffer("frames", torch.zeros(len(FRAMES), *self.image_shape))  # of the first image
-        self.stop = WindowedVariance(num_images, self.image_shape, window, patience)
+        self.stop = WindowedVariance(self.num_networks, self.image_shape, window, patience)
         # They are the same on every rank, so DDP need not send them in each step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
@@ -223,7 +231,7 @@ class DeepImagePrior(LightningModule):
 
     @torch.no_grad()
     def _went_back(self, fit: Tensor) -> bool:
-        """Puts the networks of those images back whose misfit (N,) has risen, and remembers the others'.
+        """Puts those networks back whose misfit (N · K,) has risen, and remembers the others'.
 
         The gradient of a fit that has gone astray is never applied. Read by the host once an epoch.
         """
@@ -258,19 +266,25 @@ class DeepImagePrior(LightningModule):
 
     @property
     def restored(self) -> Tensor:
-        """(N, C, H, W): the averaged outputs at the stop, or until now."""
-        return self.stop.kept
+        """(N, C, H, W): each network's averaged outputs at its stop, or until now; of copies their mean."""
+        return self.of_each_image(self.stop.kept).mean(1)
+
+    def of_each_image(self, networks: Tensor) -> Tensor:
+        """(N · K, …) → (N, K, …)"""
+        return networks.unflatten(0, (self.num_images, self.copies))
 
     @property
     def trace(self) -> Tensor:
-        """(iterations, N, len(TRACE))"""
+        """(iterations, N · K, len(TRACE))"""
         if not self._trace:
-            return self.average.new_zeros(0, self.num_images, len(TRACE))
+            return self.average.new_zeros(0, self.num_networks, len(TRACE))
         return torch.stack([row.to(self.device) for row in self._trace])
 
     def _evaluate(self, batch: RestorationBatch, stage: str) -> None:
         self._shown = batch
-        images = {"": self.restored, "_average": self.average, "_raw": self.stop.newest()}
+        images = {"": self.stop.kept, "_average": self.average, "_raw": self.stop.newest()}
+        if self.copies > 1:
+            images["_mean_of_copies"] = self.restored.repeat_interleave(self.copies, 0)
         images = {name: rows_of_this_rank(all_of_them) for name, all_of_them in images.items()}
         images |= {f"_{name}": image for name, image in self.references(batch).items()}
         lowest = self.stop.lowest.mean()
@@ -282,25 +296,31 @@ class DeepImagePrior(LightningModule):
         }
         if batch.truth.shape[1]:
             scores |= {f"psnr{name}_db": self.scored(image, batch).mean() for name, image in images.items()}
+            if self.copies > 1:
+                each = gather_rows(self.scored(images[""], batch))
+                scores["psnr_std_db"] = self.of_each_image(each).std(1).mean()
             # Of all iterations, which only the ground truth knows.
             peak = self.trace[:, :, TRACE.index("psnr_average_db")]
             scores["psnr_peak_db"] = peak.amax(0).mean() if len(peak) else scores["psnr_db"]
-            found, truth = (compared(x, self.data.task.luma, self.data.task.border) for x in (images[""], batch.truth))
-            scores["ssim"] = ssim(found, truth, data_range=1.0)  # type: ignore[assignment]
+            scores |= {f"ssim{name}": self._ssim(image, batch) for name, image in images.items()}
         named = {f"{stage}/{name}": value for name, value in scores.items()}
         self.log_dict(named, batch_size=len(batch.degraded), sync_dist=world_size() > 1)
+
+    def _ssim(self, images: Tensor, batch: RestorationBatch) -> Tensor:
+        found, truth = (compared(x, self.data.task.luma, self.data.task.border) for x in (images, batch.truth))
+        return ssim(found, truth, data_range=1.0)  # type: ignore[return-value]
 
     def references(self, batch: RestorationBatch) -> dict[str, Tensor]:
         """What anybody would do, and the least total variation: each (B, C, H, W), computed once."""
         if not self._references:
             task, operator = self.data.task, self.data.operator
             trivial = task.trivial(batch.degraded, batch.mask)
-            count = batch.mask.expand(-1, *batch.degraded.shape[1:]).flatten(1).sum(1)
-            tv = tv_restore(
+            tv = tv_restore_noisy(
                 batch.degraded,
+                batch.mask,
                 lambda x: batch.mask * operator(x),
                 lambda y: operator.adjoint(batch.mask * y),
-                task.noise_level(batch.degraded, batch.mask) * count.sqrt(),
+                task.noise_level(batch.degraded, batch.mask),
                 trivial,
             )
             self._references = {"trivial": trivial, "tv": tv}
@@ -358,7 +378,8 @@ def restore(image: Any, task: Task, iterations: int = 3000, seed: int = 0, **opt
         image: a file, or a tensor (C, H, W) or (N, C, H, W) in 0..1; with several, each has its own network.
         task: what was done to it; ``Denoise(sigma=None)`` where the noise is not known.
         iterations: at most; it stops before, unless ``patience=None``.
-        options: ``accelerator``, by default the best there is, and further arguments of :class:`DeepImagePrior`.
+        options: ``accelerator``, by default the best there is; ``copies``, networks of each image, whose mean is
+            returned; and further arguments of :class:`DeepImagePrior`.
 
     Returns:
         (C, H, W) in 0..1, or (N, C, H, W) as the image is.
@@ -370,7 +391,13 @@ def restore(image: Any, task: Task, iterations: int = 3000, seed: int = 0, **opt
 
 
 def fitted(
-    image: Any, task: Task, iterations: int, seed: int = 0, accelerator: str = "auto", **options: Any
+    image: Any,
+    task: Task,
+    iterations: int,
+    seed: int = 0,
+    accelerator: str = "auto",
+    copies: int = 1,
+    **options: Any,
 ) -> DeepImagePrior:
     """The model of :func:`restore`, of an image as :class:`~datamodules.restoration.Restoration` takes it."""
     from datamodules.restoration import Restoration
@@ -378,8 +405,8 @@ def fitted(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         per_epoch = min(100, iterations)
-        data = Restoration(image, task, degraded=True, iterations_per_epoch=per_epoch)
-        model = DeepImagePrior(data.image_shape, data.num_images, **options)
+        data = Restoration(image, task, degraded=True, copies=copies, iterations_per_epoch=per_epoch)
+        model = DeepImagePrior(data.image_shape, data.num_images, data.copies, **options)
         trainer = Trainer(
             accelerator=accelerator,
             devices=1,

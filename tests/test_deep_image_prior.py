@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from datamodules.degradations import Denoise, Downsample, Identity, Inpaint, SuperResolve, psnr
 from datamodules.restoration import Restoration
@@ -30,16 +31,16 @@ from lit_models.deep_image_prior import (
 )
 from lit_models.parts.restoration_figures import learning_curves
 from lit_models.parts.skip_network import Conv, Norm, SkipNetwork
-from lit_models.parts.total_variation import divergence, gradient, total_variation, tv_restore
+from lit_models.parts.total_variation import divergence, gradient, total_variation, tv_restore, tv_restore_noisy
 from lit_models.parts.windowed_variance import WindowedVariance
-from tests.conftest import QUIET, REPOSITORY
+from tests.conftest import DATA, QUIET, REPOSITORY
 
 SMALL: dict[str, Any] = {"down": (8, 8), "up": (8, 8), "skip": (2, 2), "input_channels": 4}
 
 
 def make(data: Restoration, seed: int = 0, **options: Any) -> DeepImagePrior:
     torch.manual_seed(seed)
-    return DeepImagePrior(data.image_shape, data.num_images, **SMALL | options)
+    return DeepImagePrior(data.image_shape, data.num_images, data.copies, **SMALL | options)
 
 
 def train(model: DeepImagePrior, data: Restoration, epochs: int = 1, **options: Any) -> Trainer:
@@ -189,6 +190,7 @@ def test_inputs() -> None:
     [
         ({"input": "grid"}, "input='grid'"),
         ({"input_channels": 0}, "input_channels=0"),
+        ({"copies": 0}, "copies=0: expected at least 1"),
         ({"input_noise": -1}, "input_noise=-1"),
         ({"tv_weight": -1}, "tv_weight=-1"),
         ({"averaging": 1.0}, r"averaging=1\.0"),
@@ -373,6 +375,72 @@ def test_total_variation_meets_measurements_without_noise() -> None:
         assert float(psnr(found, truth)) > float(psnr(trivial, truth)) + 1
 
 
+def known_of(data: Restoration) -> dict[str, Any]:
+    """What total variation is given of damaged images."""
+    batch, operator, task = data.source, data.operator, data.task
+    return {
+        "degraded": batch.degraded,
+        "measure": lambda x: batch.mask * operator(x),
+        "adjoint": lambda y: operator.adjoint(batch.mask * y),
+        "start": task.trivial(batch.degraded, batch.mask),
+        "steps": 200,
+    }
+
+
+def noisy_solution(data: Restoration, sigma: float | None = None) -> Tensor:
+    mask = data.source.mask
+    level = data.task.noise_level(data.source.degraded, mask) if sigma is None else torch.tensor([sigma / 255])
+    return tv_restore_noisy(mask=mask, noise=level, **known_of(data))
+
+
+def solution_within(data: Restoration, share: float) -> Tensor:
+    """At a share of the radius of the discrepancy principle."""
+    batch = data.source
+    measurements = batch.mask.expand_as(batch.degraded).flatten(1).sum(1)
+    radius = share * data.task.noise_level(batch.degraded, batch.mask) * measurements.sqrt()
+    return tv_restore(radius=radius, **known_of(data))
+
+
+SHARES = [0.3 + 0.05 * i for i in range(17)]
+
+
+@pytest.mark.parametrize(
+    ("image", "task"),
+    [
+        ("china", Denoise(25)),
+        ("flower", Denoise(10)),
+        ("grace_hopper", Denoise(50)),
+        ("china", Inpaint(missing=0.3, sigma=20)),
+        ("flower", SuperResolve(2, sigma=10)),
+    ],
+)
+def test_the_radius_is_nearly_the_one_that_the_truth_would_choose(image: str, task: Any) -> None:
+    data = Restoration(image, task, size=48)
+
+    def score(found: Tensor) -> float:
+        """Of what the measurements are of, which is all that the estimate is about."""
+        return float(psnr(data.operator(found), data.operator(data.source.truth)))
+
+    oracle = {share: score(solution_within(data, share)) for share in SHARES}
+    assert score(noisy_solution(data)) > max(oracle.values()) - 0.3
+    if isinstance(task, Denoise):
+        assert max(oracle.values()) > oracle[SHARES[14]] + 0.5, "the discrepancy principle smooths too much"
+
+
+def test_each_image_has_a_radius_of_its_own() -> None:
+    both = Restoration(["china", "flower"], Denoise(25), size=32)
+    found = noisy_solution(both)
+    for place, name in enumerate(("china", "flower")):
+        alone = Restoration(name, Denoise(25), size=32)
+        alone.source = type(both.source)(*(tensor[place : place + 1] for tensor in both.source))
+        assert torch.allclose(noisy_solution(alone)[0], found[place], atol=1e-3)
+
+
+def test_without_noise_there_is_no_radius_to_choose() -> None:
+    data = Restoration("china", Inpaint(missing=0.5), size=24)
+    assert torch.equal(noisy_solution(data), solution_within(data, 1.0))
+
+
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
@@ -448,6 +516,63 @@ def test_total_variation_beside_the_network() -> None:
         outputs.append(model().detach())
     plain, smooth = (float(total_variation(output)) for output in outputs)
     assert smooth < 0.5 * plain
+
+
+# ---- several networks for one image --------------------------------------------------------------------------------
+
+
+def test_copies_have_weights_and_inputs_of_their_own() -> None:
+    data = Restoration(["china", "flower"], size=16, copies=2, iterations_per_epoch=2)
+    model = make(data)
+    first, second = model.z[0], model.z[1]
+    assert not torch.equal(first, second)
+    weight = model.network.output.weight.unflatten(0, (4, -1))
+    assert not torch.equal(weight[0], weight[1])
+    assert not torch.equal(model(3)[0] - model()[0], model(3)[1] - model()[1]), "and noise of their own on the input"
+    train(model, data)
+    outputs = model.of_each_image(model.stop.kept)
+    assert outputs.shape == (2, 2, 3, 16, 16)
+    assert not torch.equal(outputs[:, 0], outputs[:, 1])
+
+
+def test_what_is_restored_is_the_mean_of_copies() -> None:
+    data = Restoration(["china", "flower"], Denoise(25), size=16, copies=3, iterations_per_epoch=30)
+    model = make(data)
+    found = {name: float(value) for name, value in train(model, data).callback_metrics.items()}
+    truth = data.source.truth
+    kept = model.stop.kept
+    assert model.restored.shape == (2, 3, 16, 16)
+    assert torch.allclose(model.restored, torch.stack([kept[:3].mean(0), kept[3:].mean(0)]))
+    each = psnr(kept, truth)
+    assert found["val/psnr_db"] == pytest.approx(float(each.mean()), abs=1e-4)
+    assert found["val/psnr_std_db"] == pytest.approx(float((each[:3].std() + each[3:].std()) / 2), abs=1e-4)
+    assert found["val/psnr_mean_of_copies_db"] == pytest.approx(
+        float(psnr(model.restored, truth[::3]).mean()), abs=1e-4
+    )
+    assert found["val/psnr_mean_of_copies_db"] > found["val/psnr_db"] + 0.1, "errors of two networks differ"
+    assert found["val/psnr_peak_db"] >= found["val/psnr_average_db"]
+
+
+def test_one_network_has_no_mean_of_copies() -> None:
+    data = Restoration("china", size=16, iterations_per_epoch=3)
+    names = train(make(data), data).callback_metrics
+    assert not {"val/psnr_mean_of_copies_db", "val/psnr_std_db"} & set(names)
+
+
+def test_copies_on_the_command_line_and_in_the_checkpoint(fit: Callable[..., CLI], tmp_path: Path) -> None:
+    picture = tmp_path / "scan.png"
+    Image.fromarray((255 * noise(32, 32, 3)).byte().numpy()).save(picture)
+    options = ["-c", CONFIG, "-c", SHRINK, "--data.image", picture, "--data.degraded", "true", "--data.size", "null"]
+    options += ["--data.copies", 2, "--data.batch_size", "null"]
+    cli = fit(*options, "--trainer.max_epochs", 1, "--test_after_fit", "false")
+    checkpoint = cli.folder.recovery_checkpoints()[0]
+    loaded = DeepImagePrior.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    assert len(loaded.z) == 2
+    assert torch.equal(loaded.restored, loaded.stop.kept.mean(0, keepdim=True))
+    build([str(arg) for arg in ["predict", *options, "--ckpt_path", checkpoint]] + QUIET).execute()
+    assert sorted(path.name for path in tmp_path.glob("scan*")) == ["scan.png", "scan_restored.png"]
+    written = torch.from_numpy(np.asarray(Image.open(tmp_path / "scan_restored.png")).copy()).movedim(-1, 0) / 255
+    assert torch.allclose(written, loaded.restored[0], atol=0.6 / 255)
 
 
 # ---- steps back ----------------------------------------------------------------------------------------------------
@@ -529,6 +654,11 @@ def test_what_validation_reports() -> None:
     assert found["val/psnr_peak_db"] == float(model.trace[:, 0, TRACE.index("psnr_average_db")].max())
     assert found["val/psnr_peak_db"] >= found["val/psnr_average_db"]
     assert found["val/psnr_tv_db"] > found["val/psnr_trivial_db"]
+    similar = {"": images, "_average": model.average, "_raw": model.stop.newest(), "_trivial": data.source.degraded}
+    for name, image in similar.items():
+        expected = structural_similarity_index_measure(image, truth, data_range=1.0)
+        assert found[f"val/ssim{name}"] == pytest.approx(float(expected), abs=1e-4)
+    assert found["val/ssim_tv"] > found["val/ssim_trivial"]
     assert found["val/iteration"] == trainer.global_step
     assert found["val/stop_iteration"] == int(model.stop.kept_step)
     assert found["val/variance"] == float(model.stop.lowest)
@@ -585,6 +715,10 @@ def test_restoring_in_a_script() -> None:
     assert torch.equal(again, restored)
     several = restore(torch.stack([noisy, noisy]), SuperResolve(2), iterations=3, accelerator="cpu", **SMALL)
     assert several.shape == (2, 3, 32, 32)
+    options: dict[str, Any] = {"iterations": 3, "accelerator": "cpu", **SMALL}
+    mean = restore(noisy, Denoise(None), copies=2, **options)
+    assert mean.shape == truth.shape
+    assert not torch.equal(mean, restore(noisy, Denoise(None), **options))
 
 
 CONFIG = REPOSITORY / "configs" / "deep_image_prior" / "denoise.yaml"
@@ -621,14 +755,102 @@ def test_mistakes_on_the_command_line_are_one_line(mistake: Callable[..., str]) 
     assert line.startswith("batch_size=1 on 1 ranks: expected 2")
 
 
-def test_the_configurations_are_the_papers_recipe() -> None:
-    for name, epochs in (("f16", 30), ("butterfly_x4", 20), ("house_inpaint", 110)):
-        config = yaml.safe_load((REPOSITORY / "configs" / "deep_image_prior" / f"{name}.yaml").read_text())
-        model = config["model"]["init_args"]
-        assert model["down"] == model["up"] == [128] * 5
-        assert model["skip"] == [4] * 5
-        assert model["input_channels"] == 32
-        assert config["trainer"]["max_epochs"] == epochs
+def picture_of(kind: str, folder: Path) -> list[str]:
+    """The options that restore an unsuitable file."""
+    file, color = folder / f"{kind}.png", (255 * noise(32, 32, 3)).byte().numpy()
+    options = ["--data.image", str(file), "--data.size", "null"]
+    if kind == "gif":
+        frames = [Image.fromarray(color), Image.fromarray(255 - color)]
+        frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:])
+    elif kind == "cmyk":
+        Image.fromarray(color).convert("CMYK").save(file, format="JPEG")
+    elif kind == "nan":
+        Image.fromarray(np.full((32, 32), np.nan, np.float32)).save(file, format="TIFF")
+    elif kind == "pixel":
+        Image.fromarray(color[:1, :1]).save(file)
+    else:
+        Image.fromarray(
+            np.full((9, 8) if kind == "mask size" else (32, 32), 255 * (kind == "mask size"), np.uint8)
+        ).save(file)
+        options = ["--data.task", "Inpaint", "--data.task.mask", str(file), "--data.size", "32"]
+    return options
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("gif", "gif.png: 2 frames, expected a still image"),
+        ("cmyk", "cmyk.png: CMYK, the colors of a printer"),
+        ("nan", "nan.png: cannot be decoded: floating-point pixels"),
+        ("pixel", "an image of 1×1: expected at least 17×17"),
+        ("mask size", "mask size.png: 8×9 pixels, expected the image's 32×32"),
+        ("black mask", "black mask.png: black throughout"),
+    ],
+)
+def test_unsuitable_files_on_the_command_line_are_one_line(
+    kind: str, message: str, mistake: Callable[..., str], tmp_path: Path
+) -> None:
+    assert message in mistake("fit", "-c", CONFIG, *picture_of(kind, tmp_path), "--trainer.accelerator", "cpu")
+
+
+def test_an_unknown_factor_on_the_command_line_is_one_line(mistake: Callable[..., str]) -> None:
+    config = CONFIG.with_name("super_resolve.yaml")
+    for factor in ("9", "1"):
+        assert f"factor={factor}: expected 2 to 8" in mistake("fit", "-c", config, "--data.task.factor", factor)
+    assert "factor" in mistake("fit", "-c", config, "--data.task.factor", "four")
+
+
+RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
+    "f16": (3000, {"input_channels": 32, "input_noise": 0.0333333}),
+    "f16_256": (3000, {"input_channels": 32, "input_noise": 0.0333333}),
+    "butterfly_x4": (2000, {"input_channels": 32, "input_noise": 0.03}),
+    "house_inpaint": (11000, {"input_channels": 32, "input_noise": 0.03}),
+    "vase_inpaint": (5000, {"skip": [0] * 5, "upsample": "nearest", "input": "meshgrid", "input_noise": 0.03}),
+    "kate_inpaint": (6000, {"skip": [128] * 5, "upsample": "nearest", "input_channels": 32, "input_noise": 0.03}),
+    "library_inpaint": (
+        3000,
+        {
+            **{"down": [16, 32, 64, 128, 128, 128], "up": [16, 32, 64, 128, 128, 128], "skip": [0] * 6},
+            **{"kernel_down": 5, "upsample": "nearest", "input_channels": 1, "input_noise": 0.0},
+        },
+    ),
+}
+"""iterations, and what differs from five levels of 128 channels with 4 to skip"""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_configurations_are_the_papers_recipe(name: str) -> None:
+    iterations, options = RECIPES[name]
+    config = yaml.safe_load((REPOSITORY / "configs" / "deep_image_prior" / f"{name}.yaml").read_text())
+    model = config["model"]["init_args"]
+    expected = {"down": [128] * 5, "up": [128] * 5, "skip": [4] * 5, "patience": None} | options
+    assert {key: value for key, value in model.items() if key not in ("averaging", "optimizer")} == expected
+    assert config["trainer"]["max_epochs"] * 100 == iterations
+    rate = model.get("optimizer", {}).get("init_args", {}).get("lr", 0.01)
+    assert rate == (0.001 if name == "house_inpaint" else 0.01)
+
+
+@pytest.mark.skipif(not (DATA / "restoration").is_dir(), reason="needs the papers' images")
+@pytest.mark.parametrize(
+    ("name", "shape", "missing"),
+    [
+        ("f16", [3, 512, 512], 0),
+        ("f16_256", [3, 256, 256], 0),
+        ("butterfly_x4", [3, 256, 256], 0),
+        ("house_inpaint", [1, 256, 256], 0.5),
+        ("vase_inpaint", [3, 320, 320], 0.027),
+        ("kate_inpaint", [3, 512, 512], 0.043),
+        ("library_inpaint", [3, 448, 704], 0.186),
+    ],
+)
+def test_the_papers_images_are_found(
+    name: str, shape: list[int], missing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIT_DATA", str(DATA))
+    data = build(["fit", "-c", str(CONFIG.with_name(f"{name}.yaml")), *QUIET]).datamodule
+    assert data.image_shape == shape
+    assert float((data.source.mask == 0).float().mean()) == pytest.approx(missing, abs=0.005)
+    assert data.degraded == (name == "vase_inpaint")
 
 
 def test_learning_curves_are_of_an_image_of_noise_and_of_what_lies_between() -> None:

@@ -116,7 +116,30 @@ def test_an_unknown_noise_is_estimated() -> None:
         noisy = steps + sigma / 255 * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
         level = Denoise(sigma=None).noise_level(noisy, torch.ones(1, 1, 1, 1))
         assert float(level) == pytest.approx(sigma / 255, rel=0.05)
-    assert float(estimated_noise(steps)) == pytest.approx(0, abs=1e-3)
+    everywhere = torch.ones(1, 1, 1, 1)
+    assert float(estimated_noise(steps, everywhere)) == pytest.approx(0, abs=1e-3)
+    assert estimated_noise(steps[..., :1], everywhere).isnan(), "of one column there is no coefficient"
+
+
+def test_noise_is_estimated_where_pixels_are_known() -> None:
+    truth = torch.linspace(0.2, 0.8, 128).expand(3, 128, 128)
+    task = Inpaint(missing=0.5, sigma=20)
+    degraded, mask = (tensor[None] for tensor in task.damage(truth, torch.Generator().manual_seed(0)))
+    assert float(estimated_noise(degraded, mask)) == pytest.approx(20 / 255, rel=0.1)
+    task.sigma = None
+    assert float(task.noise_level(degraded, mask)) == pytest.approx(20 / 255, rel=0.1)
+    assert float(task.noise_level(degraded, torch.zeros_like(mask))) == 0
+
+
+def test_clipped_noise_is_less_than_what_was_added() -> None:
+    everywhere = torch.ones(1, 1, 1, 1)
+    dark = torch.zeros(3, 128, 128)
+    for sigma in (25, 50):
+        task = Denoise(sigma)
+        noisy, _ = task.damage(dark, torch.Generator().manual_seed(0))
+        assert float(task.noise_level(noisy[None], everywhere)) < 0.8 * sigma / 255
+        rough = noise(1, 3, 128, 128)  # whose own detail is no noise
+        assert float(task.noise_level(rough, everywhere)) == pytest.approx(sigma / 255)
 
 
 def test_inpainting_keeps_what_is_known(tmp_path: Path) -> None:
@@ -312,6 +335,7 @@ def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
         (lambda: Restoration("china", Denoise(None), size=16), "sigma=null"),
         (lambda: Restoration("china", Inpaint(missing=0.5), degraded=True, size=16), "expected mask=FILE"),
         (lambda: Restoration("china", size=0), "size=0"),
+        (lambda: Restoration("china", size=16, copies=0), "copies=0: expected at least 1"),
         (lambda: Restoration("china", iterations_per_epoch=0), "iterations_per_epoch=0"),
         (lambda: Restoration("china", SuperResolve(8), size=4), "china: 4×4 pixels, expected at least 8×8"),
     ],
@@ -319,6 +343,23 @@ def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
 def test_arguments_out_of_range(make: Callable[[], Any], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         make()
+
+
+def test_a_mask_is_found_below_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = np.full((16, 16), 255, np.uint8)
+    known[3, 4] = 0
+    (tmp_path / "data").mkdir()
+    save(tmp_path / "data", "mask.png", known)
+    monkeypatch.setenv("LIT_DATA", str(tmp_path / "data"))
+    mask = Restoration("china", Inpaint(mask="mask.png"), size=16).source.mask
+    assert mask.sum() == 255
+    assert mask[0, 0, 3, 4] == 0
+
+
+def test_masks_that_leave_nothing_of_an_image(tmp_path: Path) -> None:
+    task = Inpaint(missing=0.999)
+    with pytest.raises(ValueError, match="china: no pixel of it is known: expected a mask with some"):
+        Restoration("china", task, size=2)
 
 
 def test_unsuitable_masks(tmp_path: Path) -> None:
@@ -372,6 +413,20 @@ def test_ranks_share_the_images_or_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("datamodules.restoration.rank_and_world_size", lambda: (0, 3))
     with pytest.raises(ValueError, match="on 3 ranks: expected at most 2 ranks"):
         data.train_dataloader()
+
+
+def test_copies_are_of_one_measured_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in (Denoise(25), Inpaint(missing=0.5)):
+        data, plain = (Restoration(["china", "flower"], task, size=16, copies=copies) for copies in (3, 1))
+        assert (data.num_images, data.copies, data.batch_size) == (2, 3, 6)
+        assert data.names == plain.names
+        for copied, single in zip(data.source, plain.source, strict=True):
+            assert torch.equal(copied, single[[0, 0, 0, 1, 1, 1]]), "their noise and their missing pixels are the same"
+    with pytest.raises(ValueError, match=r"expected 6, since each of the 6 images \(copies=3 of each\) has a network"):
+        Restoration(["china", "flower"], size=16, copies=3, batch_size=2).train_dataloader()
+    monkeypatch.setattr("datamodules.restoration.rank_and_world_size", lambda: (1, 2))
+    data = Restoration("china", size=16, copies=2, batch_size=1)
+    assert len(next(iter(data.train_dataloader())).degraded) == 1, "a rank may have a copy of an image"
 
 
 def test_the_data_have_a_fingerprint() -> None:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
 
+RADII = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+"""how far from noisy measurements an image may be, over the noise's length: the choices of :func:`tv_restore_noisy`"""
+
 
 def gradient(x: Tensor) -> Tensor:
     """(B, C, H, W) → (2, B, C, H, W): differences to the pixel below and to the one at the right, 0 at the border."""
@@ -47,10 +50,8 @@ def tv_restore(degraded: Tensor, measure: Map, adjoint: Map, radius: Tensor, sta
 
         min TV(x)   subject to   ‖A x − y‖ ≤ r   and   0 ≤ x ≤ 1
 
-    With r = σ √m, the noise's expected length over m measurements, this chooses the prior's weight by the discrepancy
-    principle (Morozov 1966): the larger the better, as long as the residual is no larger than the noise. Without noise
-    the measurements are met exactly. Solved by the primal-dual method of Chambolle & Pock (2011), algorithm 1 with
-    θ = 1.
+    Without noise r is 0, and the measurements are met exactly; with noise :func:`tv_restore_noisy` chooses it. Solved
+    by the primal-dual method of Chambolle & Pock (2011), algorithm 1 with θ = 1.
 
     Args:
         degraded: y (B, C, h, w), 0 where there is no measurement.
@@ -74,3 +75,46 @@ def tv_restore(degraded: Tensor, measure: Map, adjoint: Map, radius: Tensor, sta
         new = (x + tau * (divergence(p) - adjoint(q))).clamp(0, 1)
         x, x_bar = new, 2 * new - x
     return x
+
+
+@torch.no_grad()
+def tv_restore_noisy(
+    degraded: Tensor, mask: Tensor, measure: Map, adjoint: Map, noise: Tensor, start: Tensor, steps: int = 300
+) -> Tensor:
+    """:func:`tv_restore` at the radius of least estimated risk, which knows the noise's deviation but no truth.
+
+    The discrepancy principle (Morozov 1966), r = σ √m, says that the residual of m measurements is to be as long as the
+    noise. It smooths too much, since the residual of the best image is shorter: that image has fitted some of the noise
+    as well. Stein's unbiased estimate (1981) of what ‖A x − A x_true‖² would be accounts for it, with the divergence
+    from one more solution for measurements that are moved along a random b (Ramani, Blu & Unser 2008):
+
+        SURE(r) = ‖A x_r(y) − y‖² − m σ² + 2 σ² bᵀ (A x_r(y + ε b) − A x_r(y)) / ε        b ~ N(0, 1)
+
+    The least of it is taken among :data:`RADII` of the principle's, which include the principle's own. Stein's estimate
+    assumes Gaussian noise; of values that were clipped to 0..1, σ is to be what is left of it.
+
+    Args:
+        degraded: y (B, C, h, w), 0 where there is no measurement.
+        mask: (B, 1, h, w), 1 where there is one; (B, 1, 1, 1) where there is one everywhere.
+        measure, adjoint: A, with the mask in it, and Aᵀ.
+        noise: σ (B,), in units of the brightness 0..1.
+        start: (B, C, H, W), where the iteration starts.
+    """
+    known = mask.expand_as(degraded).flatten(1).sum(1)
+    length = noise * known.sqrt()
+    if not bool(noise.any()):
+        return tv_restore(degraded, measure, adjoint, length, start, steps)
+    # The same b for each image, so that what is chosen for one depends on no other.
+    b = torch.randn(degraded[:1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(degraded)
+    b = mask * b
+    move = 0.1 * noise.view(-1, 1, 1, 1)  # ε
+    best, least = start, torch.full_like(noise, torch.inf)
+    for share in RADII:
+        x = tv_restore(degraded, measure, adjoint, share * length, start, steps)
+        moved = tv_restore(degraded + move * b, measure, adjoint, share * length, start, steps)
+        fit = (measure(x) - degraded).square().flatten(1).sum(1)
+        divergence_times_noise = (b * (measure(moved) - measure(x))).flatten(1).sum(1) * noise / 0.1  # σ² bᵀ(…)/ε
+        risk = fit - length.square() + 2 * divergence_times_noise
+        best = torch.where((risk < least).view(-1, 1, 1, 1), x, best)
+        least = torch.minimum(risk, least)
+    return best
