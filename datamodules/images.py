@@ -98,6 +98,8 @@ class Images(LightningDataModule):
         image_shape: C, H, W.
         num_classes, class_names: of the labels, in their order.
         parts: "train", "val" and, where there is one, "test", after ``setup``.
+        training_rows: (N,) for the N training images that :meth:`read` gives, where each is in the training part: its
+            row, or -1 of one that validates or that ``limit`` leaves out; after ``setup``.
 
     Raises:
         FileNotFoundError: data are not there and cannot be downloaded; says where to put them.
@@ -127,6 +129,7 @@ class Images(LightningDataModule):
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.order_seed = torch.initial_seed()  # of seed_everything
         self.parts: dict[str, Part] = {}
+        self.training_rows = torch.empty(0, dtype=torch.long)
 
     @property
     def num_classes(self) -> int:
@@ -159,6 +162,8 @@ class Images(LightningDataModule):
             training = training[first].sort().values
         if len(training) < len(labels):
             parts["train"] = parts["train"].take(training)
+        self.training_rows = torch.full_like(labels, -1)
+        self.training_rows[training] = torch.arange(len(training))
         self.parts = {name: parts[name] for name in PARTS if name in parts}
 
     def part(self, name: str) -> Part:

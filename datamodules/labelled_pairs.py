@@ -91,25 +91,39 @@ def draw_groups(labels: Tensor, kind: Literal["pairs", "triplets"], *key: int | 
     return pairs, torch.tensor([[True], [False]]).repeat(len(anchors), 1)
 
 
-def read_groups(file: Path, count: int) -> tuple[Tensor, Tensor]:
+def read_lines(file: Path) -> tuple[int, list[tuple[int, list[str]]]]:
+    """A CSV file of groups: how many images a group has, and its lines but for the heading, with their numbers.
+
+    Raises:
+        ValueError: the file is not there, or its first line is not one of :data:`COLUMNS`.
+    """
+    if not file.is_file():
+        raise ValueError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file")
+    with file.open(newline="") as opened:
+        reader = csv.reader(opened)
+        lines = [(reader.line_num, line) for line in reader if line]
+    heading = [name.strip() for name in lines[0][1]] if lines else []
+    if heading not in COLUMNS:
+        raise ValueError(f"{file}: begins with {','.join(heading)!r}, expected {' or '.join(map(','.join, COLUMNS))!r}")
+    return 2 + COLUMNS.index(heading), lines[1:]
+
+
+def read_groups(file: Path, count: int) -> tuple[Tensor, Tensor, list[int]]:
     """Pairs or triplets from a CSV file, whose first line is ``anchor,other,same`` or ``anchor,positive,negative``.
 
     Args:
         count: of the images whose numbers, from 0 on, the file holds; ``same`` is 0 or 1.
 
+    Returns:
+        the images' numbers (N, G), which of the others are of the anchor's kind (N, G − 1), and each group's line.
+
     Raises:
         ValueError: the file is not there or has another form; names the line.
     """
-    if not file.is_file():
-        raise ValueError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file")
-    with file.open(newline="") as opened:
-        lines = [line for line in csv.reader(opened) if line]
-    heading = [name.strip() for name in lines[0]] if lines else []
-    if heading not in COLUMNS:
-        raise ValueError(f"{file}: begins with {','.join(heading)!r}, expected {' or '.join(map(','.join, COLUMNS))!r}")
-    pairs = heading == COLUMNS[0]
+    size, lines = read_lines(file)
+    pairs = size == 2
     table = []
-    for number, line in enumerate(lines[1:], 2):
+    for number, line in lines:
         values = [int(value) if value.strip().isdecimal() else -1 for value in line]
         images = values[:2] if pairs else values
         if len(values) != 3 or not all(0 <= value < count for value in images) or (pairs and values[2] not in (0, 1)):
@@ -117,10 +131,10 @@ def read_groups(file: Path, count: int) -> tuple[Tensor, Tensor]:
         table.append(values)
     if not table:
         raise ValueError(f"{file}: holds no {'pair' if pairs else 'triplet'}")
-    rows = torch.tensor(table)
+    groups, numbers = torch.tensor(table), [number for number, _ in lines]
     if pairs:
-        return rows[:, :2], rows[:, 2:].bool()
-    return rows, torch.tensor([[True, False]]).repeat(len(rows), 1)
+        return groups[:, :2], groups[:, 2:].bool(), numbers
+    return groups, torch.tensor([[True, False]]).repeat(len(groups), 1), numbers
 
 
 class ClassBalancedLoader(TensorLoader):
@@ -181,7 +195,8 @@ class ClassBalancedLoader(TensorLoader):
             left[first] -= 1
             start = begins[first] + left[first] * self.samples_per_class
             chosen.append(by_class[start[:, None] + torch.arange(self.samples_per_class)].flatten())
-        return torch.cat(chosen)
+        # Else the first batches of an epoch would be of the large classes alone.
+        return torch.stack(chosen)[torch.randperm(len(chosen), generator=generator)].flatten()
 
 
 class ClassBalancedWorkerLoader(ClassBalancedLoader, WorkerLoader):
@@ -201,16 +216,21 @@ class LabelledPairs(LightningDataModule):
         samples_per_class: of each class that a global batch has images of; by default images are drawn regardless of
             their class.
         groups: ``pairs`` or ``triplets`` that are drawn once, see :func:`draw_groups`; or a CSV file of them, see
-            :func:`read_groups`, by the images' numbers in the source's training part.
+            :func:`read_groups`. Its numbers are those of the data set's training images in their order of storage, from
+            0 on, before any of them validates or is left out: MNIST's are 0 to 59999. Images without a class can be in
+            it.
         unseen_classes: names of classes that are left out of training and validation, and are the only ones in the
-            test: whether what is alike is told of kinds that were never shown. No other than these are tested.
+            test: whether what is alike is told of kinds that were never shown. No other than these are tested, and they
+            are two at least.
         augmentation: what training images go through, each with its own draws.
 
     Attributes:
         image_shape, num_classes, class_names: the source's.
+        group_size: images of a group: 2 of pairs, 3 of triplets, and 1 where the classes say what is alike.
 
     Raises:
-        ValueError: an argument is out of range, or two of them contradict each other.
+        ValueError: an argument is out of range, or two of them contradict each other; in ``setup``, the images that
+            validate or are tested are of fewer than two classes.
     """
 
     def __init__(
@@ -232,6 +252,8 @@ class LabelledPairs(LightningDataModule):
         names = [str(name) for name in unseen_classes]
         if unknown := [name for name in names if name not in source.class_names]:
             raise ValueError(f"unseen_classes={unknown[0]!r}: expected of {', '.join(source.class_names[:20])}")
+        if len(set(names)) == 1:
+            raise ValueError(f"unseen_classes={names}: expected at least two, which the test tells apart, or none")
         if names and len(source.class_names) - len(set(names)) < 2:
             raise ValueError(f"unseen_classes={names}: expected to leave at least two classes to train on")
         if augmentation is not None and augmentation.size not in (None, min(source.image_shape[1:])):
@@ -251,33 +273,54 @@ class LabelledPairs(LightningDataModule):
     def class_names(self) -> list[str]:
         return self.source.class_names
 
+    @property
+    def group_size(self) -> int:
+        if self.groups is None:
+            return 1
+        return GROUPS.index(self.groups) + 2 if self.groups in GROUPS else read_lines(Path(self.groups))[0]
+
     def prepare_data(self) -> None:
         self.source.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
         self.source.setup(stage)
+        for name in self.source.parts:
+            if name != "train":
+                self._refuse_one_class(name)
+
+    def _refuse_one_class(self, name: str) -> None:
+        """What is evaluated is of two classes: among one, every image would be a hit and no pair a miss."""
+        found = self.source.part(name).labels[self._kept(name)].unique().tolist()
+        if len(found) < 2:
+            names = ", ".join(self.class_names[code] for code in found) or "none"
+            raise ValueError(f"part {name!r}: has images of too few classes ({names}); expected at least two")
+
+    def _kept(self, name: str) -> Tensor:
+        """Rows of the source's part (n,), ascending, that have a class, and that one which belongs there."""
+        labels = self.source.part(name).labels
+        kept = labels >= 0
+        if len(self.unseen):
+            kept &= torch.isin(labels, self.unseen) == (name == "test")
+        return kept.nonzero()[:, 0]
 
     def part(self, name: str) -> Part:
         """The images of "train", "val" or "test" that have a class, and that one which belongs there."""
         if name not in self._parts:
-            whole = self.source.part(name)
-            kept = whole.labels >= 0
-            if len(self.unseen):
-                kept &= torch.isin(whole.labels, self.unseen) == (name == "test")
-            if not kept.any():
+            whole, kept = self.source.part(name), self._kept(name)
+            if not len(kept):
                 raise ValueError(f"part {name!r}: no image is left that has a class; expected some")
-            self._parts[name] = whole if kept.all() else whole.take(kept.nonzero()[:, 0])
+            self._parts[name] = whole if len(kept) == len(whole.labels) else whole.take(kept)
         return self._parts[name]
 
     def labeled_subset(self, fraction: float) -> Tensor:
-        """:meth:`Images.labeled_subset`.
+        """:meth:`Images.labeled_subset`, as rows of :meth:`part`.
 
         Raises:
             ValueError: also where classes are unseen: nothing that is fitted on the others can name them.
         """
         if len(self.unseen):
             raise ValueError("unseen_classes: the test has other classes than the training")
-        return self.source.labeled_subset(fraction)
+        return torch.searchsorted(self._kept("train"), self.source.labeled_subset(fraction))
 
     def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
         """Every image of a part once, in the order of storage: of an :class:`ImageBatch`."""
@@ -286,9 +329,30 @@ class LabelledPairs(LightningDataModule):
         loader.num_samples = len(self.part(part).labels)
         return loader
 
+    def _groups_of(self, file: Path) -> Groups:
+        """The groups of a file, see :func:`read_groups`, of the images of the source's training part.
+
+        Raises:
+            ValueError: an image is not trained on; names the file and the line.
+        """
+        whole, rows_of = self.source.part("train"), self.source.training_rows
+        images, same, lines = read_groups(file, len(rows_of))
+        rows = rows_of[images]
+        unseen = torch.isin(whole.labels[rows], self.unseen) & (rows >= 0)
+        if len(refused := ((rows < 0) | unseen).nonzero()):
+            group, place = refused[0].tolist()
+            reason = "validates" if self.source.limit is None else "validates, or limit leaves it out"
+            if unseen[group, place]:
+                reason = "is of an unseen class"
+            raise ValueError(f"{file}:{lines[group]}: image {images[group, place]} {reason}; expected ones to train on")
+        return Groups(whole, rows, same)
+
     def train_dataloader(self) -> TensorLoader:
-        loader, part = self.source.train_dataloader(), self.part("train")
-        seed = self.source.order_seed
+        loader, seed = self.source.train_dataloader(), self.source.order_seed
+        if self.groups is not None and self.groups not in GROUPS:
+            groups = self._groups_of(Path(self.groups))
+            return TensorLoader(groups, self.batch_size, shuffle=True, drop_last=True, seed=seed)
+        part = self.part("train")
         if self.samples_per_class is not None:
             options: dict[str, Any] = {"labels": part.labels, "samples_per_class": self.samples_per_class, "seed": seed}
             if isinstance(loader, WorkerLoader):
@@ -296,10 +360,7 @@ class LabelledPairs(LightningDataModule):
                 return ClassBalancedWorkerLoader(part, self.batch_size, num_workers=workers, **options)
             return ClassBalancedLoader(part, self.batch_size, **options)
         if self.groups is not None:
-            if self.groups in GROUPS:
-                rows, same = draw_groups(part.labels, self.groups, self.source.split_seed)  # type: ignore[arg-type]
-            else:
-                rows, same = read_groups(Path(self.groups), len(part.labels))
+            rows, same = draw_groups(part.labels, self.groups, self.source.split_seed)  # type: ignore[arg-type]
             return TensorLoader(Groups(part, rows, same), self.batch_size, shuffle=True, drop_last=True, seed=seed)
         loader.source, loader.num_samples = part, len(part.labels)
         return loader

@@ -11,8 +11,9 @@ Schroff, Kalenichenko & Philbin, "FaceNet" (2015): an anchor shall be nearer to 
 
 where most triplets are soon no trouble and a miner chooses those that are: the hardest of a batch (Hermans, Beyer &
 Leibe 2017), the semi-hard ones, whose negative is farther than the positive, but by less than the margin (FaceNet), or
-by distance (Wu et al. 2017). Khosla et al., "Supervised Contrastive Learning" (2020), take all positives of a batch into
-the softmax of SimCLR. Learning to classify, with the classifier thrown away, is what they all have to be better than.
+by distance (Wu et al. 2017). Khosla et al., "Supervised Contrastive Learning" (2020), take all positives of a batch
+into the softmax of SimCLR. Learning to classify, with the classifier thrown away, is what they all have to be better
+than.
 
 Losses, miners, distances and reducers are those of pytorch-metric-learning, by their names there.
 """
@@ -35,11 +36,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_metric_learning import distances, losses, miners, reducers
 from torch import Tensor, nn
-from torchmetrics import CatMetric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from datamodules.loader import keyed_generator
 from lit_models.parts.contrastive import full_precision, spread
-from lit_models.parts.distributed import gather_rows, gather_rows_with_gradient
+from lit_models.parts.distributed import gather_rows, gather_rows_with_gradient, world_size
 from lit_models.parts.encoders import Stem, image_encoder, library_weights
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.heads import projection_head
@@ -61,7 +62,8 @@ if TYPE_CHECKING:
 SHOWN = 400
 """images that the figures are of"""
 COLLAPSED = 0.01
-"""mean distance of negative pairs, over the embeddings' mean length, below which they are taken for one point"""
+"""mean distance of negative pairs, over the embeddings' mean length or the loss's margin, below which they are taken
+for one point"""
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -71,10 +73,18 @@ class SiameseLoss(losses.ContrastiveLoss):
     """Equation 4 of Hadsell et al. 2006: ½ d² of positive pairs, ½ max(0, margin − d)² of negative ones.
 
     pytorch-metric-learning's ``ContrastiveLoss`` is the same without the squares.
+
+    Raises:
+        ValueError: the distance is a similarity, or squared already.
     """
 
     def __init__(self, margin: float = 1.0, **options: Any) -> None:
         super().__init__(pos_margin=0, neg_margin=margin, **options)
+        if self.distance.is_inverted or self.distance.power != 1:
+            name, power = type(self.distance).__name__, self.distance.power
+            raise ValueError(
+                f"distance={name} of power {power}: expected a distance of power 1, which the loss squares"
+            )
 
     def get_per_pair_loss(self, pair_dists: Tensor, pos_or_neg: str) -> Tensor:
         return super().get_per_pair_loss(pair_dists, pos_or_neg).square() / 2
@@ -165,14 +175,16 @@ class MetricLearning(LightningModule):
             :class:`ClassificationLoss`.
         miner: of one of its miners, which choose among the pairs or triplets of a batch; ``null`` for all.
         distance, reducer: of its distances and reducers; ``null`` for the loss's own, and of triplets FaceNet's squared
-            distance. A miner measures as the loss does.
+            distance. A miner measures as the loss does. They are of embeddings of length 1 if ``normalize`` is true or
+            the distance has ``normalize_embeddings``.
         freeze_batch_norm: keep the batch-norm statistics of the encoder as they are, as is usual with pretrained
             weights and small batches.
         representation: what :meth:`encode` gives: the encoder's features, or the embedding.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: an argument out of range; no such loss, miner, distance or reducer.
+        ValueError: an argument out of range; no such loss, miner, distance or reducer, or one that the loss does not
+            go with.
     """
 
     adjustable: ClassVar = ("representation",)
@@ -217,6 +229,12 @@ class MetricLearning(LightningModule):
         if out_dim is not None:
             self.head = projection_head(features, head_dim or features, out_dim, head_layers)
         shared: dict[str, Any] = {}
+        if loss.get("name") == "ClassificationLoss":
+            for argument, value in (("miner", miner), ("distance", distance), ("reducer", reducer)):
+                if value is not None:
+                    raise ValueError(
+                        f"{argument}={value}: expected null with ClassificationLoss, which compares no pairs"
+                    )
         if distance is None and loss.get("name") == "TripletMarginLoss":
             distance = FACENET
         if distance:
@@ -225,11 +243,20 @@ class MetricLearning(LightningModule):
             shared["reducer"] = chosen("reducer", reducer, reducers)
         self.loss = chosen("loss", loss, losses, num_classes=num_classes, embedding_size=out_dim or features, **shared)
         measure = getattr(self.loss, "distance", None)
-        if isinstance(measure, distances.LpDistance):  # which normalizes unless it is told not to
+        # All normalize unless they are told not to, and a cosine always does.
+        if (
+            measure
+            and "normalize_embeddings" not in (distance or {})
+            and type(measure) is not distances.CosineSimilarity
+        ):
             measure.normalize_embeddings = normalize
         self.miner = chosen("miner", miner, miners, **({"distance": measure} if measure else {})) if miner else None
+        self.margin = 0.0  # as a distance of embeddings, where they are measured as they are
+        if isinstance(measure, distances.LpDistance) and not measure.normalize_embeddings:
+            margin = getattr(self.loss, "neg_margin", getattr(self.loss, "margin", 0))
+            self.margin = max(0.0, float(margin)) ** (1 / measure.power)
 
-        self.embeddings, self.labels = CatMetric(), CatMetric()
+        self._evaluated: list[tuple[Tensor, Tensor]] = []  # embeddings and labels, on this rank
         self.register_buffer("threshold", torch.tensor(torch.nan))  # between pairs that are alike and others
         self._verification: Verification | None = None  # for illustrate(): of what was last evaluated, and some of it
         self._shown: list[tuple[Tensor, Tensor]] = []
@@ -244,14 +271,19 @@ class MetricLearning(LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        if getattr(self.trainer.datamodule, "groups", None) is not None:  # type: ignore[attr-defined]
-            if self.miner is not None:
-                raise ValueError(f"miner={type(self.miner).__name__}: expected null, for data.groups are explicit")
-            if not isinstance(self.loss, losses.GenericPairLoss | losses.TripletMarginLoss):
-                raise ValueError(
-                    f"loss.name={type(self.loss).__name__!r}: expected one of pairs or triplets, for data.groups are "
-                    "explicit"
-                )
+        size = getattr(self.trainer.datamodule, "group_size", 1) if stage == "fit" else 1  # type: ignore[attr-defined]
+        if size > 1 and self.miner is not None:
+            raise ValueError(f"miner={type(self.miner).__name__}: expected null, for data.groups are explicit")
+        # Others compare an anchor's positives with its negatives, of which a pair has only one.
+        if size == 2 and not isinstance(self.loss, losses.ContrastiveLoss):
+            raise ValueError(
+                f"loss.name={type(self.loss).__name__!r}: expected 'SiameseLoss' or 'ContrastiveLoss', for data.groups "
+                "are pairs"
+            )
+        if size == 3 and not isinstance(self.loss, losses.GenericPairLoss | losses.TripletMarginLoss):
+            raise ValueError(
+                f"loss.name={type(self.loss).__name__!r}: expected one of pairs or triplets, for data.groups are such"
+            )
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -285,7 +317,7 @@ class MetricLearning(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._shown = []
+        self._shown, self._evaluated = [], []
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -297,8 +329,7 @@ class MetricLearning(LightningModule):
 
     def _collect(self, batch: ExampleBatch, num_batches: int) -> None:
         images, labels = batch.images[:, 0], batch.labels[:, 0]
-        self.embeddings.update(self.embed(images))
-        self.labels.update(labels)
+        self._evaluated.append((self.embed(images), labels))
         rows = torch.arange(0, len(images), max(1, len(images) * num_batches // SHOWN))  # data may be sorted by class
         self._shown.append((images[rows], labels[rows]))
 
@@ -308,10 +339,14 @@ class MetricLearning(LightningModule):
     def on_test_epoch_end(self) -> None:
         z, labels = self._log_scores("test")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        try:
+            data.labeled_subset(1.0)
+        except ValueError:  # how it says that no training image is of a class of the test's
+            return
         for batch in data.plain_loader("train"):
             batch = data.to_float(move_data_to_device(batch, self.device))
-            self.embeddings.update(self.embed(batch.images))
-            self.labels.update(batch.labels)
+            with self.trainer.precision_plugin.forward_context():  # as Lightning does around test_step
+                self._evaluated.append((self.embed(batch.images), batch.labels))
         gallery, classes = self._collected()
         if torch.isin(labels, classes).any():
             self.log(
@@ -320,9 +355,10 @@ class MetricLearning(LightningModule):
 
     def _collected(self) -> tuple[Tensor, Tensor]:
         """Embeddings and labels that were collected on all ranks."""
-        z, labels = self.embeddings.compute(), self.labels.compute().long()
-        self.embeddings.reset()
-        self.labels.reset()
+        z, labels = (torch.cat(parts) for parts in zip(*self._evaluated, strict=True))
+        self._evaluated = []
+        if world_size() > 1:
+            z, labels = (torch.cat(gather_all_tensors(rows)) for rows in (z, labels))
         return z, labels
 
     def _log_scores(self, stage: str) -> tuple[Tensor, Tensor]:
@@ -332,19 +368,21 @@ class MetricLearning(LightningModule):
         if stage == "test":
             for name, values in scores.items():
                 found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(values)
+            if not self.normalize:  # comparable to embeddings of length 1, whose order by distance is that by cosine
+                by_cosine = retrieval_scores(F.normalize(z, dim=1), labels)
+                found |= {f"cosine_{name}": float(values.mean()) for name, values in by_cosine.items()}
         pairs = self._verification = verification(z, labels)
         if stage == "val":
             self.threshold.fill_(pairs.best_threshold())
         found["verification_auc"] = pairs.auc()
-        found["verification_accuracy"] = pairs.accuracy(float(self.threshold))
-        middle = (pairs.edges[1:] + pairs.edges[:-1]) / 2
-        for name, counts in (("positive", pairs.positives), ("negative", pairs.negatives)):
-            found[f"{name}_distance"] = float((counts * middle).sum() / counts.sum())
+        if not self.threshold.isnan():  # as it is of a model that was never validated
+            found["verification_accuracy"] = pairs.accuracy(float(self.threshold))
+        found |= {"positive_distance": pairs.positive_distance, "negative_distance": pairs.negative_distance}
         self.log_dict({f"{stage}/{name}": value for name, value in found.items()})
-        if found["negative_distance"] <= COLLAPSED * float(z.norm(dim=1).mean()):
+        if pairs.negative_distance <= COLLAPSED * max(float(z.norm(dim=1).mean()), self.margin):
             rank_zero_warn(
                 f"collapse: all images are embedded in nearly one point (step {self.global_step}, mean distance of "
-                f"negative pairs {found['negative_distance']:.4f}), where a loss is its margin and has no gradient; "
+                f"negative pairs {pairs.negative_distance:.2g}), where a loss is its margin and has no gradient; "
                 "another miner, a lower learning rate or a larger batch may help"
             )
         return z, labels

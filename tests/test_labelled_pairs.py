@@ -29,6 +29,19 @@ def be_rank(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     return become
 
 
+@pytest.fixture
+def without_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the digits that are trained on have no class."""
+    read = Digits.read
+
+    def without(self: Digits) -> Any:
+        parts = read(self)
+        parts["train"].labels[::3] = -1
+        return parts
+
+    monkeypatch.setattr(Digits, "read", without)
+
+
 def digits(**options: Any) -> LabelledPairs:
     torch.manual_seed(0)
     return LabelledPairs(Digits(), **{"batch_size": 20} | options)
@@ -83,13 +96,24 @@ def test_what_a_large_class_leaves_out_differs_between_epochs() -> None:
     assert len(seen) == 116
 
 
+def test_large_classes_fill_no_run_of_batches() -> None:
+    loader = balanced([200] * 4 + [40] * 12, 8, 2)  # 80 batches of the four alone, and 80 of others
+    assert len(loader) == 160
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        of_others = [int((labels >= 12).sum()) for _, labels in loader]
+        first, second = sum(of_others[:80]), sum(of_others[80:])
+        assert 0.5 < first / second < 2, "both halves of an epoch have about as many images of the small classes"
+
+
 def test_ranks_share_the_batches_of_one(be_rank: Ranks) -> None:
-    whole = [numbers for numbers, _ in balanced([20] * 4, 16, 4)]
+    counts = [40, 20, 20, 20, 12]
+    whole = [numbers for numbers, _ in balanced(counts, 16, 4)]
     parts = []
     for rank in (0, 1):
         be_rank(rank, 2)
-        parts.append([numbers for numbers, _ in balanced([20] * 4, 8, 4)])
-    assert len(whole) == len(parts[0]) == len(parts[1]) == 5
+        parts.append([numbers for numbers, _ in balanced(counts, 8, 4)])
+    assert len(whole) == len(parts[0]) == len(parts[1]) == 6
     for batch, first, second in zip(whole, *parts, strict=True):
         assert torch.equal(torch.stack([first, second], 1).flatten(), batch)
 
@@ -178,16 +202,69 @@ def test_batches_of_groups(groups: str) -> None:
 def test_groups_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "pairs.csv"
     file.write_text("anchor,other,same\n0,3,1\n1,2,0\n")
-    rows, same = read_groups(file, 4)
+    rows, same, lines = read_groups(file, 4)
     assert rows.tolist() == [[0, 3], [1, 2]]
     assert same.tolist() == [[True], [False]]
+    assert lines == [2, 3]
+    assert digits(groups=str(file)).group_size == 2
     file.write_text("anchor, positive, negative\n0,3,1\n\n2,1,0\n")
-    rows, same = read_groups(file, 4)
+    rows, same, lines = read_groups(file, 4)
     assert rows.tolist() == [[0, 3, 1], [2, 1, 0]]
     assert same.tolist() == [[True, False]] * 2
-    data = digits(groups=str(file), batch_size=2)
+    assert lines == [2, 4]
+    assert digits(groups=str(file)).group_size == 3
+    assert (digits().group_size, digits(groups="pairs").group_size, digits(groups="triplets").group_size) == (1, 2, 3)
+
+
+def stored_and_trained_on(source: Digits) -> tuple[ImageBatch, list[int]]:
+    """The training images as they are stored, and the numbers of those that are trained on, by comparing the images."""
+    source.setup()
+    stored: Any = source.read()["train"]
+    trained = {image.numpy().tobytes() for image in source.part("train").images}  # type: ignore[attr-defined]
+    return stored, [i for i, image in enumerate(stored.images) if image.numpy().tobytes() in trained]
+
+
+def test_numbers_in_a_file_are_those_of_the_stored_images(tmp_path: Path, without_some: None) -> None:
+    stored, trained = stored_and_trained_on(Digits())
+    seen = [i for i in trained if stored.labels[i] not in (3, 4)]
+    assert seen != list(range(len(seen)))
+    chosen = seen[7::30]
+    unlabeled = next(i for i in chosen if stored.labels[i] == -1)
+    file = tmp_path / "pairs.csv"
+    file.write_text("anchor,other,same\n" + "".join(f"{a},{unlabeled},{a % 2}\n" for a in chosen))
+    data = digits(groups=str(file), unseen_classes=[3, 4], batch_size=len(chosen))
     data.setup()
-    assert next(iter(data.train_dataloader())).images.shape == (2, 3, 1, 8, 8)
+    batch = next(iter(data.train_dataloader()))
+    found = []
+    for pair, labels, same in zip(*batch, strict=True):
+        anchor = next(a for a in chosen if torch.equal(stored.images[a], pair[0]))
+        assert torch.equal(pair[1], stored.images[unlabeled])
+        assert labels.tolist() == [int(stored.labels[anchor]), -1]
+        assert bool(same) == bool(anchor % 2)
+        found.append(anchor)
+    assert sorted(found) == chosen
+
+
+def test_images_that_are_not_trained_on_are_refused_with_their_line(tmp_path: Path) -> None:
+    stored, trained = stored_and_trained_on(Digits())
+    file = tmp_path / "pairs.csv"
+    seen, other = (next(i for i in trained if stored.labels[i] == label) for label in (0, 5))
+    validating = next(i for i in range(len(stored.labels)) if i not in trained)
+
+    def message(number: int, **options: Any) -> str:
+        file.write_text(f"anchor,other,same\n{seen},{seen},1\n\n{seen},{number},0\n")
+        data = digits(groups=str(file), batch_size=2, unseen_classes=[5, 6])
+        data.source.limit = options.get("limit")
+        data.setup()
+        with pytest.raises(ValueError, match="expected") as error:
+            data.train_dataloader()
+        return str(error.value)
+
+    count = len(stored.labels)
+    assert message(validating) == f"{file}:4: image {validating} validates; expected ones to train on"
+    assert message(other) == f"{file}:4: image {other} is of an unseen class; expected ones to train on"
+    assert message(count) == f"{file}:4: '{seen},{count},0', expected images from 0 to {count - 1}"
+    assert "validates, or limit leaves it out; expected" in message(other, limit=100)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +278,7 @@ def test_groups_from_a_file(tmp_path: Path) -> None:
         ("anchor,other,same\n0,1\n", r"pairs.csv:2: '0,1'"),
         ("anchor,positive,negative\n0,1,x\n", r"pairs.csv:2: '0,1,x'"),
         ("anchor,positive,negative\n0,1,-2\n", r"pairs.csv:2: '0,1,-2'"),
+        ("anchor,positive,negative\n\n\n0,1,2\n\n0,1,4\n", r"pairs.csv:6: '0,1,4'"),
     ],
 )
 def test_broken_group_files_are_named(tmp_path: Path, content: str, message: str) -> None:
@@ -239,19 +317,31 @@ def test_without_unseen_classes_the_parts_are_the_sources() -> None:
     assert torch.equal(data.labeled_subset(0.1), source.labeled_subset(0.1))
 
 
-def test_images_without_a_class_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Digits.read
-
-    def without_some(self: Digits) -> Any:
-        parts = read(self)
-        parts["train"].labels[::3] = -1
-        return parts
-
-    monkeypatch.setattr(Digits, "read", without_some)
+def test_images_without_a_class_are_left_out(without_some: None) -> None:
     data, source = digits(), Digits()
     data.setup()
     assert int((source.part("train").labels == -1).sum()) > 0
     assert classes_of(data.train_dataloader()) == classes_of(data.plain_loader("train")) == set(range(10))
+    for fraction in (1.0, 0.1):
+        rows, theirs = data.labeled_subset(fraction), source.labeled_subset(fraction)
+        loader: Any = data.plain_loader("train")
+        part, whole = loader.source.take(rows), source.part("train").take(theirs)
+        assert torch.equal(part.labels, whole.labels)
+        assert torch.equal(part.images, whole.images)  # type: ignore[attr-defined]
+
+
+def test_what_is_evaluated_is_of_two_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Digits.read
+
+    def of_nine_alone(self: Digits) -> Any:
+        parts = read(self)
+        return parts | {"test": parts["test"].take((parts["test"].labels == 9).nonzero()[:, 0])}
+
+    monkeypatch.setattr(Digits, "read", of_nine_alone)
+    with pytest.raises(ValueError, match=r"part 'test': has images of too few classes \(9\); expected at least two"):
+        digits().setup()
+    with pytest.raises(ValueError, match=r"part 'test': has images of too few classes \(none\)"):
+        digits(unseen_classes=[3, 4]).setup()
 
 
 def trained_on(data: LabelledPairs, epoch: int, batch: int, training: bool = True) -> None:
@@ -294,6 +384,8 @@ def test_augmentation_is_of_training_images_and_of_each_by_itself() -> None:
         ({"samples_per_class": 2, "groups": "pairs"}, "samples_per_class=2: expected null beside groups='pairs'"),
         ({"unseen_classes": ["ten"]}, "unseen_classes='ten': expected of 0, 1, 2"),
         ({"unseen_classes": list(range(9))}, "expected to leave at least two classes"),
+        ({"unseen_classes": ["9"]}, r"unseen_classes=\['9'\]: expected at least two"),
+        ({"unseen_classes": ["9", 9]}, "expected at least two, which the test tells apart, or none"),
         ({"augmentation": Augmentation(size=4)}, "augmentation.size=4: expected null"),
     ],
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.metrics import roc_auc_score
@@ -22,6 +24,7 @@ from tests.conftest import REPOSITORY
 
 CONFIG = ["-c", str(REPOSITORY / "configs/metric_learning/digits.yaml")]
 SMALL = ["-c", str(REPOSITORY / "tests/contracts/shrink/metric_learning/digits.yaml")]
+NO_DISTANCE = ["--model.distance", "null"]
 
 
 def make(**options: Any) -> MetricLearning:
@@ -71,9 +74,22 @@ def test_the_siamese_loss_is_equation_4() -> None:
     torch.testing.assert_close(loss(z, labels), expected)
 
 
+def test_a_similarity_and_a_squared_distance_have_no_siamese_margin() -> None:
+    with pytest.raises(ValueError, match="distance=CosineSimilarity of power 1: expected a distance of power 1"):
+        SiameseLoss(distance=CosineSimilarity())
+    with pytest.raises(ValueError, match="distance=LpDistance of power 2: expected a distance of power 1"):
+        SiameseLoss(distance=LpDistance(power=2))
+
+
+@pytest.mark.parametrize(
+    ("distance", "power"),
+    [(None, 2), ({"name": "LpDistance", "power": 2}, 2), ({"name": "LpDistance"}, 1)],
+)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_triplets_of_a_batch(normalize: bool) -> None:
-    model, batch = make(loss={"name": "TripletMarginLoss", "margin": 0.5}, normalize=normalize), examples()
+def test_triplets_of_a_batch(normalize: bool, distance: dict[str, Any] | None, power: int) -> None:
+    """FaceNet's equation 3 is of squared distances."""
+    loss = {"name": "TripletMarginLoss", "margin": 0.5}
+    model, batch = make(loss=loss, normalize=normalize, distance=distance), examples()
     z, labels = embedded(model, batch), batch.labels[:, 0]
     assert torch.allclose(z.norm(dim=1), torch.ones(12)) == normalize
     terms = []
@@ -81,9 +97,19 @@ def test_triplets_of_a_batch(normalize: bool) -> None:
         for p in range(12):
             for n in range(12):
                 if a != p and labels[a] == labels[p] and labels[a] != labels[n]:
-                    terms.append(max(0.0, float((z[a] - z[p]).norm() - (z[a] - z[n]).norm()) + 0.5))
+                    near, far = (float((z[a] - z[other]).norm()) for other in (p, n))
+                    terms.append(max(0.0, near**power - far**power + 0.5))
     active = [term for term in terms if term > 0]
     assert loss_of(model, batch) == pytest.approx(sum(active) / len(active), rel=1e-4)
+
+
+def test_what_is_reported_is_a_plain_distance() -> None:
+    model, (one, other) = make().eval(), torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        a, b = model.embed(torch.stack([one, other]))
+    assert model.loss.distance.power == 2
+    assert model.distance(one, other) == pytest.approx(float((a - b).norm()), rel=1e-4)
+    assert model.nearest(one, [other]) == [(0, pytest.approx(float((a - b).norm()), rel=1e-4))]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +128,7 @@ def test_mined_triplets(kind: str, chosen: Callable[[float, float], bool]) -> No
         for p in range(12):
             for n in range(12):
                 if a != p and labels[a] == labels[p] and labels[a] != labels[n]:
-                    near, far = float((z[a] - z[p]).norm()), float((z[a] - z[n]).norm())
+                    near, far = (float((z[a] - z[other]).norm()) ** 2 for other in (p, n))
                     if chosen(near, far):
                         terms.append(max(0.0, near - far + 0.3))
     assert terms
@@ -114,13 +140,14 @@ def test_the_batch_hard_miner_takes_the_hardest() -> None:
     model = make(loss={"name": "TripletMarginLoss", "margin": 5.0}, miner={"name": "BatchHardMiner"}, normalize=False)
     batch = examples()
     z, labels = embedded(model, batch), batch.labels[:, 0]
-    d, alike = torch.cdist(z, z), labels[:, None] == labels
+    d, alike = torch.cdist(z, z) ** 2, labels[:, None] == labels
     hardest = d.masked_fill(~alike, 0).amax(1) - d.masked_fill(alike, torch.inf).amin(1) + 5
     assert loss_of(model, batch) == pytest.approx(float(hardest.mean()), rel=1e-4)
 
 
 def test_a_drawing_miner_repeats_itself_and_disturbs_nothing() -> None:
-    model, batch = make(miner={"name": "DistanceWeightedMiner"}, out_dim=8), examples(40)
+    options: dict[str, Any] = {"miner": {"name": "DistanceWeightedMiner"}, "distance": {"name": "LpDistance"}}
+    model, batch = make(out_dim=8, **options), examples(40)
     torch.manual_seed(3)
     state = torch.get_rng_state()
     first = loss_of(model, batch)
@@ -168,9 +195,30 @@ def test_explicit_groups() -> None:
     assert (a2, n) == ([0, 3], [2, 4])
     model, batch = make(loss={"name": "TripletMarginLoss", "margin": 0.5}), examples(6, 3)
     z = embedded(model, batch).view(6, 3, 6)
-    terms = [max(0.0, float((a - p).norm() - (a - n).norm()) + 0.5) for a, p, n in z]
+    terms = [max(0.0, float((a - p).square().sum() - (a - n).square().sum()) + 0.5) for a, p, n in z]
     active = [term for term in terms if term > 0]
     assert loss_of(model, batch) == pytest.approx(sum(active) / len(active), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("distance", "normalize", "unit"),
+    [
+        ({"name": "LpDistance"}, False, False),
+        ({"name": "LpDistance", "normalize_embeddings": True}, False, True),
+        ({"name": "DotProductSimilarity"}, False, False),
+        ({"name": "DotProductSimilarity"}, True, True),
+        ({"name": "CosineSimilarity"}, False, True),
+    ],
+)
+def test_a_distance_is_of_unit_vectors_where_something_says_so(
+    distance: dict[str, Any], normalize: bool, unit: bool
+) -> None:
+    model, batch = make(loss={"name": "ContrastiveLoss"}, distance=distance, normalize=normalize), examples()
+    z = embedded(model, batch)
+    of_units = torch.nn.functional.normalize(z, dim=1) if unit else z
+    products = of_units @ of_units.T
+    expected = torch.cdist(of_units, of_units) if distance["name"] == "LpDistance" else products
+    torch.testing.assert_close(model.loss.distance(z), expected, atol=1e-3, rtol=1e-3)
 
 
 # Scores.
@@ -236,6 +284,49 @@ def test_verification_is_the_roc_of_all_pairs() -> None:
     assert pairs.accuracy(1e9) == pytest.approx(0.5)
 
 
+def test_no_pair_is_too_far_apart_to_be_counted() -> None:
+    """Of two clusters opposite to each other, whose distance is the bound and may be rounded to more."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(80) // 40
+    for _ in range(20):
+        direction = torch.nn.functional.normalize(torch.randn(16, generator=generator), dim=0)
+        pairs = verification(direction * (1 - 2 * labels[:, None]), labels)
+        assert int(pairs.negatives.sum()) == 1600
+        assert int(pairs.positives.sum()) == 2 * 40 * 39 // 2
+        assert pairs.negative_distance == pytest.approx(2, rel=1e-5)
+        assert pairs.positive_distance < 1e-2
+        assert pairs.auc() == 1
+
+
+def test_scores_of_classes_with_one_image_each() -> None:
+    z, labels = torch.randn(5, 3), torch.arange(5)
+    assert all(len(values) == 0 for values in retrieval_scores(z, labels).values())
+    assert all(value != value for value in bootstrap_interval(torch.zeros(0)))
+    assert (pairs := verification(z, labels)).best_threshold() != pairs.best_threshold()
+
+
+def test_counts_are_integers() -> None:
+    """Sums of floats raise on a GPU where the trainer is to be deterministic."""
+    pairs = verification(*some_embeddings())
+    assert not pairs.positives.is_floating_point()
+    assert not pairs.negatives.is_floating_point()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_scores_are_deterministic_on_a_gpu() -> None:
+    z, labels = some_embeddings()
+    torch.use_deterministic_algorithms(True)
+    try:
+        pairs = verification(z.cuda(), labels.cuda())
+        scores = retrieval_scores(z.cuda(), labels.cuda())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert pairs.auc() == pytest.approx(verification(z, labels).auc(), abs=1e-4)
+    assert pairs.accuracy(pairs.best_threshold()) > 0.5
+    assert float(scores["map_at_r"].mean()) == pytest.approx(float(retrieval_scores(z, labels)["map_at_r"].mean()))
+
+
 def test_the_bootstrap_interval() -> None:
     values = (torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.8).float()
     low, high = bootstrap_interval(values)
@@ -256,23 +347,117 @@ def test_the_nearest_of_a_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
 # The module.
 
 
-def test_a_collapse_is_warned_of_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = make(normalize=False), examples(16)
-    logged: dict[str, float] = {}
+@pytest.fixture
+def scores_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float]]:
+    """``scores_of(model, batch, stage)`` is what an evaluation of one batch logs."""
     monkeypatch.setattr(MetricLearning, "global_step", 7)
-    monkeypatch.setattr(model, "log_dict", logged.update)
 
-    def evaluate() -> None:
+    def evaluate(model: MetricLearning, batch: ExampleBatch, stage: str = "val") -> dict[str, float]:
+        logged: dict[str, float] = {}
+        monkeypatch.setattr(model, "log_dict", logged.update)
         with torch.no_grad():
             model._collect(batch, 1)
-            model._log_scores("val")
+            model._log_scores(stage)
+        return logged
 
+    return evaluate
+
+
+TRIPLET, SIAMESE = {"name": "TripletMarginLoss", "margin": 0.2}, {"name": "SiameseLoss", "margin": 1.0}
+
+
+@pytest.mark.parametrize("loss", [TRIPLET, SIAMESE])
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1e-3])
+def test_a_collapse_is_warned_of_with_the_step(
+    loss: dict[str, Any], size: float, scores_of: Callable[..., dict[str, float]]
+) -> None:
+    model, batch = make(normalize=False, loss=loss), examples(16)
+    torch.nn.init.zeros_(model.head[0].bias)  # type: ignore[index]
     with warnings.catch_warnings(action="error"):
-        evaluate()
-    assert logged["val/negative_distance"] > 0.01
-    torch.nn.init.zeros_(model.head[0].weight)  # type: ignore[index]
+        assert scores_of(model, batch)["val/negative_distance"] > 0.01
+    with torch.no_grad():
+        model.head[0].weight *= size  # type: ignore[index]
     with pytest.warns(UserWarning, match=r"collapse: all images are embedded in nearly one point \(step 7"):
-        evaluate()
+        found = scores_of(model, batch)["val/negative_distance"]
+    assert 0 <= found < 2e-3
+
+
+def test_a_collapse_away_from_the_origin(scores_of: Callable[..., dict[str, float]]) -> None:
+    for normalize in (True, False):
+        model, batch = make(normalize=normalize), examples(16)
+        torch.nn.init.constant_(model.head[0].bias, 1e3)  # type: ignore[index]
+        with pytest.warns(UserWarning, match="collapse"):
+            scores_of(model, batch)
+
+
+def test_a_small_scale_is_no_collapse_where_angles_are_compared(scores_of: Callable[..., dict[str, float]]) -> None:
+    for distance in ({"name": "CosineSimilarity"}, {"name": "LpDistance", "normalize_embeddings": True}):
+        model, batch = make(normalize=False, loss=TRIPLET, distance=distance), examples(16)
+        torch.nn.init.zeros_(model.head[0].bias)  # type: ignore[index]
+        with torch.no_grad():
+            model.head[0].weight *= 1e-3  # type: ignore[index]
+        with warnings.catch_warnings(action="error"):
+            scores_of(model, batch)
+
+
+def test_a_model_that_was_never_validated_has_no_accuracy(scores_of: Callable[..., dict[str, float]]) -> None:
+    model, batch = make(), examples(16)
+    assert "test/verification_auc" in (never := scores_of(model, batch, "test"))
+    assert "test/verification_accuracy" not in never
+    scores_of(model, batch)
+    assert "test/verification_accuracy" in scores_of(model, batch, "test")
+
+
+def test_embeddings_of_any_length_are_searched_by_angle_too(scores_of: Callable[..., dict[str, float]]) -> None:
+    batch = examples(40)
+    found, unit = (scores_of(make(normalize=normalize), batch, "test") for normalize in (False, True))
+    for name in ("recall_at_1", "recall_at_10", "r_precision", "map_at_r"):
+        assert found[f"test/cosine_{name}"] == pytest.approx(unit[f"test/{name}"])
+    assert found["test/map_at_r"] != pytest.approx(found["test/cosine_map_at_r"])
+    assert not any("cosine" in name for name in unit)
+
+
+def test_many_classes_in_a_short_format(scores_of: Callable[..., dict[str, float]]) -> None:
+    model, batch = make().to(torch.bfloat16), examples(16)
+    batch = batch._replace(images=batch.images.bfloat16(), labels=batch.labels + 996)  # of which bfloat16 has half
+    with torch.no_grad():
+        model._collect(batch, 1)
+        z, labels = model._collected()
+        assert torch.equal(z, model.embed(batch.images[:, 0]))
+    assert z.dtype == torch.float
+    assert torch.equal(labels, batch.labels[:, 0])
+
+
+def test_queries_and_gallery_are_embedded_in_one_precision(
+    fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, ended = MetricLearning.embed, MetricLearning.on_test_epoch_end
+    precisions: list[bool] = []
+
+    def recorded(self: MetricLearning, images: Tensor) -> Tensor:
+        precisions.append(torch.is_autocast_enabled("cpu"))
+        return embed(self, images)
+
+    def last(self: MetricLearning) -> None:
+        precisions.clear()
+        ended(self)
+        assert precisions, "the training images are the gallery"
+        assert all(precisions), "as the queries of test_step are"
+
+    monkeypatch.setattr(MetricLearning, "embed", recorded)
+    monkeypatch.setattr(MetricLearning, "on_test_epoch_end", last)
+    few = [
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.limit_train_batches",
+        "2",
+        "--figures.every_n_epochs",
+        "0",
+        "--probe.every_n_epochs",
+        "null",
+    ]
+    cli = fit(*CONFIG, *SMALL, *few, "--trainer.precision", "bf16-mixed")
+    assert "test/precision_at_1_in_training" in cli.trainer.callback_metrics
 
 
 def test_the_threshold_is_chosen_on_validation_and_kept(fit: Callable[..., CLI]) -> None:
@@ -355,6 +540,19 @@ def test_use_from_python() -> None:
         ({"distance": {"name": "Euclid"}}, "distance.name='Euclid'"),
         ({"reducer": {"name": "Mean"}}, "reducer.name='Mean'"),
         ({"miner": {"name": "DistanceWeightedMiner"}, "distance": {"name": "DotProductSimilarity"}}, "miner={"),
+        ({"miner": {"name": "DistanceWeightedMiner"}}, "miner={.*power"),
+        ({"loss": SIAMESE, "distance": {"name": "CosineSimilarity"}}, "expected a distance of power 1"),
+        *(
+            (
+                {"loss": {"name": "ClassificationLoss"}, argument: {"name": name}},
+                f"{argument}={{.*expected null with Cl",
+            )
+            for argument, name in (
+                ("miner", "BatchHardMiner"),
+                ("distance", "LpDistance"),
+                ("reducer", "MeanReducer"),
+            )
+        ),
     ],
 )
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
@@ -367,12 +565,42 @@ def test_explicit_groups_have_no_miner(mistake: Callable[..., str]) -> None:
     miner = ["--model.miner", "{name: BatchHardMiner}"]
     message = mistake("fit", *CONFIG, *SMALL, *options, *miner)
     assert message == "miner=BatchHardMiner: expected null, for data.groups are explicit"
-    message = mistake("fit", *CONFIG, *SMALL, *options, "--model.loss", "{name: ClassificationLoss}")
+    message = mistake("fit", *CONFIG, *SMALL, *options, *NO_DISTANCE, "--model.loss", "{name: ClassificationLoss}")
     assert message.startswith("loss.name='ClassificationLoss': expected one of pairs or triplets")
 
 
+@pytest.mark.parametrize("loss", ["TripletMarginLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss"])
+@pytest.mark.parametrize("in_a_file", [True, False])
+def test_pairs_are_for_losses_of_single_pairs(
+    loss: str, in_a_file: bool, mistake: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.csv").write_text("anchor,other,same\n0,1,1\n0,2,0\n")
+    options = ["--data.samples_per_class", "null", "--data.groups", tmp_path / "pairs.csv" if in_a_file else "pairs"]
+    message = mistake("fit", *CONFIG, *SMALL, *options, "--model.loss", f"{{name: {loss}}}", *NO_DISTANCE)
+    expected = "expected 'SiameseLoss' or 'ContrastiveLoss', for data.groups are pairs"
+    assert message == f"loss.name={loss!r}: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("groups", "loss"),
+    [
+        ("pairs", "SiameseLoss"),
+        ("pairs", "ContrastiveLoss"),
+        ("triplets", "TripletMarginLoss"),
+        ("triplets", "SiameseLoss"),
+    ],
+)
+def test_explicit_groups_train(groups: str, loss: str, fit: Callable[..., CLI]) -> None:
+    options = ["--data.samples_per_class", "null", "--data.groups", groups, "--model.loss", f"{{name: {loss}}}"]
+    cli = fit(*CONFIG, *SMALL, *options, *NO_DISTANCE, "--trainer.max_steps", "3", "--trainer.log_every_n_steps", "1")
+    with cli.folder.metrics.open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses) == 3
+    assert min(losses) > 0.01
+
+
 def test_a_checkpoint_knows_its_loss(fit: Callable[..., CLI]) -> None:
-    loss = ["--model.loss", "{name: ClassificationLoss}", "--model.normalize", "false"]
+    loss = ["--model.loss", "{name: ClassificationLoss}", "--model.normalize", "false", *NO_DISTANCE]
     cli = fit(*CONFIG, *SMALL, *loss, "--trainer.max_steps", "2", "--test_after_fit", "false")
     checkpoint = str(cli.folder.recovery_checkpoints()[0])
     loaded = MetricLearning.load_from_checkpoint(checkpoint, weights_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -43,13 +44,14 @@ def retrieval_scores(z: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 10)) -
         distances[torch.arange(len(rows)), rows] = torch.inf
         nearest = distances.topk(depth, largest=False).indices
         kept = others[rows] > 0
-        hits = (labels[nearest] == labels[rows, None])[kept].float()
+        hits = (labels[nearest] == labels[rows, None])[kept]
         number = others[rows][kept]
         place = torch.arange(1, depth + 1, device=z.device)
-        within = (place <= number[:, None]) * hits
-        found = {f"recall_at_{k}": hits[:, :k].amax(1) for k in ks}
+        within = (place <= number[:, None]) & hits
+        found = {f"recall_at_{k}": hits[:, :k].any(1).float() for k in ks}
         found["r_precision"] = within.sum(1) / number
-        found["map_at_r"] = (within * hits.cumsum(1) / place).sum(1) / number
+        # Sums of integers, for a GPU's of floats are in no certain order.
+        found["map_at_r"] = (within * hits.cumsum(1, dtype=torch.int) / place).sum(1) / number
         for name, values in found.items():
             scores.setdefault(name, []).append(values)
     return {name: torch.cat(values) for name, values in scores.items()}
@@ -62,7 +64,12 @@ def nearest_of(z: Tensor, gallery: Tensor) -> Tensor:
 
 
 def bootstrap_interval(values: Tensor, level: float = 0.95, rounds: int = 1000) -> tuple[float, float]:
-    """The interval of the mean of ``values`` (N,) over resampled queries, by percentiles; always the same draws."""
+    """The interval of the mean of ``values`` (N,) over resampled queries, by percentiles; always the same draws.
+
+    NaN of no values.
+    """
+    if not len(values):
+        return math.nan, math.nan
     generator = torch.Generator(values.device).manual_seed(0)
     means = torch.stack(
         [
@@ -80,13 +87,17 @@ class Verification(NamedTuple):
     edges: Tensor
     """(BINS + 1,) of the histograms' bins"""
     positives: Tensor
-    """(BINS,) counts of pairs of one class"""
+    """(BINS,) int64: counts of pairs of one class"""
     negatives: Tensor
-    """(BINS,) counts of pairs of two"""
+    """(BINS,) int64: counts of pairs of two"""
+    positive_distance: float
+    """mean of the pairs of one class, NaN where there is none"""
+    negative_distance: float
+    """mean of the pairs of two"""
 
     def rates(self) -> tuple[Tensor, Tensor]:
         """(BINS + 1,) each: the shares of positive and of negative pairs whose distance is below each edge."""
-        true, false = (F.pad(counts.double().cumsum(0), (1, 0)) for counts in (self.positives, self.negatives))
+        true, false = (F.pad(counts.cumsum(0), (1, 0)).double() for counts in (self.positives, self.negatives))
         return true / true[-1], false / false[-1]
 
     def auc(self) -> float:
@@ -95,8 +106,10 @@ class Verification(NamedTuple):
         return float(torch.trapezoid(true, false))
 
     def best_threshold(self) -> float:
-        """The distance that tells the two apart best: at the highest :meth:`accuracy`."""
+        """The distance that tells the two apart best: at the highest :meth:`accuracy`; NaN where one has no pair."""
         true, false = self.rates()
+        if (true - false).isnan().any():
+            return math.nan
         return float(self.edges[(true - false).argmax()])
 
     def accuracy(self, threshold: float) -> float:
@@ -112,10 +125,15 @@ def verification(z: Tensor, labels: Tensor) -> Verification:
     z = z.float()
     # No two points are further apart than twice the largest distance from their mean.
     most = float(2 * (z - z.mean(0)).norm(dim=1).max()) or 1.0
-    positives, negatives = z.new_zeros(BINS), z.new_zeros(BINS)
+    counts = torch.zeros(2, BINS, dtype=torch.long, device=z.device)
+    sums = torch.zeros(2, dtype=torch.double, device=z.device)
     for rows, distances in blocks_of_distances(z):
         later = rows[:, None] < torch.arange(len(z), device=z.device)
         same = labels[rows, None] == labels
-        positives += distances[later & same].histc(BINS, 0, most)
-        negatives += distances[later & ~same].histc(BINS, 0, most)
-    return Verification(torch.linspace(0, most, BINS + 1, device=z.device), positives, negatives)
+        for kind, pairs in enumerate((later & same, later & ~same)):
+            found = distances[pairs]
+            # The largest of all may be rounded to more than the bound.
+            counts[kind] += (found / most * BINS).int().clamp_(max=BINS - 1).bincount(minlength=BINS)
+            sums[kind] += found.sum(dtype=torch.double)
+    edges, means = torch.linspace(0, most, BINS + 1, device=z.device), sums / counts.sum(1)
+    return Verification(edges, *counts, *means.tolist())
