@@ -186,7 +186,7 @@ class CLI(LightningCLI):
         if not unchecked:
             self.stop = GracefulStop(recovery)
             wanted += [best, recovery, self.stop]
-        trainer: Trainer = self._instantiate_trainer({**config, **kwargs, "logger": loggers}, wanted)
+        trainer: Any = self._instantiate_trainer({**config, **kwargs, "logger": loggers}, wanted)
         leave_out_empty_hooks(trainer.callbacks)
         return trainer
 
