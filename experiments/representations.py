@@ -99,8 +99,7 @@ def fit_linear_probes(
     Deterministic, and without autograd, which ``inference_mode`` does not have. Needs 16 N D bytes or so.
 
     Args:
-        features: (N, D), standardized. In float32 the large products are, and all else is float64: of wide features in
-            half the time.
+        features: (N, D), standardized. In float32 the large products are, and all else is float64: in half the time.
         labels: (N,), each below ``num_classes``.
         tolerance: largest element of the gradient, in the coordinates below, at which it has converged; the default
             is as in scikit-learn.

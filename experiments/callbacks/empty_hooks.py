@@ -16,8 +16,8 @@ BATCH_HOOKS = (
 def leave_out_empty_hooks(callbacks: Iterable[Callback]) -> None:
     """Makes Lightning skip the hooks of a batch that a callback does not define.
 
-    It enters a profiler for each hook of each callback, those that do nothing too: together a twentieth of a small
-    network's step. What is not callable it passes over.
+    It enters a profiler for each hook of each callback, those that do nothing too: together a few hundredths
+    of a small network's step. What is not callable it passes over.
     """
     for callback in callbacks:
         for hook in BATCH_HOOKS:
