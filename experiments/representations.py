@@ -49,26 +49,12 @@ def knn_predict(
     bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
     predicted = []
     for block in queries.split(max(1, BLOCK // len(bank))):
-        similarity, nearest = largest(block @ bank.T, min(k, len(bank)))
+        similarity, nearest = (block @ bank.T).topk(min(k, len(bank)), sorted=False)
         # The largest is taken out, which changes no decision, so that a small temperature does not overflow.
         votes = ((similarity - similarity.amax(1, keepdim=True)) / temperature).double().exp()
         scores = votes.new_zeros(len(block), num_classes).scatter_add_(1, labels[nearest], votes)
         predicted.append(scores.argmax(1))
     return torch.cat(predicted)
-
-
-def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of (M, N), and where they are, both (M, k) in no order: a faster ``topk``.
-
-    A row's k largest lie in the k groups of columns with the largest maxima, so that two short searches do.
-    """
-    size = math.isqrt(values.shape[1] // k)  # of a group; where the two searches are equally long
-    if size < 2:
-        return values.topk(k, sorted=False)
-    groups = F.pad(values, (0, -values.shape[1] % size), value=-math.inf).unflatten(1, (-1, size))
-    chosen = groups.amax(2).topk(k, sorted=False).indices
-    found, place = groups.take_along_dim(chosen[..., None], 1).flatten(1).topk(k, sorted=False)
-    return found, chosen.gather(1, place // size) * size + place % size
 
 
 class LinearProbe(NamedTuple):

@@ -41,7 +41,6 @@ from experiments.representations import (
     feature_std,
     fit_linear_probes,
     knn_predict,
-    largest,
     probe,
     standardize,
     uniformity,
@@ -98,16 +97,6 @@ def test_neighbors_vote_as_in_scikit_learn(
     found = knn_predict(features[:160], labels[:160], features[160:], 4, k, temperature)
     assert torch.equal(found, expected)
     assert len(found.unique()) > 1
-
-
-@pytest.mark.parametrize(("columns", "k"), [(5, 5), (50, 3), (1001, 10), (4999, 200)])
-def test_the_largest_are_found_wherever_they_are(columns: int, k: int) -> None:
-    values = torch.randn(20, columns, generator=torch.Generator().manual_seed(0))
-    values[0] = values[0].sort().values  # all in the same groups
-    values[1] = -values[1].abs()  # below a padding of 0
-    found, where = largest(values, k)
-    assert torch.equal(found.sort(1).values, values.topk(k).values.flip(1))
-    assert torch.equal(values.gather(1, where), found)
 
 
 def test_weights_and_not_only_counts_decide() -> None:
