@@ -105,8 +105,7 @@ class LARS(Optimizer):
             scaled, vectors = [p for p in params if p.dim() > 1], [p for p in params if p.dim() <= 1]
             if scaled:
                 decayed = torch._foreach_add([p.grad for p in scaled], scaled, alpha=group["weight_decay"])
-                weights = torch.stack(torch._foreach_norm(scaled))
-                lengths = torch.stack(torch._foreach_norm(decayed))
+                weights, lengths = norms(scaled), norms(decayed)
                 ratios = torch.where((weights > 0) & (lengths > 0), group["trust"] * weights / lengths, 1.0)
                 rates = list((group["lr"] * ratios).unbind())
                 torch._foreach_addcmul_([buffers[p] for p in scaled], decayed, rates)
@@ -114,6 +113,13 @@ class LARS(Optimizer):
                 torch._foreach_add_([buffers[p] for p in vectors], [p.grad for p in vectors], alpha=group["lr"])
             torch._foreach_sub_(params, list(buffers.values()))
         return loss
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """The Euclidean norm of each of N tensors: (N,)."""
+    if tensors[0].is_cpu:  # where PyTorch's own takes twice as long
+        return torch.stack([t.flatten() @ t.flatten() for t in tensors]).sqrt()
+    return torch.stack(torch._foreach_norm(tensors))
 
 
 class DecayAfter(LambdaLR):
