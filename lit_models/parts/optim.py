@@ -105,7 +105,7 @@ class LARS(Optimizer):
             scaled, vectors = [p for p in params if p.dim() > 1], [p for p in params if p.dim() <= 1]
             if scaled:
                 decayed = torch._foreach_add([p.grad for p in scaled], scaled, alpha=group["weight_decay"])
-                weights, lengths = norms(scaled), norms(decayed)
+                weights, lengths = norms(scaled), norms(list(decayed))
                 ratios = torch.where((weights > 0) & (lengths > 0), group["trust"] * weights / lengths, 1.0)
                 rates = list((group["lr"] * ratios).unbind())
                 torch._foreach_addcmul_([buffers[p] for p in scaled], decayed, rates)
