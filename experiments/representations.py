@@ -23,7 +23,7 @@ PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 FRACTIONS = {"1pct": 0.01, "10pct": 0.1}
 """shares of the training labels that the probe is also fitted on"""
 BLOCK = 2**22
-"""numbers of a block of similarities: 16 MB, in memory that is used again; in larger blocks a CPU takes twice as long"""
+"""numbers of a block of similarities: 16 MB, in memory that is used again: larger ones take a CPU twice as long"""
 MOST_COMPARED = 10_000
 """features that are compared pair by pair; of more, so many evenly spaced ones"""
 
