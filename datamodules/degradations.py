@@ -327,7 +327,7 @@ def nearest_fill(degraded: Tensor, mask: Tensor) -> Tensor:
 
     filled = []
     for image, known in zip(degraded, mask, strict=True):
-        places = distance_transform_edt(known[0].cpu().numpy() == 0, return_distances=False, return_indices=True)
+        places = distance_transform_edt((known[0] == 0).cpu().numpy(), return_distances=False, return_indices=True)
         rows, columns = torch.from_numpy(places.astype(np.int64)).to(image.device)
         filled.append(image[:, rows, columns])
     return torch.stack(filled)

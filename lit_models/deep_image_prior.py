@@ -36,6 +36,7 @@ from datamodules.loader import keyed_generator
 from lit_models.parts.distributed import gather_rows, rows_of_this_rank, world_size
 from lit_models.parts.noise import normal_of_samples
 from lit_models.parts.optim import configure_optimizers
+from lit_models.parts.precision import full_precision
 from lit_models.parts.skip_network import SkipNetwork
 from lit_models.parts.total_variation import total_variation, tv_restore_noisy
 from lit_models.parts.windowed_variance import WindowedVariance
@@ -200,7 +201,8 @@ class DeepImagePrior(LightningModule):
 
     def misfit(self, images: Tensor, batch: RestorationBatch) -> Tensor:
         """:func:`misfit` of images (B, C, H, W) to what was measured."""
-        return misfit(self.data.operator(images), batch.degraded, batch.mask)
+        with full_precision(images):
+            return misfit(self.data.operator(images), batch.degraded, batch.mask)
 
     @torch.no_grad()
     def _observe(self, step: int, output: Tensor, fit: Tensor, batch: RestorationBatch) -> None:
@@ -308,21 +310,23 @@ class DeepImagePrior(LightningModule):
 
     def _ssim(self, images: Tensor, batch: RestorationBatch) -> Tensor:
         found, truth = (compared(x, self.data.task.luma, self.data.task.border) for x in (images, batch.truth))
-        return ssim(found, truth, data_range=1.0)  # type: ignore[return-value]
+        with full_precision(found):
+            return ssim(found, truth, data_range=1.0)  # type: ignore[return-value]
 
     def references(self, batch: RestorationBatch) -> dict[str, Tensor]:
         """What anybody would do, and the least total variation: each (B, C, H, W), computed once."""
         if not self._references:
             task, operator = self.data.task, self.data.operator
-            trivial = task.trivial(batch.degraded, batch.mask)
-            tv = tv_restore_noisy(
-                batch.degraded,
-                batch.mask,
-                lambda x: batch.mask * operator(x),
-                lambda y: operator.adjoint(batch.mask * y),
-                task.noise_level(batch.degraded, batch.mask),
-                trivial,
-            )
+            with full_precision(batch.degraded):
+                trivial = task.trivial(batch.degraded, batch.mask)
+                tv = tv_restore_noisy(
+                    batch.degraded,
+                    batch.mask,
+                    lambda x: batch.mask * operator(x),
+                    lambda y: operator.adjoint(batch.mask * y),
+                    task.noise_level(batch.degraded, batch.mask),
+                    trivial,
+                )
             self._references = {"trivial": trivial, "tv": tv}
         return self._references
 

@@ -80,7 +80,8 @@ class SkipNetwork(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H, W) in 0..1, for this rank's B of the N images."""
-        return self.output(self._level(0, z)).sigmoid()
+        logits = self.output(self._level(0, z))
+        return logits.to(z.dtype).sigmoid()  # of bfloat16 a pixel would be one of few values
 
     def _level(self, i: int, x: Tensor) -> Tensor:
         level: Level = self.levels[i]  # type: ignore[assignment]
