@@ -81,6 +81,17 @@ def test_a_loaded_checkpoint_is_the_same_model(config: list[str], fit: Callable[
     assert found == pytest.approx(expected, nan_ok=True)
 
 
+def test_trains_in_mixed_precision(config: list[str], fit: Callable[..., CLI]) -> None:
+    cli = fit(*config, *TINY, "--trainer.precision", "bf16-mixed")
+    with cli.folder.metrics.open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert losses
+    assert torch.tensor(losses).isfinite().all()
+    kinds = {value.dtype for value in cli.model.state_dict().values() if value.is_floating_point()}
+    assert torch.bfloat16 not in kinds, "only what is computed is rounded"
+    assert cli.folder.summary.is_file()
+
+
 class Repeated:
     """The same batch again and again."""
 
