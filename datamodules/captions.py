@@ -11,10 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules import easy_vqa, loader
+from datamodules.image_loaders import ImageLoaders
 from datamodules.loader import TensorLoader, training_draws
 from datamodules.scene_grammar import ATTRIBUTES, counts, without
 from datamodules.scene_sentences import describe
@@ -137,7 +137,7 @@ def choose_captions(batch: CaptionBatch, draws: Tensor, count: int) -> CaptionBa
     return batch._replace(**fields)
 
 
-class Captions(LightningDataModule):
+class Captions(ImageLoaders):
     """What every captioning data set shares: its facts, its loaders, and the last steps of a batch.
 
     A source sets the facts in its constructor and fills ``tables`` with "train", "val" and "test" in ``setup``.
@@ -162,12 +162,10 @@ class Captions(LightningDataModule):
     attributes: dict[str, list[str]]
 
     def __init__(self, batch_size: int, captions_per_image: int | None = None) -> None:
-        super().__init__()
-        for name, value in (("batch_size", batch_size), ("captions_per_image", captions_per_image)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
-        self.batch_size, self.captions_per_image = batch_size, captions_per_image
-        self.order_seed = torch.initial_seed()  # of seed_everything
+        super().__init__(batch_size)
+        if captions_per_image is not None and captions_per_image < 1:
+            raise ValueError(f"captions_per_image={captions_per_image}: expected at least 1")
+        self.captions_per_image = captions_per_image
         self.tables: dict[str, CaptionTable] = {}
 
     def learn_words(self, train: Sequence[Sequence[str]], min_count: int = 1) -> None:
@@ -177,20 +175,7 @@ class Captions(LightningDataModule):
         self.longest = int(encode(texts, self.vocab)[1].max())
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
-        """Batches of "train", "val" or "test"."""
         return TensorLoader(self.tables[part], self.batch_size, **options)
-
-    def train_dataloader(self) -> TensorLoader:
-        return self.loader("train", shuffle=True, drop_last=True, seed=self.order_seed)
-
-    def val_dataloader(self) -> TensorLoader:
-        return self.loader("val")
-
-    def test_dataloader(self) -> TensorLoader:
-        return self.loader("test")
-
-    def predict_dataloader(self) -> TensorLoader:
-        return self.test_dataloader()
 
     def on_before_batch_transfer(self, batch: CaptionBatch, dataloader_idx: int) -> CaptionBatch:
         if self.captions_per_image is None or self.trainer is None or not self.trainer.training:
@@ -201,12 +186,7 @@ class Captions(LightningDataModule):
         return choose_captions(batch, draws, self.captions_per_image)
 
     def on_after_batch_transfer(self, batch: CaptionBatch, dataloader_idx: int) -> CaptionBatch:
-        if batch.images.dtype == torch.uint8:
-            # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
-            dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
-            images = batch.images.to(dtype, memory_format=torch.channels_last).div_(255)
-            batch = batch._replace(images=images)
-        return batch
+        return self.to_float(batch)
 
 
 def parse_holdout(holdout: Sequence[str], attributes: dict[str, list[str]]) -> list[tuple[int, int]]:

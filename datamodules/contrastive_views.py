@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.augment import Augmentation
-from datamodules.images import ImageBatch, Images, Part
+from datamodules.image_loaders import WrappedImages
+from datamodules.images import ImageBatch, Images
 from datamodules.loader import TensorLoader, draws_of_place, rank_and_world_size, training_draws
 
 
@@ -28,7 +28,7 @@ class ViewBatch(NamedTuple):
     """(V′, B, C, s, s); V′ is 0 without multi-crop"""
 
 
-class ContrastiveViews(LightningDataModule):
+class ContrastiveViews(WrappedImages):
     """Batches of augmented views, made on the device, where every view of every image has its own draws.
 
     In training they are a function of (seed, epoch, batch, place in the global batch); in evaluation of the place
@@ -68,8 +68,8 @@ class ContrastiveViews(LightningDataModule):
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - it is frozen
         label_fraction: float = 1.0,
     ) -> None:
-        super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("views", views, 1), ("small_views", small_views, 0)):
+        super().__init__(source, batch_size)
+        for name, value, least in (("views", views, 1), ("small_views", small_views, 0)):
             if value < least:
                 raise ValueError(f"{name}={value}: expected at least {least}")
         if small_views and small_size is None:
@@ -79,37 +79,10 @@ class ContrastiveViews(LightningDataModule):
         if size is not None and augmentation.size not in (None, size):
             raise ValueError(f"augmentation.size={augmentation.size}: expected size={size}, or null")
         channels, *sides = source.image_shape
-        self.source, self.views, self.small_views, self.label_fraction = source, views, small_views, label_fraction
-        self.batch_size = source.batch_size = batch_size
+        self.views, self.small_views, self.label_fraction = views, small_views, label_fraction
         self.augmentation = replace(augmentation, size=size or augmentation.size or min(sides))
         self.small_augmentation = replace(augmentation, size=small_size or 1, scale=small_scale)
         self.image_shape = [channels, self.augmentation.size, self.augmentation.size]
-
-    @property
-    def num_classes(self) -> int:
-        return self.source.num_classes
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.source.class_names
-
-    def prepare_data(self) -> None:
-        self.source.prepare_data()
-
-    def setup(self, stage: str | None = None) -> None:
-        self.source.setup(stage)
-
-    def part(self, name: str) -> Part:
-        """:meth:`Images.part`"""
-        return self.source.part(name)
-
-    def labeled_subset(self, fraction: float) -> Tensor:
-        """:meth:`Images.labeled_subset`"""
-        return self.source.labeled_subset(fraction)
-
-    def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
-        """:meth:`Images.plain_loader`: of an :class:`ImageBatch`, without views."""
-        return self.source.plain_loader(part)
 
     @property
     def num_training_images(self) -> int:
@@ -118,17 +91,17 @@ class ContrastiveViews(LightningDataModule):
         return len(self.part("train").labels)
 
     def train_dataloader(self) -> TensorLoader:
-        loader = self.source.train_dataloader()
+        loader = super().train_dataloader()
         if self.label_fraction != 1:
             rows = self.labeled_subset(self.label_fraction)
             loader.source, loader.num_samples = self.part("train").take(rows), len(rows)
         return loader
 
     def val_dataloader(self) -> TensorLoader:
-        return self._evaluated(self.source.val_dataloader())
+        return self._evaluated(super().val_dataloader())
 
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        loader = self.source.test_dataloader()
+        loader = super().test_dataloader()
         return self._evaluated(loader) if isinstance(loader, TensorLoader) else loader
 
     def _evaluated(self, loader: TensorLoader) -> TensorLoader:
@@ -139,21 +112,13 @@ class ContrastiveViews(LightningDataModule):
             loader.drop_last = True
         return loader
 
-    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        return self.source.predict_dataloader()
-
     def to_float(self, batch: Any) -> Any:
         """:meth:`Images.to_float`, of either kind of batch, and its images as large as views are."""
-        self.source.trainer = self.trainer
-        batch = self.source.to_float(batch)
+        batch = super().to_float(batch)
         side: int = self.image_shape[-1]  # type: ignore[assignment]
         if tuple(batch.images.shape[2:]) == (side, side):
             return batch
         return batch._replace(images=F.interpolate(batch.images, (side, side), mode="bilinear", antialias=True))
-
-    def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
-        """:meth:`Images.two_views`, as large as views are."""
-        return self.source.two_views(self.to_float(batch))
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ViewBatch:
         count, each = len(batch.images), Augmentation.num_draws

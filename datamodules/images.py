@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.augment import Augmentation
 from datamodules.files import data_root
 from datamodules.image_files import PARTS, Tree
+from datamodules.image_loaders import ImageLoaders
 from datamodules.loader import TensorLoader, draws_of_place, keyed_generator
 
 CIFAR100_CLASSES = (
@@ -80,7 +80,7 @@ def stratified_order(labels: Tensor, *key: int | str, each_first: bool = False) 
     return shuffled[place.argsort(stable=True)]
 
 
-class Images(LightningDataModule):
+class Images(ImageLoaders):
     """What every source of images shares: its facts, its parts, its loaders, and the last step on the device.
 
     A source sets ``shape`` and ``names``, or ``image_shape`` and ``class_names`` in its constructor, and implements
@@ -117,17 +117,14 @@ class Images(LightningDataModule):
         split_seed: int = 0,
         limit: int | None = None,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        super().__init__(batch_size)
         if limit is not None and limit < 1:
             raise ValueError(f"limit={limit}: expected at least 1, or null for all")
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction={val_fraction}: expected a share between 0 and 1, both excluded")
         self.image_shape, self.class_names = list(self.shape), list(self.names)
-        self.batch_size, self.root, self.limit = batch_size, data_root(root), limit
+        self.root, self.limit = data_root(root), limit
         self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.order_seed = torch.initial_seed()  # of seed_everything
         self.parts: dict[str, Part] = {}
         self.training_rows = torch.empty(0, dtype=torch.long)
 
@@ -197,7 +194,6 @@ class Images(LightningDataModule):
         return labeled[order[:count]].sort().values
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
-        """Batches of "train", "val" or "test"; ``options`` are :class:`TensorLoader`'s."""
         return TensorLoader(self.part(part), self.batch_size, **options)
 
     def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
@@ -207,26 +203,9 @@ class Images(LightningDataModule):
         """
         return self.loader(part)
 
-    def train_dataloader(self) -> TensorLoader:
-        return self.loader("train", shuffle=True, drop_last=True, seed=self.order_seed)
-
-    def val_dataloader(self) -> TensorLoader:
-        return self.loader("val")
-
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         self.setup()
         return self.loader("test") if "test" in self.parts else []
-
-    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        return self.test_dataloader()
-
-    def to_float(self, batch: ImageBatch) -> ImageBatch:
-        """The batch with its images in 0..1, in the model's precision; what is float already stays as it is."""
-        if batch.images.dtype != torch.uint8:
-            return batch
-        dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
-        # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
-        return batch._replace(images=batch.images.to(dtype, memory_format=torch.channels_last).div_(255))
 
     def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
         """Two views of each image by :data:`YARDSTICK`, as two batches: the same ones at one place in the batch."""

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.augment import Augmentation
+from datamodules.image_loaders import WrappedImages
 from datamodules.images import ImageBatch, Images, Part
-from datamodules.loader import TensorLoader, WorkerLoader, keyed_generator, rank_and_world_size, training_draws
+from datamodules.loader import (
+    TensorLoader,
+    WorkerLoader,
+    checksum,
+    keyed_generator,
+    rank_and_world_size,
+    training_draws,
+)
 
 GROUPS = ("pairs", "triplets")
 COLUMNS = (["anchor", "other", "same"], ["anchor", "positive", "negative"])
@@ -44,6 +51,11 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def fingerprint(self) -> int:
+        """A checksum of the images and of the groups."""
+        images = TensorLoader(self.part, 1).fingerprint()  # of a part in memory or of files
+        return checksum([torch.tensor(images), self.rows, self.same])
 
     def __getitem__(self, indices: Tensor) -> ExampleBatch:
         rows = self.rows[indices]
@@ -203,7 +215,7 @@ class ClassBalancedWorkerLoader(ClassBalancedLoader, WorkerLoader):
     """:class:`ClassBalancedLoader` for images that worker processes decode."""
 
 
-class LabelledPairs(LightningDataModule):
+class LabelledPairs(WrappedImages):
     """Examples of what is alike and what is not, from any source of images.
 
     By default a batch is images with their classes, which say of every two whether they are a positive pair; with
@@ -242,9 +254,7 @@ class LabelledPairs(LightningDataModule):
         unseen_classes: Sequence[str | int] = (),
         augmentation: Augmentation | None = None,
     ) -> None:
-        super().__init__()
-        if batch_size < 2:
-            raise ValueError(f"batch_size={batch_size}: expected at least 2")
+        super().__init__(source, batch_size, least=2)
         if samples_per_class is not None and samples_per_class < 2:
             raise ValueError(f"samples_per_class={samples_per_class}: expected at least 2, or null")
         if samples_per_class is not None and groups is not None:
@@ -258,20 +268,11 @@ class LabelledPairs(LightningDataModule):
             raise ValueError(f"unseen_classes={names}: expected to leave at least two classes to train on")
         if augmentation is not None and augmentation.size not in (None, min(source.image_shape[1:])):
             raise ValueError(f"augmentation.size={augmentation.size}: expected null, the images' own")
-        self.source, self.groups, self.samples_per_class = source, groups, samples_per_class
-        self.batch_size = source.batch_size = batch_size
+        self.groups, self.samples_per_class = groups, samples_per_class
         self.augmentation = augmentation
         self.unseen = torch.tensor([source.class_names.index(name) for name in names], dtype=torch.long)
         self.image_shape = source.image_shape
         self._parts: dict[str, Part] = {}
-
-    @property
-    def num_classes(self) -> int:
-        return self.source.num_classes
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.source.class_names
 
     @property
     def group_size(self) -> int:
@@ -279,11 +280,8 @@ class LabelledPairs(LightningDataModule):
             return 1
         return GROUPS.index(self.groups) + 2 if self.groups in GROUPS else read_lines(Path(self.groups))[0]
 
-    def prepare_data(self) -> None:
-        self.source.prepare_data()
-
     def setup(self, stage: str | None = None) -> None:
-        self.source.setup(stage)
+        super().setup(stage)
         for name in self.source.parts:
             if name != "train":
                 self._refuse_one_class(name)
@@ -348,7 +346,7 @@ class LabelledPairs(LightningDataModule):
         return Groups(whole, rows, same)
 
     def train_dataloader(self) -> TensorLoader:
-        loader, seed = self.source.train_dataloader(), self.source.order_seed
+        loader, seed = super().train_dataloader(), self.source.order_seed
         if self.groups is not None and self.groups not in GROUPS:
             groups = self._groups_of(Path(self.groups))
             return TensorLoader(groups, self.batch_size, shuffle=True, drop_last=True, seed=seed)
@@ -371,18 +369,6 @@ class LabelledPairs(LightningDataModule):
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         self.setup()
         return self.plain_loader("test") if "test" in self.source.parts else []
-
-    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        return self.test_dataloader()
-
-    def to_float(self, batch: Any) -> Any:
-        """:meth:`Images.to_float`"""
-        self.source.trainer = self.trainer
-        return self.source.to_float(batch)
-
-    def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
-        """:meth:`Images.two_views`"""
-        return self.source.two_views(self.to_float(batch))
 
     def on_after_batch_transfer(self, batch: ImageBatch | ExampleBatch, dataloader_idx: int) -> ExampleBatch:
         if isinstance(batch, ImageBatch):

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules import loader
+from datamodules.image_loaders import WrappedImages
 from datamodules.images import ImageBatch, Images
 from datamodules.loader import TensorLoader
 from datamodules.sketches import BucketedLoader, SketchBatch, Sketches
@@ -238,7 +239,7 @@ class SketchSequences(LightningDataModule):
         return SequenceBatch(positions_of(batch.strokes, batch.lengths), batch.lengths, batch.labels)
 
 
-class ImageRows(LightningDataModule):
+class ImageRows(WrappedImages):
     """Images as sequences of their rows from the top down, each of W·C numbers in 0..1.
 
     Args:
@@ -251,62 +252,26 @@ class ImageRows(LightningDataModule):
     """
 
     def __init__(self, source: Images, batch_size: int = 128) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
-        self.source = source
-        self.batch_size = source.batch_size = batch_size
+        super().__init__(source, batch_size)
         channels, self.longest, width = source.image_shape
         self.sequence_dim = width * channels
-
-    @property
-    def num_classes(self) -> int:
-        return self.source.num_classes
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.source.class_names
-
-    def prepare_data(self) -> None:
-        self.source.prepare_data()
-
-    def setup(self, stage: str | None = None) -> None:
-        self.source.setup(stage)
 
     def sequences(self, part: Part) -> Iterator[SequenceBatch]:
         """Every image of a part once over all ranks."""
         return (self.on_after_batch_transfer(batch, 0) for batch in self.plain_loader(part))
 
-    # What the representation probe asks for: of batches whose images are rows.
-
-    def labeled_subset(self, fraction: float) -> Tensor:
-        """:meth:`Images.labeled_subset`"""
-        return self.source.labeled_subset(fraction)
-
-    def part(self, name: str) -> Any:
-        """:meth:`Images.part`"""
-        return self.source.part(name)
-
-    def plain_loader(self, part: Part) -> TensorLoader:
-        """:meth:`Images.plain_loader`"""
-        return self.source.plain_loader(part)
-
     def to_float(self, batch: ImageBatch) -> ImageBatch:
         """The batch with its images as rows (B, H, W·C) in 0..1."""
-        self.source.trainer = self.trainer
-        return batch._replace(images=self.source.to_float(batch).images.permute(0, 2, 3, 1).flatten(2))
+        return self._rows(super().to_float(batch))
 
-    def train_dataloader(self) -> TensorLoader:
-        return self.source.train_dataloader()
+    def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
+        """:meth:`Images.two_views`, from rows to rows."""
+        images = batch.images.unflatten(2, (-1, self.source.image_shape[0])).permute(0, 3, 1, 2)
+        first, second = self.source.two_views(batch._replace(images=images))
+        return self._rows(first), self._rows(second)
 
-    def val_dataloader(self) -> TensorLoader:
-        return self.source.val_dataloader()
-
-    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        return self.source.test_dataloader()
-
-    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        return self.source.predict_dataloader()
+    def _rows(self, batch: ImageBatch) -> ImageBatch:
+        return batch._replace(images=batch.images.permute(0, 2, 3, 1).flatten(2))
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> SequenceBatch:
         rows, labels = self.to_float(batch)

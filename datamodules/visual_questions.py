@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from datamodules.image_loaders import ImageLoaders
 from datamodules.loader import BatchSource, TensorLoader, checksum, draws_per_sample
 from datamodules.vocabulary import encode
 
@@ -182,7 +182,7 @@ def split_images(num_images: int, val_fraction: float, seed: int) -> tuple[list[
     return sorted(order[num_val:]), sorted(order[:num_val])
 
 
-class VisualQuestions(LightningDataModule):
+class VisualQuestions(ImageLoaders):
     """What every VQA data set shares: its facts, its loaders, and the last step of its images on the device.
 
     A source sets ``vocab``, ``answers``, ``question_types`` and ``image_shape`` in its constructor, fills ``tables``
@@ -201,9 +201,7 @@ class VisualQuestions(LightningDataModule):
     """uniform numbers that :meth:`augment` wants for each image; 0 for a source without augmentation"""
 
     def __init__(self, batch_size: int) -> None:
-        super().__init__()
-        self.batch_size = batch_size
-        self.order_seed = torch.initial_seed()  # of seed_everything
+        super().__init__(batch_size)
         self.tables: dict[str, BatchSource] = {}
 
     def augment(self, batch: VQABatch, draws: Tensor) -> VQABatch:
@@ -211,28 +209,10 @@ class VisualQuestions(LightningDataModule):
         return batch
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
-        """Batches of "train", "val" or "test"."""
         return TensorLoader(self.tables[part], self.batch_size, **options)
-
-    def train_dataloader(self) -> TensorLoader:
-        return self.loader("train", shuffle=True, drop_last=True, seed=self.order_seed)
-
-    def val_dataloader(self) -> TensorLoader:
-        return self.loader("val")
-
-    def test_dataloader(self) -> TensorLoader:
-        return self.loader("test")
-
-    def predict_dataloader(self) -> TensorLoader:
-        return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: VQABatch, dataloader_idx: int) -> VQABatch:
         if self.draws and self.trainer is not None and self.trainer.training:
             draws = draws_per_sample(self.trainer, len(batch.images), self.draws, self.order_seed)
             batch = self.augment(batch, draws)
-        if batch.images.dtype == torch.uint8:
-            # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
-            dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
-            images = batch.images.to(dtype, memory_format=torch.channels_last).div_(255)
-            batch = batch._replace(images=images)
-        return batch
+        return self.to_float(batch)

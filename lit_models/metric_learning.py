@@ -39,13 +39,14 @@ from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from datamodules.loader import keyed_generator
-from lit_models.parts.contrastive import full_precision, spread
+from lit_models.parts.contrastive import spread
 from lit_models.parts.distributed import gather_rows, gather_rows_with_gradient, world_size
 from lit_models.parts.encoders import Stem, image_encoder, library_weights
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.heads import projection_head
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.precision import full_precision
 from lit_models.parts.retrieval import (
     Verification,
     bootstrap_interval,

@@ -36,7 +36,6 @@ from lit_models.parts.batch_norm import split_batch_norm
 from lit_models.parts.contrastive import (
     ContrastiveScores,
     cross_entropy_of_positives,
-    full_precision,
     similarities,
     spread,
     unit,
@@ -45,6 +44,7 @@ from lit_models.parts.distributed import gather_rows, rows_of_this_rank
 from lit_models.parts.encoders import Stem, image_encoder, library_weights
 from lit_models.parts.heads import projection_head
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.precision import full_precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -24,7 +24,6 @@ from torch import Tensor
 from lit_models.parts.contrastive import (
     ContrastiveScores,
     cross_entropy_of_positives,
-    full_precision,
     similarities,
     spread,
     unit,
@@ -33,6 +32,7 @@ from lit_models.parts.distributed import gather_rows_with_gradient, places_of_th
 from lit_models.parts.encoders import Stem, image_encoder, library_weights
 from lit_models.parts.heads import projection_head
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.precision import full_precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

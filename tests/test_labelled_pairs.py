@@ -216,6 +216,20 @@ def test_groups_from_a_file(tmp_path: Path) -> None:
     assert (digits().group_size, digits(groups="pairs").group_size, digits(groups="triplets").group_size) == (1, 2, 3)
 
 
+def test_a_resumed_run_would_notice_other_groups(tmp_path: Path) -> None:
+    source = Digits()
+    source.setup()
+    first, second, third = (source.training_rows >= 0).nonzero()[:3, 0].tolist()
+    found = []
+    for same in (0, 1):
+        file = tmp_path / f"{same}.csv"
+        file.write_text(f"anchor,other,same\n{first},{second},0\n{second},{third},{same}\n")
+        data = digits(batch_size=2, groups=str(file))
+        found.append(data.train_dataloader().fingerprint())
+        assert data.train_dataloader().fingerprint() == found[-1] is not None
+    assert found[0] != found[1]
+
+
 def stored_and_trained_on(source: Digits) -> tuple[ImageBatch, list[int]]:
     """The training images as they are stored, and the numbers of those that are trained on, by comparing the images."""
     source.setup()

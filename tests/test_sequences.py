@@ -239,6 +239,25 @@ def test_a_row_holds_the_channels_of_each_pixel() -> None:
     assert [round(float(value)) for value in row] == [0, 8, 16, 1, 9, 17, 2, 10, 18, 3, 11, 19]
 
 
+def test_two_views_of_image_rows_are_the_sources_views_row_by_row() -> None:
+    class Colored(Digits):
+        shape = (3, 8, 8)
+
+        def read(self) -> Any:
+            return {
+                name: part._replace(images=part.images * torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1))
+                for name, part in super().read().items()
+            }
+
+    source = Colored(batch_size=5)
+    data = ImageRows(source, batch_size=5)
+    batch = next(iter(data.plain_loader("val")))
+    found, expected = data.two_views(data.to_float(batch)), source.two_views(source.to_float(batch))
+    for rows, view in zip(found, expected, strict=True):
+        assert rows.images.shape == (5, 8, 24)
+        assert torch.equal(rows.images[:, 2, 1::3], view.images[:, 1, 2])
+
+
 @pytest.mark.parametrize("make", [lambda: SketchSequences(Glyphs("L"), 0), lambda: ImageRows(Digits(), 0)])
 def test_a_batch_has_at_least_one_sequence(make: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match="batch_size=0: expected at least 1"):

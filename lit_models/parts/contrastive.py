@@ -20,11 +20,6 @@ def unit(z: Tensor) -> Tensor:
     return F.normalize(z.to(torch.promote_types(z.dtype, torch.float)), dim=-1)
 
 
-def full_precision(z: Tensor) -> torch.autocast:
-    """No autocast inside, which would round a product of unit vectors."""
-    return torch.autocast(z.device.type, enabled=False)
-
-
 def cross_entropy_of_positives(logits: Tensor, positives: Tensor) -> Tensor:
     """The mean over anchors and their positives of −log softmax(logits)[positive].
 
