@@ -19,13 +19,12 @@ from datamodules.scene_grammar import ATTRIBUTES
 from experiments.callbacks.global_batch import batch_size_of
 from lit_models.captioner import Captioner
 from lit_models.parts.attribute_classifier import AttributeClassifier, fit_classifier
+from lit_models.parts.gan_networks import Discriminator, Generator
 from lit_models.parts.generation_scores import GenerationScores, frechet_distance
 from lit_models.parts.joint_embedding import JointEmbedding, fit_joint_embedding
 from lit_models.parts.optim import WarmupCosine
 from lit_models.parts.text_to_image_figures import exchanged, marked
 from lit_models.text_to_image import (
-    Discriminator,
-    Generator,
     TextToImageGAN,
     discriminator_loss,
     generator_loss,
