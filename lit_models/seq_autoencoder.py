@@ -493,8 +493,8 @@ class SequenceAutoencoder(LightningModule):
             return sequences.values.to(self.device), sequences.lengths.to(self.device)
         if isinstance(sequences, (str, Sketch)) or (isinstance(sequences, Tensor) and sequences.dim() == 2):
             sequences = [sequences]
-        if len(sequences) == 0:
-            raise ValueError("sequences=[]: expected at least one")
+        if not hasattr(sequences, "__len__") or len(sequences) == 0:
+            raise ValueError(f"sequences={sequences!r}: expected a sequence, or a list of at least one")
         if isinstance(sequences[0], Sketch) and self.scale_factor is not None:
             strokes, lengths = to_strokes(sequences, self.scale_factor)
             values = positions_of(strokes, lengths)[:, :-1]

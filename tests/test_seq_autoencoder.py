@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -588,8 +589,9 @@ def test_what_cannot_be_read_is_refused() -> None:
         real.encode("abc")
     with pytest.raises(ValueError, match="expected text"):
         text.encode([torch.zeros(3)])
-    with pytest.raises(ValueError, match="expected at least one"):
-        text.encode([])
+    for nothing in ([], 5, None):
+        with pytest.raises(ValueError, match=f"sequences={re.escape(repr(nothing))}: expected a sequence, or a list"):
+            text.encode(nothing)
 
 
 @pytest.mark.parametrize(

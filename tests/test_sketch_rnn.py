@@ -639,3 +639,25 @@ def test_a_mixture_is_split_where_it_is_joined() -> None:
     assert mixture.tilts.tolist() == pytest.approx([1.0, 1.1])
     assert float(mixture.log_weights.exp().sum()) == pytest.approx(1)
     assert float(mixture.log_pen.exp().sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("abc", "a sketch of type str: expected Sketch"),
+        (None, "sketches of type NoneType: expected a Sketch, or a list"),
+        (torch.zeros(4, 3), "sketches of type Tensor: expected a Sketch, or a list"),
+        ([np.zeros((4, 3))], r"a sketch of type ndarray: expected Sketch\(points\), points \(N, 3\)"),
+        ([], "expected at least one"),
+    ],
+)
+def test_what_is_no_sketch_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make().encode(given)
+
+
+def test_a_notebook_shows_the_drawing() -> None:
+    sketch = sketches((4,), 0)[0]
+    assert sketch._repr_svg_() == sketch.to_svg()
+    assert repr(sketch) == "Sketch(4 points)"
+    assert Sketch(torch.ones(2, 3, dtype=torch.bfloat16)).points.dtype == np.float32

@@ -100,8 +100,9 @@ def length_figure(by_length: Tensor, score: str) -> Figure:
     """A score against the length of sequences."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axis = figure.subplots()
-    known = by_length.isfinite().nonzero()[:, 0].cpu()
-    axis.plot(known, by_length.cpu()[known], "o-", ms=3, lw=1)
+    by_length = by_length.float().cpu()
+    known = by_length.isfinite().nonzero()[:, 0]
+    axis.plot(known, by_length[known], "o-", ms=3, lw=1)
     axis.set(xlabel="length", ylabel=score, ylim=(0, None))
     return figure
 

@@ -24,7 +24,7 @@ class Sketch:
     """
 
     def __init__(self, points: object) -> None:
-        values = points.detach().cpu().numpy() if isinstance(points, Tensor) else points
+        values = points.detach().float().cpu().numpy() if isinstance(points, Tensor) else points
         self.points: np.ndarray = np.array(values, dtype=np.float32)
         if self.points.ndim != 2 or self.points.shape[1] != 3:
             raise ValueError(f"points of shape {self.points.shape}: expected (N, 3), of Δx, Δy and pen lifted")
@@ -35,6 +35,13 @@ class Sketch:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def __repr__(self) -> str:
+        return f"Sketch({len(self)} points)"
+
+    def _repr_svg_(self) -> str:
+        """What a notebook shows."""
+        return self.to_svg()
 
     @classmethod
     def from_rows(cls, rows: Tensor, scale_factor: float) -> Sketch:
@@ -85,8 +92,13 @@ def to_strokes(sketches: Sequence[Sketch], scale_factor: float) -> tuple[Tensor,
     """Sketches as the ``strokes`` (B, T, 5) and ``lengths`` (B,) of a batch, padded with end rows.
 
     Raises:
-        ValueError: there is none, or one without a point.
+        ValueError: there is none, one is without a point, or something else is among them.
     """
+    if not isinstance(sketches, Sequence):
+        raise ValueError(f"sketches of type {type(sketches).__name__}: expected a Sketch, or a list of them")
+    for sketch in sketches:
+        if not isinstance(sketch, Sketch):
+            raise ValueError(f"a sketch of type {type(sketch).__name__}: expected Sketch(points), points (N, 3)")
     lengths = torch.tensor([len(sketch) for sketch in sketches])
     if not len(lengths) or lengths.min() == 0:
         raise ValueError(f"sketches of {lengths.tolist()} points: expected at least one, each of at least one point")
