@@ -29,8 +29,8 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lit_models.parts.encoders import ResNet
-from lit_models.parts.image_coders import conv_down, conv_up_double, mlp
+from lit_models.networks.encoders import ResNet
+from lit_models.networks.image_coders import conv_down, conv_up_double, mlp
 
 BATCH, WIDTH, FEATURES = 256, 16, 128
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.floor import device, now
 from benchmarks.harness import interleaved, options, ratios, report, verdict
-from lit_models.parts.encoders import image_encoder
+from lit_models.networks.encoders import image_encoder
 from lit_models.parts.optim import LARS
 from lit_models.simclr import nt_xent
 

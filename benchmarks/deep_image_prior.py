@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.floor import against_floor, command_line, device, now, training_seconds
 from benchmarks.harness import Times, interleaved, options, ratios, report, verdict
 from experiments.run_folder import REPOSITORY
-from lit_models.parts.windowed_variance import WindowedVariance
+from lit_models.scores.windowed_variance import WindowedVariance
 
 CONFIGS = REPOSITORY / "configs" / "deep_image_prior"
 NARROW = ["-c", str(CONFIGS / "denoise.yaml")]

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.harness import interleaved, options, ratios, report, verdict
-from datamodules.loader import TensorLoader
+from datamodules.parts.loader import TensorLoader
 
 BATCH_SIZE = 32
 

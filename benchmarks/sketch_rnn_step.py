@@ -22,7 +22,7 @@ from benchmarks.floor import against_floor, command_line, device, now, training_
 from benchmarks.harness import interleaved, options, ratios, report, verdict
 from datamodules.sketches import SketchBatch, drop_points, scale_randomly
 from experiments.run_folder import REPOSITORY
-from lit_models.parts.mixture_density import log_density
+from lit_models.networks.mixture_density import log_density
 
 CONFIG = ["-c", str(REPOSITORY / "configs" / "sketch_rnn" / "sheep.yaml")]
 START = (0.0, 0.0, 1.0, 0.0, 0.0)

@@ -1,8 +1,9 @@
 """Augmented views on the CPU against torchvision, image by image, and kornia, by batches: python -m benchmarks.views
 
 SimCLR's crop, flip, color jitter (with hue) and grayscale, of CIFAR-10-sized images of noise, or of CIFAR-10's own
-where LIT_DATA has them. The ratios say how many times more views a second :class:`datamodules.augment.Augmentation`
-gives; ``--check`` is of torchvision's in one process. kornia is optional: ``pip install kornia``.
+where LIT_DATA has them. The ratios say how many times more views a second
+:class:`datamodules.parts.augment.Augmentation` gives; ``--check`` is of torchvision's in one process. kornia is
+optional: ``pip install kornia``.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.harness import interleaved, options, ratios, report, verdict
-from datamodules.augment import LUMA, Augmentation
 from datamodules.images import CIFAR10
+from datamodules.parts.augment import LUMA, Augmentation
 
 BATCH_SIZE = 512
 WORKERS = 2

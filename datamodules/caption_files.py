@@ -1,6 +1,6 @@
 """Captions of photographs: Karpathy's split files of Flickr8k, Flickr30k and COCO, and COCO's own caption files.
 
-A caption's words are those of :func:`datamodules.vocabulary.tokenize` without punctuation marks. Of a Karpathy file
+A caption's words are those of :func:`common.vocabulary.tokenize` without punctuation marks. Of a Karpathy file
 they are taken from its ``tokens``, which are in lower case and without punctuation already.
 """
 
@@ -14,12 +14,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from common.files import data_root, read_json, require
+from common.vocabulary import tokenize
 from datamodules.captions import PARTS, CaptionBatch, Captions, CaptionTable
-from datamodules.files import data_root, read_json, require
-from datamodules.image_features import CachedFeatures, ImageSource, decode_image, write_features
-from datamodules.loader import TensorLoader, WorkerLoader
-from datamodules.visual_questions import split_images
-from datamodules.vocabulary import tokenize
+from datamodules.parts.image_features import CachedFeatures, ImageSource, decode_image, write_features
+from datamodules.parts.loader import TensorLoader, WorkerLoader
+from datamodules.parts.visual_questions import split_images
 
 KARPATHY_FILES = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 COCO_PAGE = "https://cocodataset.org/#download"
@@ -237,7 +237,7 @@ class PhotographCaptions(Captions):
         page: where the images are to be had.
         batch_size, captions_per_image: see :class:`~datamodules.captions.Captions`.
         features: ``<prefix>`` of image features to be used instead of the images: see
-            :class:`~datamodules.image_features.CachedFeatures`.
+            :class:`~datamodules.parts.image_features.CachedFeatures`.
         image_size: height and width to which images are resized.
         num_workers: processes that decode images.
         min_count: training captions have a word so often, or it is ``<unk>``.
@@ -398,7 +398,7 @@ class CocoCaptions(PhotographCaptions):
 def cache_features(encoder: nn.Module, data: PhotographCaptions, prefix: Path, batch_size: int = 64) -> None:
     """Writes the features of all photographs of a data set, which ``encoder`` gets at the data set's ``image_size``.
 
-    See :func:`datamodules.image_features.write_features`; ``features`` then names their ``prefix``.
+    See :func:`datamodules.parts.image_features.write_features`; ``features`` then names their ``prefix``.
     """
     images: list[tuple[ImageSource, int]] = []
     for part, photographs in data.photographs.items():

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules import easy_vqa, loader
-from datamodules.image_loaders import ImageLoaders
-from datamodules.loader import TensorLoader, training_draws
-from datamodules.scene_grammar import ATTRIBUTES, counts, without
-from datamodules.scene_sentences import describe
-from datamodules.scenes import COLORS, IMAGE_SIZE, RADII, draw_scenes, place_of, render, stated_attributes
-from datamodules.visual_questions import split_images
-from datamodules.vocabulary import build_vocab, encode
+from common.vocabulary import build_vocab, encode
+from datamodules import easy_vqa
+from datamodules.parts import loader
+from datamodules.parts.image_loaders import ImageLoaders
+from datamodules.parts.loader import TensorLoader, training_draws
+from datamodules.parts.scene_grammar import ATTRIBUTES, counts, without
+from datamodules.parts.scene_sentences import describe
+from datamodules.parts.scenes import COLORS, IMAGE_SIZE, RADII, draw_scenes, place_of, render, stated_attributes
+from datamodules.parts.visual_questions import split_images
 
 PARTS = ("train", "val", "test")
 KINDS_OF = {"train": (0, 1), "val": (2,), "test": (3,)}  # of scenes: no scene is in two parts

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.augment import Augmentation
-from datamodules.image_loaders import WrappedImages
+from common.distributed import rank_and_world_size
+from common.randomness import draws_of_place
 from datamodules.images import ImageBatch, Images
-from datamodules.loader import TensorLoader, draws_of_place, rank_and_world_size, training_draws
+from datamodules.parts.augment import Augmentation
+from datamodules.parts.image_loaders import WrappedImages
+from datamodules.parts.loader import TensorLoader, training_draws
 
 
 class ViewBatch(NamedTuple):

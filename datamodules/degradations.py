@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.files import data_root, nearest
+from common.files import data_root, nearest_path
 
 Kernel = Literal["lanczos3", "lanczos2", "bicubic"]
 SUPPORT = {"lanczos3": 3.0, "lanczos2": 2.0, "bicubic": 2.0}
@@ -249,7 +249,7 @@ class Inpaint(Task):
             raise ValueError(f"text={text!r}: expected something to write")
         self.mask_file = None if mask is None else existing(mask)
         if self.mask_file is not None and not self.mask_file.is_file():
-            raise FileNotFoundError(f"mask={mask}: no such file{nearest(self.mask_file)}")
+            raise FileNotFoundError(f"mask={mask}: no such file{nearest_path(self.mask_file)}")
         self.missing, self.text = missing, text
 
     def mask(self, shape: Sequence[int], generator: torch.Generator, degraded: bool) -> Tensor:
@@ -278,7 +278,7 @@ def existing(name: str) -> Path:
 
 def mask_of_file(file: Path) -> Tensor:
     """(1, H, W): 1 where the image is brighter than half."""
-    from datamodules.image_files import decode_image
+    from datamodules.parts.image_files import decode_image
 
     try:
         pixels = decode_image(file.read_bytes(), grayscale=True)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.visual_questions import (
+from common.vocabulary import build_vocab, tokenize
+from datamodules.parts.visual_questions import (
     NOT_OF_PAIRS,
     Question,
     QuestionTable,
@@ -20,7 +21,6 @@ from datamodules.visual_questions import (
     language_prior,
     split_images,
 )
-from datamodules.vocabulary import build_vocab, tokenize
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = {  # as the data set draws them

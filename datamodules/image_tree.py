@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.image_files import Archive, Tree
 from datamodules.images import ImageBatch, Images, Part, parts_of, stratified_order
-from datamodules.loader import TensorLoader, WorkerLoader, checksum
+from datamodules.parts.image_files import Archive, Tree
+from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
 
 
 class TreeImages:
@@ -44,7 +44,7 @@ class TreeImages:
 
 
 class ImageTree(Images):
-    """Images in class folders, as :class:`~datamodules.image_files.Tree` describes them; nothing is unpacked to disk.
+    """Images in class folders, as :class:`~datamodules.parts.image_files.Tree` describes them; nothing is unpacked.
 
     Args:
         path: the folder, ``.zip`` or ``.tar`` (compressed or not), as it is or else below ``root``. In folders
@@ -58,8 +58,8 @@ class ImageTree(Images):
         test_fraction: share of a tree without parts that is the test part; 0 for none.
 
     Raises:
-        ValueError: see also :class:`~datamodules.image_files.Tree`; the images do not fit into half of the memory, or
-            an option that ``num_workers`` does not go with.
+        ValueError: see also :class:`~datamodules.parts.image_files.Tree`; the images do not fit into half of the
+            memory, or an option that ``num_workers`` does not go with.
     """
 
     def __init__(

@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from datamodules.augment import Augmentation
-from datamodules.files import data_root
-from datamodules.image_files import PARTS, Tree
-from datamodules.image_loaders import ImageLoaders
-from datamodules.loader import TensorLoader, draws_of_place, keyed_generator
+from common.files import data_root
+from common.randomness import draws_of_place, keyed_generator
+from datamodules.parts.augment import Augmentation
+from datamodules.parts.image_files import PARTS, Tree
+from datamodules.parts.image_loaders import ImageLoaders
+from datamodules.parts.loader import TensorLoader
 
 CIFAR100_CLASSES = (
     *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy"),

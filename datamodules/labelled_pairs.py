@@ -10,17 +10,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from datamodules.augment import Augmentation
-from datamodules.image_loaders import WrappedImages
+from common.distributed import rank_and_world_size
+from common.randomness import keyed_generator
 from datamodules.images import ImageBatch, Images, Part
-from datamodules.loader import (
-    TensorLoader,
-    WorkerLoader,
-    checksum,
-    keyed_generator,
-    rank_and_world_size,
-    training_draws,
-)
+from datamodules.parts.augment import Augmentation
+from datamodules.parts.image_loaders import WrappedImages
+from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum, training_draws
 
 GROUPS = ("pairs", "triplets")
 COLUMNS = (["anchor", "other", "same"], ["anchor", "positive", "negative"])

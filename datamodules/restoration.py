@@ -13,10 +13,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from common.distributed import rank_and_world_size
+from common.files import nearest_path
+from common.randomness import keyed_generator
 from datamodules.degradations import Denoise, Task, existing
-from datamodules.files import nearest
-from datamodules.image_files import EXTENSIONS, decode_image
-from datamodules.loader import TensorLoader, keyed_generator, rank_and_world_size
+from datamodules.parts.image_files import EXTENSIONS, decode_image
+from datamodules.parts.loader import TensorLoader
 
 EMBEDDED = ("china", "flower", "grace_hopper")
 """photographs that scikit-learn (the first two) and matplotlib bring along"""
@@ -186,7 +188,7 @@ def open_images(image: Any, size: int | None) -> tuple[list[str], list[Path | No
             continue
         path = existing(each)
         if not path.exists():
-            raise FileNotFoundError(f"image={each}: no such file or folder{nearest(path, *EMBEDDED)}")
+            raise FileNotFoundError(f"image={each}: no such file or folder{nearest_path(path, *EMBEDDED)}")
         found = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"image={each}: no image in this folder, expected {', '.join(EXTENSIONS)}")

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules import loader
-from datamodules.image_loaders import WrappedImages
 from datamodules.images import ImageBatch, Images
-from datamodules.loader import TensorLoader
+from datamodules.parts import loader
+from datamodules.parts.image_loaders import WrappedImages
+from datamodules.parts.loader import TensorLoader
 from datamodules.sketches import BucketedLoader, SketchBatch, Sketches
 from datamodules.text import CharText
 

@@ -13,11 +13,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules import loader
-from datamodules.files import data_root, fetch, nearest
-from datamodules.glyph_outlines import glyph_sketches
-from datamodules.loader import TensorLoader
-from datamodules.stroke_files import MEMBERS, QUICKDRAW_CATEGORIES, fetch_quickdraw, read_stroke_file
+from common.distributed import rank_and_world_size
+from common.files import data_root, fetch, nearest_path
+from common.randomness import keyed_generator
+from datamodules.parts import loader
+from datamodules.parts.glyph_outlines import glyph_sketches
+from datamodules.parts.loader import TensorLoader
+from datamodules.parts.stroke_files import MEMBERS, QUICKDRAW_CATEGORIES, fetch_quickdraw, read_stroke_file
 
 OFFSET_LIMIT = 1000
 """raw offsets are clamped to ± this, as sketch-rnn's are"""
@@ -148,9 +150,9 @@ class BucketedLoader(TensorLoader):
         self.lengths = source.lengths
 
     def _order(self) -> Tensor:
-        generator = loader.keyed_generator(self.seed, self.epoch, "buckets")
+        generator = keyed_generator(self.seed, self.epoch, "buckets")
         shuffled = torch.randperm(self.num_samples, generator=generator)
-        global_batch = self.batch_size * loader.rank_and_world_size()[1]
+        global_batch = self.batch_size * rank_and_world_size()[1]
         num_batches = self.num_samples // global_batch
         full, left_over = shuffled.split([num_batches * global_batch, self.num_samples % global_batch])
         by_length = self.lengths[full].argsort(stable=True)
@@ -267,7 +269,7 @@ class SketchNPZ(Sketches):
             is_path = source.endswith(".npz")
             file = Path(source) if is_path else data_root(root) / "sketch_rnn" / f"{source}.npz"
             if not file.is_file():
-                hint = nearest(file, *(str(file.with_name(f"{name}.npz")) for name in self.SHA256))
+                hint = nearest_path(file, *(str(file.with_name(f"{name}.npz")) for name in self.SHA256))
                 raise FileNotFoundError(f"{file}: not found; put there an .npz file as {self.DATA_SETS} has{hint}")
         arrays = read_stroke_file(file)
         self.hold({part: SketchTable(part_of, torch.full((len(part_of),), -1)) for part, part_of in arrays.items()})
@@ -319,7 +321,7 @@ class Glyphs(Sketches):
 
     They are split by families of fonts: DejaVu Sans, Sans Mono and Serif and Computer Modern (roman, bold, italic)
     train, 15 fonts; Computer Modern Sans and Typewriter validate; the four STIX fonts, a Times, test. See
-    :func:`~datamodules.glyph_outlines.glyph_sketches` for units and for the order in which outlines are drawn.
+    :func:`~datamodules.parts.glyph_outlines.glyph_sketches` for units and for the order in which outlines are drawn.
 
     Args:
         characters: what is drawn, each of them a class.

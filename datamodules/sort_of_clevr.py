@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.visual_questions import Question, QuestionTable, VisualQuestions, language_prior
-from datamodules.vocabulary import build_vocab
+from common.vocabulary import build_vocab
+from datamodules.parts.visual_questions import Question, QuestionTable, VisualQuestions, language_prior
 
 SHAPES = ("circle", "square")
 COLORS = {

@@ -18,10 +18,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules import loader
-from datamodules.files import cache_file, data_root, fetch, nearest, state_of, write_whole
-from datamodules.loader import TensorLoader
-from datamodules.vocabulary import UNK, build_char_vocab, describe_char
+from common.distributed import rank_and_world_size
+from common.files import cache_file, data_root, fetch, nearest_path, state_of, write_whole
+from common.vocabulary import UNK, build_char_vocab, describe_char
+from datamodules.parts import loader
+from datamodules.parts.loader import TensorLoader
 
 Part = Literal["train", "val", "test"]
 PARTS = ("train", "val", "test")
@@ -236,7 +237,7 @@ class CharText(LightningDataModule):
         return loader.checksum(tensor for tensors in ([alphabet], _pieces(self.codes)) for tensor in tensors)
 
     def _rows(self) -> int:
-        return self.batch_size * loader.rank_and_world_size()[1]
+        return self.batch_size * rank_and_world_size()[1]
 
     def _bounds(self, length: int) -> list[int]:
         """Where train, val and test begin in so many characters, and where test ends."""
@@ -437,7 +438,7 @@ def read_vocab(path: str) -> list[str]:
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"vocab_from={path!r}: no such file{nearest(file)}")
+        raise FileNotFoundError(f"vocab_from={path!r}: no such file{nearest_path(file)}")
     try:
         if file.suffix == ".json":
             vocab = json.loads(file.read_bytes())
@@ -471,7 +472,7 @@ def _find(source: str, root: str | None) -> list[Path]:
     pattern = str(path / "**" / "*.txt") if path.is_dir() else source
     files = sorted(Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
     if not files:
-        near = nearest(path, "python", "tiny_shakespeare")
+        near = nearest_path(path, "python", "tiny_shakespeare")
         what = "no *.txt file in it" if path.is_dir() else f"no such file, folder or glob{near}"
         raise FileNotFoundError(f"source={source!r}: {what}; expected one, 'python' or 'tiny_shakespeare'")
     return files

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules.files import read_json, require
-from datamodules.image_features import CachedFeatures, decode_image, write_features
-from datamodules.loader import TensorLoader, WorkerLoader, checksum
-from datamodules.visual_questions import (
+from common.files import read_json, require
+from common.vocabulary import build_vocab, tokenize
+from datamodules.parts.image_features import CachedFeatures, decode_image, write_features
+from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
+from datamodules.parts.visual_questions import (
     Question,
     QuestionTable,
     VisualQuestions,
@@ -28,8 +29,7 @@ from datamodules.visual_questions import (
     language_prior,
     split_images,
 )
-from datamodules.vocabulary import build_vocab, tokenize
-from datamodules.vqa_accuracy import NUM_HUMANS, normalize_answer, soft_scores
+from datamodules.parts.vqa_accuracy import NUM_HUMANS, normalize_answer, soft_scores
 
 DOWNLOAD_PAGE = "https://visualqa.org/download.html"
 ANSWER_TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
@@ -141,7 +141,7 @@ def cache_features(
 ) -> None:
     """Writes the features of all images in COCO ``folders``, which ``encoder`` gets at ``size`` × ``size`` pixels.
 
-    See :func:`datamodules.image_features.write_features`.
+    See :func:`datamodules.parts.image_features.write_features`.
     """
     images = [(source, image_id) for source in (CocoImages(f, size) for f in folders) for image_id in source.ids()]
     if not images:

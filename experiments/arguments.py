@@ -7,22 +7,16 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import NoReturn
 
+from common.checks import nearest
+
 COMMANDS = ("compare", "sweep")
-"""subcommands of ``train.py`` whose modules in ``experiments`` have a ``main(args) -> exit status``"""
+"""subcommands of ``train.py``: ``experiments/<name>/command.py`` has a ``main(args) -> exit status``"""
 
 
 class Mistake(Exception):
     """A user's mistake, as one readable line."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the known name that is closest, or nothing."""
-    found = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -52,7 +46,7 @@ def run_command(args: list[str]) -> bool:
     if not args or args[0] not in COMMANDS:
         return False
     try:
-        status = importlib.import_module(f"experiments.{args[0]}").main(args[1:])
+        status = importlib.import_module(f"experiments.{args[0]}.command").main(args[1:])
     except (Mistake, OSError) as error:
         if os.environ.get("LIT_TRACEBACK"):
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from torch import nn
 
-
-class BrokenCheckpoint(ValueError):
-    """A checkpoint cannot be read, or holds more than data."""
+from common.files import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,29 +44,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a Lightning checkpoint; its tensors are read from the file as they are used.
-
-    Raises:
-        BrokenCheckpoint: the file is cut off or no checkpoint, or holds more than tensors and plain data.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise BrokenCheckpoint(f"{path}: refused, for it holds more than tensors and plain data ({reason})") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise BrokenCheckpoint(f"{path}: broken ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise BrokenCheckpoint(f"{path}: expected a checkpoint of Lightning, which has a 'state_dict'")
-    return content
-
-
 def take_weights(module: nn.Module, path: Path) -> None:
     """Gives ``module`` the weights and buffers of a checkpoint, and nothing else of it.
 
     Raises:
-        BrokenCheckpoint: see :func:`read_checkpoint`.
+        BrokenCheckpoint: see :func:`common.files.read_checkpoint`.
         ValueError: the checkpoint is of another network: names the first difference.
     """
     found, wanted = read_checkpoint(path)["state_dict"], module.state_dict()

@@ -26,6 +26,8 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from common.checks import nearest
+from common.files import BrokenCheckpoint, read_checkpoint, write_whole
 from experiments.arguments import run_command
 from experiments.callbacks.checkpoints import RecoveryCheckpoint
 from experiments.callbacks.empty_hooks import leave_out_empty_hooks
@@ -36,10 +38,10 @@ from experiments.callbacks.graceful_stop import GracefulStop, Stopped, requeue_j
 from experiments.callbacks.representation_probe import BestProbedCheckpoint, RepresentationProbe
 from experiments.callbacks.run_record import RunRecord
 from experiments.callbacks.training_metrics import TrainingMetrics
-from experiments.checkpoint_io import AtomicCheckpointIO, BrokenCheckpoint, read_checkpoint, take_weights
+from experiments.checkpoint_io import AtomicCheckpointIO, take_weights
 from experiments.compilation import compile_parts
 from experiments.metrics_csv import MetricsCSV
-from experiments.mistakes import Mistake, Parser, mistake_in, nearest
+from experiments.mistakes import Mistake, Parser, mistake_in
 from experiments.run_folder import (
     REPOSITORY,
     RunFolder,
@@ -50,7 +52,6 @@ from experiments.run_folder import (
     launcher_run_id,
     new_run_id,
     runs_root,
-    write_atomically,
 )
 
 DATA_FACTS = (
@@ -255,7 +256,7 @@ class CLI(LightningCLI):
         items = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
         file = self.folder.path / "predictions.json"
         if self.trainer.is_global_zero:
-            write_atomically(file, json.dumps(items, indent=0) + "\n")
+            write_whole(file, json.dumps(items, indent=0) + "\n")
             print(f"{len(items)} predictions: {file}")
 
     def _report(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from experiments.run_folder import write_atomically
+from common.files import write_whole
 
 
 class MetricsCSV(Logger):
@@ -93,7 +93,7 @@ class MetricsCSV(Logger):
         writer = csv.DictWriter(buffer, self.columns, lineterminator=os.linesep)
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(self.path, buffer.getvalue())
+        write_whole(self.path, buffer.getvalue())
 
 
 def _text(value: Any) -> str:

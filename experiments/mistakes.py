@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from experiments.arguments import COMMANDS, Mistake, nearest
+from common.checks import nearest
+from experiments.arguments import COMMANDS, Mistake
 from experiments.run_folder import REPOSITORY
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.run_folder import RunFolder, read_json
+from experiments.run_folder import RunFolder, read_record
 
 
 def print_report(folder: RunFolder, subcommand: str, metrics: dict[str, Any]) -> None:
     """Metrics, time, speed, where everything is and how to go on: for ``fit`` from its summary, else ``metrics``."""
-    summary = read_json(folder.summary) if subcommand == "fit" else {}
+    summary = read_record(folder.summary) if subcommand == "fit" else {}
     table = Table(title=f"{folder.name}  {folder.id}", title_justify="left")
     table.add_column("metric")
     stages = {"val": "best", "test": "test"} if summary else {"": subcommand}

@@ -27,6 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from common.files import read_json, write_whole
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "wandb", "numpy")
 
@@ -158,26 +160,13 @@ def folder_of_checkpoint(checkpoint: Path) -> RunFolder | None:
     return folder if checkpoint.parent.name == "checkpoints" and folder.config.is_file() else None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """``text`` under a temporary name in the same folder, renamed when whole: no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The file's content; empty when there is no such file.
+def read_record(path: Path) -> dict[str, Any]:
+    """What one of a run's JSON files holds; empty when there is no such file.
 
     Raises:
         ValueError: the file is not JSON.
     """
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    return read_json(path) if path.is_file() else {}
 
 
 def write_manifest(
@@ -196,7 +185,7 @@ def write_manifest(
         "hardware": _hardware(),
         **({"batch": batch} if batch else {}),
     }
-    manifest = read_json(folder.manifest) or {
+    manifest = read_record(folder.manifest) or {
         "id": folder.id,
         "name": folder.name,
         "seed": seed,
@@ -204,7 +193,7 @@ def write_manifest(
         "starts": [],
     }
     manifest["starts"].append(start)
-    write_atomically(folder.manifest, json.dumps(manifest, indent=2) + "\n")
+    write_whole(folder.manifest, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 

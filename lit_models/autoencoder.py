@@ -25,14 +25,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_models.parts.distributed import global_mean
-from lit_models.parts.encoders import image_encoder
+from common.distributed import global_mean
+from common.randomness import normal_of_samples, uniform_of_samples
+from lit_models.networks.encoders import image_encoder
+from lit_models.networks.image_coders import conv_down, conv_up_double
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.image_coders import conv_down, conv_up_double
 from lit_models.parts.images import to_image_batch
-from lit_models.parts.noise import normal_of_samples, uniform_of_samples
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
-from lit_models.parts.pca import PCA
+from lit_models.scores.pca import PCA
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ class Autoencoder(LightningModule):
         code_channels: of the code.
         code_size: the code's map is ``code_size``×``code_size`` for images of ``image_shape``, which the last
             convolution's kernel is chosen for; ``null`` keeps the map as it is. With 1 the code is a vector.
-        encoder, width: a network of :func:`lit_models.parts.encoders.image_encoder`, which other techniques share,
+        encoder, width: a network of :func:`lit_models.networks.encoders.image_encoder`, which other techniques share,
             and a linear layer in place of the encoder's convolutions; images then are of ``image_shape``.
         loss: ``mse``, ``l1`` or ``bce``.
         corruption: what the encoder sees in training: ``noise`` adds a Gaussian of deviation ``corruption_level``,
@@ -246,6 +246,6 @@ class Autoencoder(LightningModule):
 
     def illustrate(self) -> dict[str, Figure]:
         """Reconstructions beside PCA's, with their errors; interpolations; a map of the codes."""
-        from lit_models.parts.autoencoder_figures import figures
+        from lit_models.figures.autoencoder import figures
 
         return {} if self._shown is None else figures(self, self._shown)

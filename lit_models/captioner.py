@@ -34,18 +34,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric
 
-from datamodules.vocabulary import UNK
+from common.distributed import global_mean, world_size
+from common.randomness import uniform_of_samples
+from common.vocabulary import UNK
+from lit_models.networks.caption_decoders import Heard, ShowAndTell, ShowAttendAndTell
+from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.beam_search import State, beam_search
-from lit_models.parts.caption_decoders import Heard, ShowAndTell, ShowAttendAndTell
-from lit_models.parts.caption_scores import CaptionScores, fingerprints
-from lit_models.parts.distributed import global_mean, world_size
-from lit_models.parts.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
-from lit_models.parts.noise import uniform_of_samples
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.sampling import check_sampling, cut
 from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
+from lit_models.scores.captions import CaptionScores, fingerprints
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -495,7 +495,7 @@ class Captioner(LightningModule):
 
         Made of the last evaluation, the last one of a test. Empty before any.
         """
-        from lit_models.parts.caption_figures import figures
+        from lit_models.figures.captioner import figures
 
         if self._shown is None:
             return {}
@@ -535,7 +535,7 @@ def judge(objects: Tensor, attributes: dict[str, list[str]], sentences: Sequence
         objects: (I, K, A + 2) as in ``CaptionBatch``; without any, K = 0, all is −1.
         attributes: what the first A of these columns are.
     """
-    from datamodules.scenes import check
+    from datamodules.parts.scenes import check
 
     if objects.shape[1] == 0:
         return torch.full((len(sentences), 5), -1)

@@ -35,11 +35,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from datamodules.vocabulary import UNK, encode_chars
-from lit_models.parts.distributed import gather_rows, global_mean, rows_of_this_rank
+from common.distributed import gather_rows, global_mean, rows_of_this_rank
+from common.vocabulary import UNK, encode_chars
+from lit_models.networks.recurrent import Cell, RecurrentStack, State
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.optim import DecayAfter, configure_optimizers
-from lit_models.parts.recurrent import Cell, RecurrentStack, State
 from lit_models.parts.sampling import check_sampling, draw
 
 if TYPE_CHECKING:
@@ -296,6 +296,6 @@ class CharLM(LightningModule):
 
         Made of the beginning of what was last evaluated. Empty before any.
         """
-        from lit_models.parts.char_lm_figures import figures
+        from lit_models.figures.char_lm import figures
 
         return figures(self, torch.cat(self._passage)[:PASSAGE]) if self._passage else {}

@@ -12,7 +12,7 @@ fixed random input z, and its weights are what is searched:
 
 Natural content is easier to encode than noise, which has to be memorized: the network learns the undamaged part first.
 Fitted for long enough it learns the damage too, so it is stopped before. Where is found without a ground truth, from
-how much the last outputs vary (Wang et al. 2021: :class:`~lit_models.parts.windowed_variance.WindowedVariance`).
+how much the last outputs vary (Wang et al. 2021: :class:`~lit_models.scores.windowed_variance.WindowedVariance`).
 
 The total variation is the prior to beat: under the same operator, its solution is computed in the same run.
 """
@@ -31,15 +31,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
+from common.distributed import gather_rows, rows_of_this_rank, world_size
+from common.randomness import keyed_generator, normal_of_samples
 from datamodules.degradations import Task, compared, psnr
-from datamodules.loader import keyed_generator
-from lit_models.parts.distributed import gather_rows, rows_of_this_rank, world_size
-from lit_models.parts.noise import normal_of_samples
+from lit_models.networks.skip_network import SkipNetwork
 from lit_models.parts.optim import configure_optimizers
 from lit_models.parts.precision import full_precision
-from lit_models.parts.skip_network import SkipNetwork
 from lit_models.parts.total_variation import total_variation, tv_restore_noisy
-from lit_models.parts.windowed_variance import WindowedVariance
+from lit_models.scores.windowed_variance import WindowedVariance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +78,7 @@ class DeepImagePrior(LightningModule):
         image_shape: (C, H, W) of a restored image.
         num_images: N.
         copies: K. Network n · K + k is the k-th of image n.
-        down, up, skip, kernel_down, kernel_up, upsample: of :class:`~lit_models.parts.skip_network.SkipNetwork`.
+        down, up, skip, kernel_down, kernel_up, upsample: of :class:`~lit_models.networks.skip_network.SkipNetwork`.
         input: z: ``noise``, or a ``meshgrid`` of the pixels' places.
         input_channels: of the noise.
         input_noise: deviation of what is added to z, anew in each iteration.
@@ -353,7 +352,7 @@ class DeepImagePrior(LightningModule):
 
     def illustrate(self) -> dict[str, Figure]:
         """Degraded, restored and true with a part enlarged; PSNR and variance over iterations; outputs on the way."""
-        from lit_models.parts.restoration_figures import figures
+        from lit_models.figures.deep_image_prior import figures
 
         return {} if self._shown is None else figures(self, self._shown)
 

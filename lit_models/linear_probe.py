@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lit_models.parts.batch_norm import GlobalBatchNorm1d, whole_batch_norm
+from common.distributed import global_mean
+from lit_models.networks.batch_norm import GlobalBatchNorm1d, whole_batch_norm
 from lit_models.parts.checkpoints import rebuilt, trained_module
-from lit_models.parts.distributed import global_mean
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers

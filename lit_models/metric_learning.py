@@ -38,16 +38,16 @@ from pytorch_metric_learning import distances, losses, miners, reducers
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from datamodules.loader import keyed_generator
+from common.distributed import gather_rows, gather_rows_with_gradient, world_size
+from common.randomness import keyed_generator
+from lit_models.networks.encoders import Stem, image_encoder, library_weights
+from lit_models.networks.heads import projection_head
 from lit_models.parts.contrastive import spread
-from lit_models.parts.distributed import gather_rows, gather_rows_with_gradient, world_size
-from lit_models.parts.encoders import Stem, image_encoder, library_weights
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.heads import projection_head
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.precision import full_precision
-from lit_models.parts.retrieval import (
+from lit_models.scores.retrieval import (
     Verification,
     bootstrap_interval,
     nearest_of,
@@ -168,7 +168,7 @@ class MetricLearning(LightningModule):
     Args:
         image_shape: (C, H, W) of the images.
         num_classes: for losses that have weights for each class.
-        encoder, stem, width, pretrained: as :func:`lit_models.parts.encoders.image_encoder` takes them.
+        encoder, stem, width, pretrained: as :func:`lit_models.networks.encoders.image_encoder` takes them.
         out_dim: of the embedding that the loss compares; ``null`` for the encoder's own features.
         head_layers, head_dim: linear layers from the features to the embedding, and the hidden units of more than one.
         normalize: embeddings of length 1.
@@ -436,7 +436,7 @@ class MetricLearning(LightningModule):
 
     def illustrate(self) -> dict[str, Figure]:
         """Neighbors with hits and misses; a map; the distances of positive and negative pairs; the hardest pairs."""
-        from lit_models.parts.retrieval_figures import figures
+        from lit_models.figures.metric_learning import figures
 
         if self._verification is None:
             return {}

@@ -31,8 +31,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from datamodules.loader import keyed_generator
-from lit_models.parts.batch_norm import split_batch_norm
+from common.distributed import gather_rows, rows_of_this_rank
+from common.randomness import keyed_generator
+from lit_models.networks.batch_norm import split_batch_norm
+from lit_models.networks.encoders import Stem, image_encoder, library_weights
+from lit_models.networks.heads import projection_head
 from lit_models.parts.contrastive import (
     ContrastiveScores,
     cross_entropy_of_positives,
@@ -40,9 +43,6 @@ from lit_models.parts.contrastive import (
     spread,
     unit,
 )
-from lit_models.parts.distributed import gather_rows, rows_of_this_rank
-from lit_models.parts.encoders import Stem, image_encoder, library_weights
-from lit_models.parts.heads import projection_head
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.precision import full_precision
 
@@ -102,7 +102,7 @@ class MoCo(LightningModule):
 
     Args:
         image_shape: (C, H, W) of the views.
-        encoder, stem, width: as :func:`lit_models.parts.encoders.image_encoder` takes them.
+        encoder, stem, width: as :func:`lit_models.networks.encoders.image_encoder` takes them.
         pretrained: start from the library's ImageNet weights.
         head_layers: linear layers of the projection: 1 (v1) or 2 (v2).
         out_dim: of queries and keys.
@@ -290,7 +290,7 @@ class MoCo(LightningModule):
 
     def illustrate(self) -> dict[str, Figure]:
         """Views; nearest neighbors; a map of the representation; similarities of positives and of negatives."""
-        from lit_models.parts.contrastive_figures import figures
+        from lit_models.figures.simclr import figures
 
         if self._shown is None:
             return {}

@@ -32,16 +32,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torchmetrics import MeanMetric, Metric
 
+from common.distributed import global_mean
+from common.randomness import uniform_of_samples
+from common.vocabulary import decode_chars, encode_chars
 from datamodules.sequences import SequenceBatch, positions_of
-from datamodules.vocabulary import decode_chars, encode_chars
-from lit_models.parts.distributed import global_mean
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.noise import uniform_of_samples
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
-from lit_models.parts.pca import PCA
 from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
 from lit_models.parts.sequences import State, remember, split_state, with_end, within
 from lit_models.parts.sketch import Sketch, to_strokes
+from lit_models.scores.pca import PCA
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -528,6 +528,6 @@ class SequenceAutoencoder(LightningModule):
     def illustrate(self) -> dict[str, Figure]:
         """Sequences and their reconstructions, paths between two codes, the score against the length, and a map of the
         codes. Empty before any evaluation."""
-        from lit_models.parts.sequence_figures import figures
+        from lit_models.figures.seq_autoencoder import figures
 
         return {} if self._shown is None or self._by_length is None else figures(self, self._shown, self._by_length)

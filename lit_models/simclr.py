@@ -21,6 +21,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from common.distributed import gather_rows_with_gradient, places_of_this_rank
+from lit_models.networks.encoders import Stem, image_encoder, library_weights
+from lit_models.networks.heads import projection_head
 from lit_models.parts.contrastive import (
     ContrastiveScores,
     cross_entropy_of_positives,
@@ -28,9 +31,6 @@ from lit_models.parts.contrastive import (
     spread,
     unit,
 )
-from lit_models.parts.distributed import gather_rows_with_gradient, places_of_this_rank
-from lit_models.parts.encoders import Stem, image_encoder, library_weights
-from lit_models.parts.heads import projection_head
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.precision import full_precision
 
@@ -75,7 +75,7 @@ class SimCLR(LightningModule):
 
     Args:
         image_shape: (C, H, W) of the views.
-        encoder, stem, width: f, as :func:`lit_models.parts.encoders.image_encoder` takes them.
+        encoder, stem, width: f, as :func:`lit_models.networks.encoders.image_encoder` takes them.
         pretrained: start from the library's ImageNet weights.
         head_layers: linear layers of g (2 in the paper, 3 in its authors' code).
         head_dim: hidden units of g; by default as many as h has numbers.
@@ -201,7 +201,7 @@ class SimCLR(LightningModule):
 
     def illustrate(self) -> dict[str, Figure]:
         """Views; nearest neighbors; a map of the representation; similarities of positives and of negatives."""
-        from lit_models.parts.contrastive_figures import figures
+        from lit_models.figures.simclr import figures
 
         if self._shown is None:
             return {}

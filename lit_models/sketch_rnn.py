@@ -8,7 +8,7 @@ its two last states give the distribution of the code, from which the reparamete
 
 The decoder, an LSTM too, starts from [h_0; c_0] = tanh(W_z z + b_z). At each step it reads the last move and z, and
 gives the distribution of the next move: a mixture of bivariate Gaussians, and a softmax over the pen's states
-(:mod:`lit_models.parts.mixture_density`). With N_max the length of the longest drawing and N_z that of z,
+(:mod:`lit_models.networks.mixture_density`). With N_max the length of the longest drawing and N_z that of z,
 
     L_R  = −1/N_max [Σ_i ln Σ_j π_ij N(Δx_i, Δy_i; μ_ij, σ_ij, ρ_ij) + Σ_i ln q_i(pen)]
     L_KL = −1/(2 N_z) Σ (1 + σ̂ − μ² − exp σ̂)
@@ -32,16 +32,16 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_models.parts.distributed import global_mean, mean_over_ranks
+from common.distributed import global_mean, mean_over_ranks
+from common.randomness import normal_of_samples
+from lit_models.networks.mixture_density import Mixture, draw_move, log_density, mixture_size, to_mixture
+from lit_models.networks.recurrent import SteppedLSTM
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.latent import slerp
-from lit_models.parts.mixture_density import Mixture, draw_move, log_density, mixture_size, to_mixture
-from lit_models.parts.noise import normal_of_samples
 from lit_models.parts.optim import DecayToFloor, configure_optimizers
-from lit_models.parts.recurrent import SteppedLSTM
 from lit_models.parts.sampling import check_sampling, draw
 from lit_models.parts.sketch import Sketch, to_strokes
-from lit_models.parts.vae_scores import PosteriorScores
+from lit_models.scores.vae import PosteriorScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +98,7 @@ class SketchRNN(LightningModule):
         encoder_hidden, decoder_hidden: sizes of the LSTMs' states; the encoder has one for each direction.
         latent_dim: N_z, size of the code z; 0 for the unconditional model, a decoder alone.
         components: M, Gaussians of the mixture.
-        layer_norm: normalize the gates and the cell of the decoder: :class:`lit_models.parts.recurrent.SteppedLSTM`.
+        layer_norm: normalize the gates and the cell of the decoder: :class:`lit_models.networks.recurrent.SteppedLSTM`.
         recurrent_dropout: share of the decoder's candidates that is dropped. With neither of these two the decoder is
             PyTorch's fused LSTM, as the encoder always is.
         kl_weight, kl_weight_start, kl_decay: w goes from ``kl_weight_start`` to ``kl_weight``, by ``kl_decay`` a step.
@@ -308,7 +308,7 @@ class SketchRNN(LightningModule):
         """Codes (B, D) → a drawing of each.
 
         Args:
-            temperature: τ of :func:`lit_models.parts.mixture_density.draw_move`: near 0 the likeliest moves, 1 the
+            temperature: τ of :func:`lit_models.networks.mixture_density.draw_move`: near 0 the likeliest moves, 1 the
                 model's own distribution.
             seed: the same seed gives the same drawings on the same device.
             max_points: where a drawing is cut off; by default ``longest``.
@@ -425,7 +425,7 @@ class SketchRNN(LightningModule):
     def illustrate(self) -> dict[str, Figure | str]:
         """Reconstructions at several temperatures, several drawings of one, a grid of interpolations, samples,
         completions, the map of the codes; drawings as PNG and SVG. Empty before any evaluation."""
-        from lit_models.parts.sketch_figures import figures
+        from lit_models.figures.sketch_rnn import figures
 
         return {} if self._shown is None else figures(self, self._shown, self._kl)
 

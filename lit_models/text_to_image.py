@@ -28,23 +28,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
-from datamodules.scenes import stated_attributes
-from datamodules.vocabulary import encode, tokenize
-from lit_models.parts.attribute_classifier import AttributeClassifier, fit_classifier
-from lit_models.parts.checkpoints import rebuilt, trained_module
-from lit_models.parts.distributed import (
+from common.distributed import (
     gather_rows,
     places_of_this_rank,
     rows_of_this_rank,
     take_from_first_rank,
     world_size,
 )
+from common.randomness import normal_of_samples
+from common.vocabulary import encode, tokenize
+from datamodules.parts.scenes import stated_attributes
+from lit_models.networks.attribute_classifier import AttributeClassifier, fit_classifier
+from lit_models.networks.gan_networks import Discriminator, Generator
+from lit_models.networks.joint_embedding import JointEmbedding, fit_joint_embedding
+from lit_models.parts.checkpoints import rebuilt, trained_module
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.gan_networks import Discriminator, Generator
-from lit_models.parts.generation_scores import GenerationScores
-from lit_models.parts.joint_embedding import JointEmbedding, fit_joint_embedding
-from lit_models.parts.noise import normal_of_samples
 from lit_models.parts.optim import configure_optimizers
+from lit_models.scores.generation import GenerationScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ class TextToImageGAN(LightningModule):
     What is validated, kept and used is the generator's moving average. Before the GAN's first step a classifier learns
     the attributes of the real training images, and an embedding of sentences and images which of them belong together;
     then neither changes, and both are part of the checkpoint. The classifier, which the GAN never sees, judges what is
-    generated: see :class:`lit_models.parts.generation_scores.GenerationScores`.
+    generated: see :class:`lit_models.scores.generation.GenerationScores`.
 
     What the Trainer counts as a step is one of both networks.
 
@@ -457,7 +457,7 @@ class TextToImageGAN(LightningModule):
 
     def illustrate(self) -> dict[str, Figure]:
         """Sentences by samples; from sentence to sentence; one word changed at a time."""
-        from lit_models.parts.text_to_image_figures import figures
+        from lit_models.figures.text_to_image import figures
 
         return {} if self._shown is None else figures(self, self._shown)
 

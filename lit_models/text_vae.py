@@ -35,16 +35,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric
 
+from common.distributed import global_mean
+from common.randomness import normal_of_samples, uniform_of_samples
+from common.vocabulary import encode_chars
 from datamodules.sequences import SequenceBatch
-from datamodules.vocabulary import encode_chars
-from lit_models.parts.distributed import global_mean
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.latent import gaussian_kl
-from lit_models.parts.noise import normal_of_samples, uniform_of_samples
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
 from lit_models.parts.sequences import State, remember, split_state, with_end, within
-from lit_models.parts.vae_scores import PosteriorScores
+from lit_models.scores.vae import PosteriorScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -350,6 +350,6 @@ class TextVAE(LightningModule):
     def illustrate(self) -> dict[str, Figure]:
         """Lines and their reconstructions, homotopies, samples, and what each dimension of the code holds. Empty before
         any evaluation."""
-        from lit_models.parts.text_vae_figures import figures
+        from lit_models.figures.text_vae import figures
 
         return {} if self._shown is None else figures(self, self._shown, self._kl)

@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lit_models.parts.encoders import Stem, image_encoder
-from lit_models.parts.pca import PCA
+from lit_models.networks.encoders import Stem, image_encoder
+from lit_models.scores.pca import PCA
 
 
 class Untrained(LightningModule):
@@ -23,7 +23,7 @@ class Untrained(LightningModule):
     Args:
         image_shape: (C, H, W).
         representation: ``pixels``, ``pca`` or ``random``.
-        encoder, stem, width: as :func:`lit_models.parts.encoders.image_encoder` takes them; also says how many
+        encoder, stem, width: as :func:`lit_models.networks.encoders.image_encoder` takes them; also says how many
             principal components there are.
 
     Raises:

@@ -35,15 +35,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_models.parts.distributed import global_mean, mean_over_ranks
-from lit_models.parts.encoders import image_encoder
+from common.distributed import global_mean, mean_over_ranks
+from common.randomness import coins_of_samples, normal_of_samples
+from lit_models.networks.encoders import image_encoder
+from lit_models.networks.image_coders import conv_decoder, conv_encoder, mlp
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.image_coders import conv_decoder, conv_encoder, mlp
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.latent import gaussian_kl, slerp
-from lit_models.parts.noise import coins_of_samples, normal_of_samples
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
-from lit_models.parts.vae_scores import PosteriorScores
+from lit_models.scores.vae import PosteriorScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,7 +107,7 @@ class VAE(LightningModule):
     Args:
         image_shape: (C, H, W).
         network: ``conv``, or the papers' ``mlp``.
-        encoder, width: a network of :func:`lit_models.parts.encoders.image_encoder`, which contrastive techniques
+        encoder, width: a network of :func:`lit_models.networks.encoders.image_encoder`, which contrastive techniques
             share, and a linear layer as the encoder, beside the convolutional decoder.
         channels: of the convolutional network, whose layers each halve the image.
         hidden: of the MLP's layers, in the decoder in reverse order.
@@ -405,6 +405,6 @@ class VAE(LightningModule):
 
     def illustrate(self) -> dict[str, Figure]:
         """Samples; reconstructions, several of each image; each dimension's effect; interpolations; the code plane."""
-        from lit_models.parts.vae_figures import figures
+        from lit_models.figures.vae import figures
 
         return {} if self._shown is None or self._kl is None else figures(self, self._shown, self._kl)

@@ -28,18 +28,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torchmetrics import MeanMetric
 
-from datamodules.vocabulary import encode
-from lit_models.parts.distributed import global_mean
-from lit_models.parts.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
+from common.distributed import global_mean
+from common.vocabulary import encode
+from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
-from lit_models.parts.vqa_scores import VQAScores, score_of
+from lit_models.scores.vqa import VQAScores, score_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from datamodules.visual_questions import VQABatch
+    from datamodules.parts.visual_questions import VQABatch
 
 
 def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
@@ -324,7 +324,7 @@ class VQA(LightningModule):
 
         Made of the last evaluation. Empty before any.
         """
-        from lit_models.parts.vqa_figures import confusion_figure, question_figure
+        from lit_models.figures.vqa import confusion_figure, question_figure
 
         if self._shown is None or self._confusions is None:
             return {}

@@ -39,6 +39,18 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
+def be_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """``be_rank(r, n)`` makes this process rank r of n, without any others."""
+
+    def become(rank: int, world_size: int) -> None:
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: world_size > 1)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
+
+    return become
+
+
+@pytest.fixture
 def fit() -> Callable[..., CLI]:
     """``fit(*args)`` trains as ``train.py fit`` would, in this process, and returns what it made."""
 

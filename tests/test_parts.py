@@ -17,13 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from datamodules.loader import TensorLoader
-from lit_models.parts.batch_norm import GlobalBatchNorm2d
-from lit_models.parts.distributed import global_mean, world_size
-from lit_models.parts.encoders import Backbone, ConvEncoder, Rescale
+from common.distributed import global_mean, world_size
+from datamodules.parts.loader import TensorLoader
+from lit_models.networks.batch_norm import GlobalBatchNorm2d
+from lit_models.networks.encoders import Backbone, ConvEncoder, Rescale
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
-from lit_models.parts.vqa_scores import VQAScores
+from lit_models.scores.vqa import VQAScores
 
 # Schedules.
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from experiments.run_folder import write_atomically
+from common.files import write_whole
 
 
 class Figures(Callback):
@@ -20,13 +20,13 @@ class Figures(Callback):
     made: ``figures/epoch_0004/…`` and ``figures/test/…``.
 
     Args:
-        every_n_epochs: how often, after the validation; 0 for only at the end.
+        every_n_epochs: how often, after the validation; 0 for only at the end, ``null`` for never, not even in a test.
         dpi: of the PNG files.
     """
 
-    def __init__(self, every_n_epochs: int = 10, dpi: int = 110) -> None:
-        if every_n_epochs < 0:
-            raise ValueError(f"figures.every_n_epochs={every_n_epochs}: expected 0 or more")
+    def __init__(self, every_n_epochs: int | None = 10, dpi: int = 110) -> None:
+        if every_n_epochs is not None and every_n_epochs < 0:
+            raise ValueError(f"figures.every_n_epochs={every_n_epochs}: expected 0 or more, or null for no figures")
         self.every_n_epochs = every_n_epochs
         self.dpi = dpi
         self.folder: Path | None = None  # of the run; set by the command line
@@ -35,7 +35,7 @@ class Figures(Callback):
         if trainer.sanity_checking or not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         epoch = trainer.current_epoch + 1
-        due = self.every_n_epochs > 0 and epoch % self.every_n_epochs == 0
+        due = bool(self.every_n_epochs) and epoch % self.every_n_epochs == 0
         if due or epoch == trainer.max_epochs:
             self.write(trainer, pl_module, f"epoch_{epoch:04d}")
 
@@ -45,7 +45,7 @@ class Figures(Callback):
     @rank_zero_only
     def write(self, trainer: Trainer, pl_module: LightningModule, moment: str) -> None:
         illustrate = getattr(pl_module, "illustrate", None)
-        if self.folder is None or illustrate is None:
+        if self.every_n_epochs is None or self.folder is None or illustrate is None:
             return
         if isinstance(trainer.strategy, FSDPStrategy):  # this rank has a part of the weights only
             rank_zero_warn(f"no figures for {moment}: they are not drawn where the weights are spread over devices")
@@ -59,7 +59,7 @@ class Figures(Callback):
         files = []
         for name, picture in pictures.items():
             if isinstance(picture, str):
-                write_atomically(folder / f"{name.removesuffix('.svg')}.svg", picture)
+                write_whole(folder / f"{name.removesuffix('.svg')}.svg", picture)
                 continue
             file = folder / f"{name}.png"
             picture.savefig(file, dpi=self.dpi)

@@ -11,10 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from common.files import write_whole
 from experiments.callbacks.global_batch import batch_size_of
 from experiments.callbacks.training_metrics import TrainingMetrics
 from experiments.metrics_csv import MetricsCSV
-from experiments.run_folder import RunFolder, read_json, write_atomically, write_manifest
+from experiments.run_folder import RunFolder, read_record, write_manifest
 
 
 class RunRecord(Callback):
@@ -60,7 +61,7 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero and not self._started:
             if stage == "fit":
-                write_atomically(self.folder.config, self.config)
+                write_whole(self.folder.config, self.config)
             batch = batch_size_of(trainer) if stage == "fit" else None
             manifest = write_manifest(self.folder, self.seed, self.tags, batch)
             for logger in trainer.loggers:
@@ -68,7 +69,7 @@ class RunRecord(Callback):
                 if config is not None:  # Weights & Biases
                     config.update({"manifest": manifest}, allow_val_change=True)
             if stage != "fit":  # evaluating a run that was trained before
-                self.values |= read_json(self.folder.summary)
+                self.values |= read_record(self.folder.summary)
                 self.wall_seconds = self.values.get("wall_seconds", 0.0)
         self._started, self._fits = True, stage == "fit"
 
@@ -109,7 +110,7 @@ class RunRecord(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TrainingMetrics) and callback.total_seconds:
                 self.values["samples_per_second"] = callback.total_samples / callback.total_seconds
-        write_atomically(self.folder.summary, json.dumps(self.values, indent=2) + "\n")
+        write_whole(self.folder.summary, json.dumps(self.values, indent=2) + "\n")
         for logger in trainer.loggers:
             summary = getattr(getattr(logger, "experiment", None), "summary", None)
             if summary is not None:  # Weights & Biases

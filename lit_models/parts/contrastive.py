@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from lit_models.parts.distributed import mean_over_ranks
+from common.distributed import mean_over_ranks
 
 COLLAPSED = 0.05
 """spread of the projections below which they are taken for one point"""

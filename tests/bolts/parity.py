@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
-from datamodules.augment import Augmentation
 from datamodules.contrastive_views import ViewBatch
+from datamodules.parts.augment import Augmentation
+from experiments.from_lightning_bolts import KINDS, NORMALIZATIONS, built
 from lit_models.autoencoder import reconstruction_loss
-from lit_models.from_lightning_bolts import KINDS, NORMALIZATIONS, built
 from lit_models.moco import MoCo
-from lit_models.parts.encoders import Rescale
+from lit_models.networks.encoders import Rescale
 from lit_models.parts.optim import LARS, WarmupCosine
 from lit_models.simclr import SimCLR, nt_xent
 from lit_models.vae import gaussian_kl, log_likelihood

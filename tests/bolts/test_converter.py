@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from experiments.from_lightning_bolts import convert, main
 from lit_models.autoencoder import Autoencoder
-from lit_models.from_lightning_bolts import convert, main
 from lit_models.linear_probe import LinearProbe
 from lit_models.moco import MoCo
 from lit_models.simclr import SimCLR

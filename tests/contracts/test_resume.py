@@ -104,7 +104,7 @@ def test_killed_at_any_step(config: list[str]) -> None:
 
 def test_data_that_changed_are_refused(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run(config, "changed", kill_after=3)
-    monkeypatch.setattr("datamodules.loader.checksum", lambda tensors: 1)
-    monkeypatch.setattr("datamodules.visual_questions.checksum", lambda tensors: 1)
+    monkeypatch.setattr("datamodules.parts.loader.checksum", lambda tensors: 1)
+    monkeypatch.setattr("datamodules.parts.visual_questions.checksum", lambda tensors: 1)
     with pytest.raises(ValueError, match="--allow_changed_data true"):
         run(config, "changed")

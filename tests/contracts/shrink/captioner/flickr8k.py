@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.test_captions import write_karpathy
+from tests.datamodules.test_captions import write_karpathy
 
 
 def prepare(folder: Path) -> None:

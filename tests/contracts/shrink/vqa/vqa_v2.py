@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.test_vqa_v2 import write_data_set
+from tests.datamodules.test_vqa_v2 import write_data_set
 
 
 def prepare(folder: Path) -> None:

@@ -1,0 +1,129 @@
+"""Files: where data sets are found, how they are fetched, written whole or not at all, and checkpoints read as data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+import urllib.request
+from collections.abc import Iterable
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from common.checks import nearest
+
+
+def data_root(root: str | None = None) -> Path:
+    """``root``, or else the environment's ``LIT_DATA``, or else ``data/``."""
+    return Path(root or os.environ.get("LIT_DATA") or "data")
+
+
+def cache_file(key: object, suffix: str) -> Path:
+    """The file in ``$XDG_CACHE_HOME/lit-baselines`` (by default ``~/.cache/lit-baselines``) for what ``key`` describes.
+
+    Args:
+        key: anything whose ``repr`` tells all that the file's content depends on.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-baselines"
+    return folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}{suffix}"
+
+
+def state_of(file: Path) -> tuple[str, int, int]:
+    """What changes when a file does: its path, its size in bytes and its time of change in nanoseconds."""
+    status = file.stat()
+    return str(file.resolve()), status.st_size, status.st_mtime_ns
+
+
+def fetch(address: str, file: Path, sha256: str) -> None:
+    """Makes sure that ``file`` is there and whole, downloading it if it is not there.
+
+    Raises:
+        FileNotFoundError: it is not there and cannot be downloaded.
+        ValueError: the file, or what was downloaded, is another one.
+    """
+    if file.exists():
+        content, what, remedy = file.read_bytes(), f"{file}", "; delete it, and it is downloaded anew"
+    else:
+        try:
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                content = answer.read()
+        except (OSError, HTTPException) as error:  # the latter of a connection that breaks off
+            reason = getattr(error, "reason", error)
+            raise FileNotFoundError(f"{file}: not found; put there what is at {address} ({reason})") from error
+        what, remedy = f"{address}: for {file}", ""
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ValueError(f"{what}: its SHA-256 is {found[:16]}..., expected {sha256[:16]}...{remedy}")
+    if not file.exists():
+        write_whole(file, [content])
+
+
+def require(path: Path, address: str) -> None:
+    """Raises FileNotFoundError where nothing is at ``path``, which has to be downloaded by hand from ``address``."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not found; download it from {address}, unpack it and put it there")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is broken; names the file.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+
+
+def write_whole(file: Path, content: str | Iterable[bytes | memoryview]) -> None:
+    """Writes text, or pieces one after another, to a file that gets its name when it is whole.
+
+    No reader ever sees half of it, and several processes may write it at once.
+    """
+    pieces = [content.encode()] if isinstance(content, str) else content
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", suffix=".part", delete=False) as part:
+        try:
+            for piece in pieces:
+                part.write(piece)
+        except BaseException:
+            os.unlink(part.name)
+            raise
+    os.chmod(part.name, 0o644)  # temporary files are their maker's alone
+    os.replace(part.name, file)
+
+
+def nearest_path(path: Path, *others: str) -> str:
+    """``; did you mean …?`` of what is in the same folder and of ``others``, or nothing."""
+    there = [str(path.with_name(entry.name)) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(str(path), [*there, *others], cutoff=0.6)
+
+
+class BrokenCheckpoint(ValueError):
+    """A checkpoint cannot be read, or holds more than data."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a Lightning checkpoint; its tensors are read from the file as they are used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BrokenCheckpoint: the file is cut off or no checkpoint, or holds more than tensors and plain data.
+    """
+    import torch  # not for those who only compare runs
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a checkpoint{nearest_path(path)}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise BrokenCheckpoint(f"{path}: refused, for it holds more than tensors and plain data ({reason})") from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise BrokenCheckpoint(f"{path}: broken ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise BrokenCheckpoint(f"{path}: expected a checkpoint of Lightning, which has a 'state_dict'")
+    return content

@@ -1,0 +1,355 @@
+"""Image files in class folders, in a folder or an archive: listed, checked and decoded, and never unpacked to disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import os
+import re
+import stat
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+
+from common.files import cache_file, nearest_path, state_of, write_whole
+
+PARTS = ("train", "val", "test")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+CACHE_SECONDS = 2.0
+"""trees that take longer to decode are kept decoded on disk"""
+
+MEMBER_LIMIT = 2**28
+"""bytes that one file of an archive may unpack to"""
+
+
+class Files:
+    """The files below a folder or in an archive.
+
+    Attributes:
+        path: of the folder or archive.
+        sizes: bytes of each file by its name, with ``/`` between its parts, in the order in which they are best read.
+        folders: names of the folders that are listed; an archive may leave them out.
+    """
+
+    sizes: dict[str, int]
+    folders: list[str]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def where(self, name: str) -> str:
+        return f"{self.path}: member {name}"
+
+    def read(self, name: str) -> bytes:
+        """Raises OSError, or what the archive's own module raises, where the file is broken."""
+        raise NotImplementedError
+
+    def state(self) -> object:
+        """Changes when a file does."""
+        return state_of(self.path)
+
+
+class Folder(Files):
+    """Links are followed: a folder is its owner's own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.sizes, self.folders = {}, []
+        seen = set()  # a link to a folder above it would be followed for ever
+        for place, folders, files in os.walk(path, followlinks=True):
+            if os.path.realpath(place) in seen:
+                folders.clear()
+                continue
+            seen.add(os.path.realpath(place))
+            above = Path(place).relative_to(path)
+            self.folders += [(above / folder).as_posix() for folder in folders]
+            for file in files:
+                full = Path(place) / file
+                self.sizes[(above / file).as_posix()] = full.stat().st_size if full.exists() else 0
+
+    def where(self, name: str) -> str:
+        return str(self.path / name)
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def state(self) -> object:
+        return [state_of(self.path / name) for name in sorted(self.sizes) if (self.path / name).exists()]
+
+
+class Archive(Files):
+    """A ``.zip``, or a ``.tar``, compressed or not.
+
+    Raises:
+        ValueError: it is none or broken; a member's name leads out of its folder, is there twice or is a link's, or
+            the member is larger than :data:`MEMBER_LIMIT`; names the member.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.is_zip = path.suffix.lower() == ".zip"
+        self._opened: tuple[int, Any] = (0, None)
+        try:
+            members = list(self._members())
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            reason = str(error).split("\n")[0].rstrip(":") or "it ends early"
+            raise ValueError(f"{path}: neither a whole .zip nor a whole .tar: {reason}") from error
+        self.sizes, self.folders, self._members_by_name = {}, [], {}
+        for member, name, size, kind in members:
+            parts = name.replace("\\", "/").split("/")
+            if kind == "link":
+                raise ValueError(f"{self.where(name)}: is a link or a device, expected files and folders only")
+            if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name):
+                raise ValueError(f"{self.where(name)}: its name leads out of the archive's folder")
+            if size > MEMBER_LIMIT:
+                raise ValueError(f"{self.where(name)}: {size} bytes, expected at most {MEMBER_LIMIT}")
+            name = "/".join(part for part in name.split("/") if part not in ("", "."))
+            if kind == "folder":
+                self.folders.append(name)
+            elif name in self.sizes:
+                raise ValueError(f"{self.where(name)}: is there twice, expected it once")
+            else:
+                self.sizes[name], self._members_by_name[name] = size, member
+
+    def _members(self) -> Iterator[tuple[Any, str, int, str]]:
+        """Each member, its name, its size in bytes, and whether it is a file, a folder or a link."""
+        archive = self._open()
+        if self.is_zip:
+            for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
+                is_link = stat.S_ISLNK(entry.external_attr >> 16)
+                kind = "link" if is_link else "folder" if entry.is_dir() else "file"
+                yield entry, entry.filename, entry.file_size, kind
+        else:
+            for entry in archive:
+                kind = "file" if entry.isreg() else "folder" if entry.isdir() else "link"
+                yield entry, entry.name, entry.size, kind
+            # A header that is cut off or damaged would end the archive without a word; its true end is a block of 0.
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"it is broken off or damaged at byte {archive.offset}")
+            while archive.fileobj.read(2**20):  # to where compression has its checksum
+                pass
+
+    def _open(self) -> Any:
+        """The archive, opened once in each process: workers that shared a file would move each other's place in it."""
+        if self._opened[0] != os.getpid():
+            opened = zipfile.ZipFile(self.path) if self.is_zip else tarfile.open(self.path)  # noqa: SIM115, kept open
+            self._opened = (os.getpid(), opened)
+        return self._opened[1]
+
+    def read(self, name: str) -> bytes:
+        archive, member = self._open(), self._members_by_name[name]
+        if self.is_zip:
+            return archive.read(member)
+        return archive.extractfile(member).read()
+
+    def is_compressed_tar(self) -> bool:
+        """So that reading a member means unpacking all that come before it."""
+        return not self.is_zip and not isinstance(self._open().fileobj, io.BufferedReader)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": (0, None)}  # for workers that are spawned rather than forked
+
+
+class Tree:
+    """The images of class folders: ``<class>/…/<image>``, or ``train/<class>/…`` and so ``val/`` and ``test/``.
+
+    A folder that holds all the rest, as archives often have one, is passed over. Classes are the folders of training
+    in alphabetical order, and images are in the order of their names, wherever they come from.
+
+    Args:
+        path: a folder, a ``.zip``, or a ``.tar``, compressed or not.
+
+    Attributes:
+        names: of all N images.
+        labels: (N,) int64.
+        parts: the rows of each part that there is; where there are no parts, all rows are of "all".
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        ValueError: there is no image, no or only one class, an empty class folder, or an image outside of one; see
+            also :class:`Archive`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such folder, .zip or .tar{nearest_path(path)}")
+        self.files = Folder(path) if path.is_dir() else Archive(path)
+        shown = {name: name.split("/") for name in self.files.sizes if not _is_hidden(name)}
+        images = {name: parts for name, parts in shown.items() if name.lower().endswith(EXTENSIONS)}
+        if not images:
+            raise ValueError(f"{path}: no image in it, expected class folders with {', '.join(EXTENSIONS)}")
+        depth = 0  # of the class folders, or of train, val and test
+        while (tops := {parts[depth] for parts in images.values()}) and len(tops) == 1 and not tops & set(PARTS):
+            if min(map(len, images.values())) < depth + 3:
+                break
+            depth += 1
+        in_parts = tops <= set(PARTS)
+        if in_parts and "train" not in tops:
+            raise ValueError(f"{path}: {' and '.join(sorted(tops))} without a folder 'train' beside it")
+        self.names = sorted(images, key=lambda name: images[name])
+        level = depth + in_parts  # of the class folders
+        for name in self.names:
+            if len(images[name]) < level + 2:
+                raise ValueError(f"{self.files.where(name)}: in no class folder, expected <class>/{images[name][-1]}")
+        is_train = [not in_parts or images[name][depth] == "train" for name in self.names]
+        self.class_names = sorted({images[name][level] for name, of in zip(self.names, is_train, strict=True) if of})
+        self._refuse_empty([folder.split("/") for folder in self.files.folders], images, level)
+        if len(self.class_names) < 2:
+            raise ValueError(f"{path}: one class only, {self.class_names[0]!r}; expected a folder for each class")
+        codes = {name: code for code, name in enumerate(self.class_names)}
+        for name in self.names:
+            if images[name][level] not in codes:
+                known = ", ".join(self.class_names[:5])
+                raise ValueError(f"{self.files.where(name)}: no class {images[name][level]!r} in training, but {known}")
+        self.labels = np.array([codes[images[name][level]] for name in self.names])
+        part_of = np.array([images[name][depth] if in_parts else "all" for name in self.names])
+        self.parts = {str(part): np.flatnonzero(part_of == part) for part in np.unique(part_of)}
+        for part, rows in self.parts.items():
+            lacking = sorted(set(codes.values()) - set(self.labels[rows].tolist()))
+            if lacking:
+                listed = ", ".join(self.class_names[code] for code in lacking)
+                rank_zero_warn(f"{path}: {part} has no image of {len(lacking)} of {len(codes)} classes: {listed}")
+        others = sum(len(parts) > level + 1 for name, parts in shown.items() if name not in images)
+        if others:
+            rank_zero_warn(f"{path}: {others} files that are no images by their names are left out")
+
+    def _refuse_empty(self, folders: list[list[str]], images: dict[str, list[str]], level: int) -> None:
+        """Raises ValueError if a folder where classes are has no image."""
+        filled = {tuple(parts[: level + 1]) for parts in images.values()}
+        above = {parts[:-1] for parts in filled}
+        for parts in folders:
+            is_class = len(parts) == level + 1 and tuple(parts[:-1]) in above and not _is_hidden("/".join(parts))
+            if is_class and tuple(parts) not in filled:
+                raise ValueError(f"{self.files.where('/'.join(parts))}: no image in this class folder")
+
+    def fingerprint(self) -> int:
+        """A checksum of the images' names and sizes, in their order."""
+        return zlib.crc32("\n".join(f"{name} {self.files.sizes[name]}" for name in self.names).encode())
+
+    def decode(self, row: int, size: int | None, grayscale: bool = False) -> np.ndarray:
+        """One image: see :func:`decode_image`.
+
+        Raises:
+            ValueError: it cannot be decoded; names the file or the member.
+        """
+        name = self.names[row]
+        try:
+            return decode_image(self.files.read(name), size, grayscale)
+        except Exception as error:  # broken images make Pillow raise almost anything, KeyError included
+            reason = " ".join(str(error).split()) or repr(error)
+            raise ValueError(f"{self.files.where(name)}: cannot be decoded: {reason}") from error
+
+    def decode_all(
+        self, size: int | None, grayscale: bool = False, broken: Literal["error", "skip"] = "error"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """All images (N, C, H, W) uint8, and which of them are whole, (N,) bool; the others are black.
+
+        What takes long is kept on disk, from where it is mapped.
+
+        Args:
+            size: None takes the images as they are, which must all have one size.
+
+        Raises:
+            ValueError: an image cannot be decoded, or has another size than the first; names it.
+        """
+        from PIL import __version__ as decoder
+
+        cached = cache_file((self.files.state(), self.names, size, grayscale, broken, decoder), ".npy")
+        faults = cached.with_suffix(".json")  # written first, so that where there is an array there are its faults
+        if cached.exists() and faults.exists():
+            # Mapped such that writing to it, which nobody does, would not reach the file: else torch would warn.
+            images, messages = np.load(cached, mmap_mode="c"), json.loads(faults.read_bytes())
+        else:
+            start = time.monotonic()
+            images, messages = self._decode_all(size, grayscale, broken)
+            if time.monotonic() - start > CACHE_SECONDS:
+                write_whole(faults, [json.dumps(messages).encode()])
+                header = io.BytesIO()
+                np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(images))
+                write_whole(cached, [header.getvalue(), images.data])
+        whole = np.ones(len(self.names), bool)
+        whole[[row for row, _ in messages]] = False
+        if messages:
+            rank_zero_warn(f"{self.files.path}: {len(messages)} broken images left out, the first: {messages[0][1]}")
+        return images, whole
+
+    def _decode_all(self, size: int | None, grayscale: bool, broken: str) -> tuple[np.ndarray, list[tuple[int, str]]]:
+        row_of = {name: row for row, name in enumerate(self.names)}
+        images: np.ndarray | None = None
+        first, messages = "", []
+        for row in (row_of[name] for name in self.files.sizes if name in row_of):  # as they lie in an archive
+            try:
+                image = self.decode(row, size, grayscale)
+            except ValueError as error:
+                if broken == "error":
+                    raise
+                messages.append((row, str(error)))
+                continue
+            if images is None:
+                images, first = np.zeros((len(self.names), *image.shape), np.uint8), self.names[row]
+            if image.shape != images.shape[1:]:
+                raise ValueError(
+                    f"{self.files.where(self.names[row])}: {image.shape[2]}×{image.shape[1]} pixels, but {first} has "
+                    f"{images.shape[3]}×{images.shape[2]}; expected one size, or a 'size' to bring all to"
+                )
+            images[row] = image
+        if images is None:
+            raise ValueError(f"{self.files.path}: all {len(messages)} images are broken, the first: {messages[0][1]}")
+        return images, sorted(messages)
+
+
+def _is_hidden(name: str) -> bool:
+    """As ``.DS_Store`` and what macOS adds to archives are."""
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+
+
+def decode_image(content: bytes, size: int | None = None, grayscale: bool = False) -> np.ndarray:
+    """An image file as (C, H, W) uint8, with C 3, or 1 for ``grayscale``.
+
+    Any mode becomes RGB: 16 bits are scaled to 8, palettes and CMYK are converted, and what is transparent is laid
+    over white. Of several frames the first is taken, and the camera's orientation mark is not looked at.
+
+    Args:
+        size: the shorter side is resized to it, with antialiasing, and the longer is cropped to it around the center.
+
+    Raises:
+        Exception: of whatever kind, if it is broken.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not content:
+        raise ValueError("the file is empty")
+    image: Image.Image
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except UnidentifiedImageError as error:  # whose own message is the address of an object
+        raise ValueError("no image of a kind that Pillow knows") from error
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"integers in {values.min()}..{values.max()}, expected 16 bits")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels, expected integers")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if grayscale else "RGB")
+    if size is not None and image.size != (size, size):
+        width, height = image.size
+        kept = min(width, height)  # the part of the original that is kept: nothing is resized to be cropped away
+        left, top = (width - kept) / 2, (height - kept) / 2
+        image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + kept, top + kept))
+    pixels = np.array(image)
+    return pixels[None] if grayscale else np.ascontiguousarray(pixels.transpose(2, 0, 1))

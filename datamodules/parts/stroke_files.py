@@ -1,0 +1,234 @@
+"""sketch-rnn's .npz files: pickled arrays of sketches, read without running anything that they may carry.
+
+A sketch in them is a stroke-3 array (n, 3): Δx, Δy from the point before, and 1 where the pen is lifted after
+it, else 0.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+from urllib.parse import quote
+
+import numpy as np
+
+from common.files import write_whole
+
+MEMBERS = {"train": "train.npy", "val": "valid.npy", "test": "test.npy"}
+"""the file of each part in the archive"""
+
+MEMBER_LIMIT = 2**30
+"""bytes that one of them may unpack to"""
+
+QUICKDRAW = "https://storage.googleapis.com/quickdraw_dataset/sketchrnn"
+
+QUICKDRAW_CATEGORIES = (
+    *("aircraft carrier", "airplane", "alarm clock", "ambulance", "angel", "animal migration", "ant", "anvil"),
+    *("apple", "arm", "asparagus", "axe", "backpack", "banana", "bandage", "barn", "baseball", "baseball bat"),
+    *("basket", "basketball", "bat", "bathtub", "beach", "bear", "beard", "bed", "bee", "belt", "bench", "bicycle"),
+    *("binoculars", "bird", "birthday cake", "blackberry", "blueberry", "book", "boomerang", "bottlecap", "bowtie"),
+    *("bracelet", "brain", "bread", "bridge", "broccoli", "broom", "bucket", "bulldozer", "bus", "bush", "butterfly"),
+    *("cactus", "cake", "calculator", "calendar", "camel", "camera", "camouflage", "campfire", "candle", "cannon"),
+    *("canoe", "car", "carrot", "castle", "cat", "ceiling fan", "cello", "cell phone", "chair", "chandelier"),
+    *("church", "circle", "clarinet", "clock", "cloud", "coffee cup", "compass", "computer", "cookie", "cooler"),
+    *("couch", "cow", "crab", "crayon", "crocodile", "crown", "cruise ship", "cup", "diamond", "dishwasher"),
+    *("diving board", "dog", "dolphin", "donut", "door", "dragon", "dresser", "drill", "drums", "duck", "dumbbell"),
+    *("ear", "elbow", "elephant", "envelope", "eraser", "eye", "eyeglasses", "face", "fan", "feather", "fence"),
+    *("finger", "fire hydrant", "fireplace", "firetruck", "fish", "flamingo", "flashlight", "flip flops"),
+    *("floor lamp", "flower", "flying saucer", "foot", "fork", "frog", "frying pan", "garden", "garden hose"),
+    *("giraffe", "goatee", "golf club", "grapes", "grass", "guitar", "hamburger", "hammer", "hand", "harp", "hat"),
+    *("headphones", "hedgehog", "helicopter", "helmet", "hexagon", "hockey puck", "hockey stick", "horse"),
+    *("hospital", "hot air balloon", "hot dog", "hot tub", "hourglass", "house", "house plant", "hurricane"),
+    *("ice cream", "jacket", "jail", "kangaroo", "key", "keyboard", "knee", "knife", "ladder", "lantern", "laptop"),
+    *("leaf", "leg", "light bulb", "lighter", "lighthouse", "lightning", "line", "lion", "lipstick", "lobster"),
+    *("lollipop", "mailbox", "map", "marker", "matches", "megaphone", "mermaid", "microphone", "microwave", "monkey"),
+    *("moon", "mosquito", "motorbike", "mountain", "mouse", "moustache", "mouth", "mug", "mushroom", "nail"),
+    *("necklace", "nose", "ocean", "octagon", "octopus", "onion", "oven", "owl", "paintbrush", "paint can"),
+    *("palm tree", "panda", "pants", "paper clip", "parachute", "parrot", "passport", "peanut", "pear", "peas"),
+    *("pencil", "penguin", "piano", "pickup truck", "picture frame", "pig", "pillow", "pineapple", "pizza", "pliers"),
+    *("police car", "pond", "pool", "popsicle", "postcard", "potato", "power outlet", "purse", "rabbit", "raccoon"),
+    *("radio", "rain", "rainbow", "rake", "remote control", "rhinoceros", "rifle", "river", "roller coaster"),
+    *("rollerskates", "sailboat", "sandwich", "saw", "saxophone", "school bus", "scissors", "scorpion"),
+    *("screwdriver", "sea turtle", "see saw", "shark", "sheep", "shoe", "shorts", "shovel", "sink", "skateboard"),
+    *("skull", "skyscraper", "sleeping bag", "smiley face", "snail", "snake", "snorkel", "snowflake", "snowman"),
+    *("soccer ball", "sock", "speedboat", "spider", "spoon", "spreadsheet", "square", "squiggle", "squirrel"),
+    *("stairs", "star", "steak", "stereo", "stethoscope", "stitches", "stop sign", "stove", "strawberry"),
+    *("streetlight", "string bean", "submarine", "suitcase", "sun", "swan", "sweater", "swing set", "sword"),
+    *("syringe", "table", "teapot", "teddy-bear", "telephone", "television", "tennis racquet", "tent"),
+    *("The Eiffel Tower", "The Great Wall of China", "The Mona Lisa", "tiger", "toaster", "toe", "toilet", "tooth"),
+    *("toothbrush", "toothpaste", "tornado", "tractor", "traffic light", "train", "tree", "triangle", "trombone"),
+    *("truck", "trumpet", "t-shirt", "umbrella", "underwear", "van", "vase", "violin", "washing machine"),
+    *("watermelon", "waterslide", "whale", "wheel", "windmill", "wine bottle", "wine glass", "wristwatch", "yoga"),
+    *("zebra", "zigzag"),
+)
+"""its 345 categories, to find the nearest name to one that is misspelt"""
+
+
+def read_stroke_file(source: Path | BinaryIO, name: str | None = None) -> dict[str, list[np.ndarray]]:
+    """The sketches of "train", "val" and "test", each (n, 3) with n ≥ 1, in the file's own numeric types.
+
+    Args:
+        source: a file, or its content.
+        name: what errors call it, by default its path.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no archive or is broken; its pickle wants anything but NumPy's arrays, which is refused by
+            name and not run; a part is missing or empty; a sketch has another shape or type, a number that is not
+            finite, or a pen state other than 0 and 1. Names the file, the part and the sketch.
+    """
+    name = name or str(source)
+    try:
+        archive = zipfile.ZipFile(source)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{name}: no whole .npz file, expected sketch-rnn's, with {_listed()} ({error})") from error
+    parts = {}
+    with archive:
+        for part, member in MEMBERS.items():
+            where = f"{name}: {member}"
+            if member not in archive.namelist():
+                raise ValueError(f"{where}: not in it, expected {_listed()}; it has {', '.join(archive.namelist())}")
+            if (size := archive.getinfo(member).file_size) > MEMBER_LIMIT:
+                raise ValueError(f"{where}: {size} bytes, expected at most {MEMBER_LIMIT}")
+            try:
+                arrays = _unpickled(archive.read(member))
+            except Exception as error:  # a broken pickle can make the unpickler raise almost anything
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise ValueError(f"{where}: cannot be read: {reason}") from error
+            check_sketches(arrays, where)
+            parts[part] = arrays
+    return parts
+
+
+def check_sketches(sketches: Sequence[np.ndarray], where: str) -> None:
+    """Raises ValueError, naming ``where`` and the sketch, if one is not as :func:`read_stroke_file` says."""
+    if not len(sketches):
+        raise ValueError(f"{where}: empty, expected at least one sketch")
+    for i, sketch in enumerate(sketches):
+        if sketch.ndim != 2 or sketch.shape[1] != 3 or not len(sketch) or sketch.dtype.kind not in "if":
+            raise ValueError(
+                f"{where}: sketch {i}: {sketch.dtype} of shape {sketch.shape}, expected numbers of shape (points, 3)"
+            )
+    points, ends = np.concatenate(sketches), np.cumsum([len(sketch) for sketch in sketches])
+    for is_wrong, expected in (
+        (~np.isfinite(points).all(1), "finite numbers"),
+        (~np.isin(points[:, 2], (0, 1)), "0 or 1 in the last column, whether the pen is lifted after the point"),
+    ):
+        if is_wrong.any():
+            row = int(is_wrong.argmax())
+            i = int(np.searchsorted(ends, row, "right"))
+            raise ValueError(f"{where}: sketch {i}: a point is {points[row].tolist()}, expected {expected}")
+
+
+def fetch_quickdraw(category: str, file: Path) -> None:
+    """Makes sure that a category of QuickDraw is there, downloading it if it is not there.
+
+    There is no published checksum: what was downloaded is checked by its length and by being read, all three parts of
+    it, before it gets its name.
+
+    Raises:
+        FileNotFoundError: it is not there and cannot be downloaded.
+        ValueError: what was downloaded is not such a file.
+    """
+    if file.exists():
+        return
+    address = f"{QUICKDRAW}/{quote(category)}.npz"
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            content, expected = answer.read(), answer.headers.get("Content-Length")
+    except (OSError, HTTPException) as error:  # a connection that ends early is not an OSError
+        reason = getattr(error, "reason", error)
+        raise FileNotFoundError(f"{file}: not found; put there what is at {address} ({reason})") from error
+    if expected is not None and len(content) != int(expected):
+        raise ValueError(f"{address}: for {file}: {len(content)} bytes came, expected {expected}")
+    read_stroke_file(io.BytesIO(content), f"{address}: for {file}")
+    write_whole(file, [content])
+
+
+def _listed() -> str:
+    return ", ".join(MEMBERS.values())
+
+
+def _unpickled(content: bytes) -> list[np.ndarray]:
+    """The arrays of an .npy file that holds a one-dimensional array of them."""
+    stream = io.BytesIO(content)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(stream)]
+    shape, _, dtype = read_header(stream)
+    if dtype.kind != "O":
+        raise ValueError(f"an array of {dtype}, expected one of sketches")
+    pickled = _Unpickler(stream, encoding="latin1").load()  # in latin1, text of Python 2 is the bytes that it was
+    items = pickled.items if isinstance(pickled, _Array) else None
+    if items is None or len(shape) != 1 or len(items) != shape[0]:
+        raise ValueError(f"expected a one-dimensional array of sketches, found one of shape {shape}")
+    for i, item in enumerate(items):
+        if not isinstance(item, _Array) or item.numbers is None:
+            raise ValueError(f"sketch {i} is no array of numbers")
+    return [item.numbers for item in items]
+
+
+class _Dtype:
+    """Stands for NumPy's dtype of a pickle: numbers or objects, nothing that is structured."""
+
+    def __init__(self, name: object, *flags: object) -> None:
+        if not re.fullmatch("[if][1248]|O8?", str(name)):
+            raise pickle.UnpicklingError(f"arrays of {name!r}, expected numbers")
+        self.name, self.order = str(name), "="
+
+    def __setstate__(self, state: tuple) -> None:
+        _, self.order, *structure = state
+        if any(part is not None for part in structure[:3]) or self.order not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError("structured arrays, expected numbers")
+
+
+class _Array:
+    """Stands for a NumPy array of a pickle, whose bytes or list it takes as they are.
+
+    NumPy's own would do as they are told by the file, down to what a pointer is.
+    """
+
+    items: list[Any] | None = None
+    numbers: np.ndarray | None = None
+
+    def __init__(self, *blank: object) -> None:
+        """What is made first is empty."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, is_fortran, data = state
+        if dtype.name.startswith("O"):
+            self.items = data if isinstance(data, list) and len(shape) == 1 else None
+            return
+        content = data.encode("latin1") if isinstance(data, str) else data
+        numbers = np.frombuffer(content, np.dtype(dtype.name).newbyteorder(dtype.order))
+        # In the machine's own byte order, since torch knows no other.
+        self.numbers = numbers.astype(dtype.name).reshape(shape, order="F" if is_fortran else "C")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Admits NumPy's ``ndarray``, ``dtype`` and ``_reconstruct``, by stand-ins, and nothing else.
+
+    No function of the file's choice is called, and no code of NumPy sees its state before it was looked at.
+    """
+
+    ADMITTED: ClassVar[dict[tuple[str, str], object]] = {
+        ("numpy", "dtype"): _Dtype,
+        ("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct only, never called
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ADMITTED:
+            raise pickle.UnpicklingError(
+                f"its pickle wants {module}.{name}, which was refused and not run; expected NumPy's arrays only"
+            )
+        return self.ADMITTED[module, name]

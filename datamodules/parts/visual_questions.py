@@ -1,0 +1,218 @@
+"""Questions about images: the batch that every VQA data set yields, and the table that forms it.
+
+A batch is drawn by *image*. Each image and each distinct question in it is held once, so that a model encodes each of
+them once, and index vectors say which question is asked about which image.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from common.vocabulary import encode
+from datamodules.parts.image_loaders import ImageLoaders
+from datamodules.parts.loader import BatchSource, TensorLoader, checksum, draws_per_sample
+
+
+class VQABatch(NamedTuple):
+    """I images, D distinct questions of at most T tokens, and Q pairs of one image and one question.
+
+    ``images`` leave the loader as they are stored (uint8) and reach the model as float in 0..1; where a data set holds
+    image *features* instead they are float throughout.
+    """
+
+    images: Tensor
+    """(I, C, H, W)"""
+    questions: Tensor
+    """(D, T) token ids, 0 behind the end of a question"""
+    lengths: Tensor
+    """(D,) tokens in each question"""
+    image_index: Tensor
+    """(Q,) the row of ``images`` that a pair asks about"""
+    question_index: Tensor
+    """(Q,) the row of ``questions`` that a pair asks"""
+    answers: Tensor
+    """(Q,) the answer's class, or (Q, A) the score in 0..1 that each answer would get"""
+    question_types: Tensor
+    """(Q,) the question's type"""
+    question_ids: Tensor
+    """(Q,) equal for pairs that ask the same words, throughout the data set"""
+    prior_answers: Tensor
+    """(Q,) the answer that language alone suggests: see :func:`language_prior`"""
+    unseen: Tensor
+    """(Q,) bool: the image shows a combination of attributes that training held out"""
+
+
+NOT_OF_PAIRS = ("images", "questions", "lengths")
+"""the fields of a batch that have no row per pair"""
+
+
+@dataclass
+class Question:
+    """One question about one image, as read from a data set."""
+
+    image: int
+    text: str
+    answer: str
+    kind: str
+    """the question's type"""
+    unseen: bool = False
+
+
+LanguagePrior = tuple[dict[str, str], dict[str, str]]
+"""the most frequent answer to a question's words, and to a question's type"""
+
+
+def language_prior(train: Sequence[Question]) -> LanguagePrior:
+    """The most frequent training answer to each question's words, and to each question type.
+
+    This is the best that a *blind* model can do on the training set; on new words it falls back on the type. Ties go
+    to the alphabetically first answer.
+    """
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    by_kind: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in train:
+        by_text[question.text][question.answer] += 1
+        by_kind[question.kind][question.answer] += 1
+
+    def first(counts: Counter[str]) -> str:
+        return min(counts, key=lambda answer: (-counts[answer], answer))
+
+    return (
+        {text: first(counts) for text, counts in by_text.items()},
+        {kind: first(counts) for kind, counts in by_kind.items()},
+    )
+
+
+class QuestionTable:
+    """Images and their questions in memory; indexed by a vector of images it answers with one :class:`VQABatch`.
+
+    Args:
+        images: (N, C, H, W) uint8, or features.
+        questions: every question about them; ``image`` counts rows of ``images``.
+        prior: of the training questions.
+        vocab, answers, question_types: the lists that the numbers in the batch count.
+
+    Raises:
+        ValueError: an image has no question; an answer or a type is not in its list.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        questions: Sequence[Question],
+        *,
+        prior: LanguagePrior,
+        vocab: Sequence[str],
+        answers: Sequence[str],
+        question_types: Sequence[str],
+    ) -> None:
+        questions = sorted(questions, key=lambda question: question.image)  # stable: an image's own order is kept
+        answer_ids = {answer: i for i, answer in enumerate(answers)}
+        type_ids = {kind: i for i, kind in enumerate(question_types)}
+        for question in questions:
+            if question.answer not in answer_ids:
+                raise ValueError(f"question {question.text!r}: answer {question.answer!r} is none of {list(answers)}")
+            if question.kind not in type_ids:
+                raise ValueError(f"question {question.text!r}: type {question.kind!r} is none of {question_types}")
+        counts = torch.bincount(torch.tensor([question.image for question in questions]), minlength=len(images))
+        if len(counts) != len(images) or not counts.all():
+            raise ValueError(f"image {int((counts == 0).nonzero()[0])}: expected at least one question about it")
+        by_text, by_kind = prior
+        texts = sorted({question.text for question in questions})
+        text_ids = {text: i for i, text in enumerate(texts)}
+
+        self.images = images
+        self.counts = counts
+        self.starts = counts.cumsum(0) - counts
+        self.tokens, self.lengths = encode(texts, vocab)
+        self.text = torch.tensor([text_ids[question.text] for question in questions])
+        self.answers = torch.tensor([answer_ids[question.answer] for question in questions])
+        self.kinds = torch.tensor([type_ids[question.kind] for question in questions])
+        self.prior = torch.tensor(
+            [answer_ids[by_text.get(question.text, by_kind.get(question.kind, answers[0]))] for question in questions]
+        )
+        self.unseen = torch.tensor([question.unseen for question in questions])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def fingerprint(self) -> int:
+        """A checksum of images, questions and answers."""
+        return checksum([self.images, self.counts, self.tokens, self.text, self.answers])
+
+    def __getitem__(self, indices: Tensor) -> VQABatch:
+        counts = self.counts[indices]
+        image_index = torch.arange(len(indices)).repeat_interleave(counts)
+        within = torch.arange(len(image_index)) - (counts.cumsum(0) - counts)[image_index]
+        rows = self.starts[indices][image_index] + within
+        asked, question_index = self.text[rows].unique(return_inverse=True)
+        lengths = self.lengths[asked]
+        return VQABatch(
+            images=self.images.index_select(0, indices),
+            questions=self.tokens[asked, : int(lengths.max())],
+            lengths=lengths,
+            image_index=image_index,
+            question_index=question_index,
+            answers=self.answers[rows],
+            question_types=self.kinds[rows],
+            question_ids=self.text[rows],
+            prior_answers=self.prior[rows],
+            unseen=self.unseen[rows],
+        )
+
+
+def split_images(num_images: int, val_fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Training and validation images, a function of the seed alone; both in ascending order.
+
+    Raises:
+        ValueError: the fraction leaves either part empty.
+    """
+    num_val = round(num_images * val_fraction)
+    if not 0 < num_val < num_images:
+        raise ValueError(f"val_fraction={val_fraction}: expected a share that leaves images in both parts")
+    order = list(range(num_images))
+    random.Random(seed).shuffle(order)
+    return sorted(order[num_val:]), sorted(order[:num_val])
+
+
+class VisualQuestions(ImageLoaders):
+    """What every VQA data set shares: its facts, its loaders, and the last step of its images on the device.
+
+    A source sets ``vocab``, ``answers``, ``question_types`` and ``image_shape`` in its constructor, fills ``tables``
+    with "train", "val" and "test" in ``setup``, and may override :meth:`augment`.
+
+    Args:
+        batch_size: images per rank and batch; each comes with all of its questions.
+    """
+
+    vocab: list[str]
+    answers: list[str]
+    question_types: list[str]
+    image_shape: list[int]
+
+    draws: int = 0
+    """uniform numbers that :meth:`augment` wants for each image; 0 for a source without augmentation"""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(batch_size)
+        self.tables: dict[str, BatchSource] = {}
+
+    def augment(self, batch: VQABatch, draws: Tensor) -> VQABatch:
+        """A training batch whose images are changed such that every answer stays true; ``draws`` (I, K) in [0, 1)."""
+        return batch
+
+    def loader(self, part: str, **options: Any) -> TensorLoader:
+        return TensorLoader(self.tables[part], self.batch_size, **options)
+
+    def on_after_batch_transfer(self, batch: VQABatch, dataloader_idx: int) -> VQABatch:
+        if self.draws and self.trainer is not None and self.trainer.training:
+            draws = draws_per_sample(self.trainer, len(batch.images), self.draws, self.order_seed)
+            batch = self.augment(batch, draws)
+        return self.to_float(batch)

@@ -1,0 +1,105 @@
+"""The picture of a comparison: the curves of a metric, or bars where it was measured once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.arguments import Mistake
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from experiments.compare.command import Group
+
+PICTURES = (".png", ".pdf", ".svg")
+
+
+def draw(groups: list[Group], metric: str, file: Path, notes: list[str]) -> Path | None:
+    """Writes the curves of ``metric``: a line for the mean of each group's runs, a band of ± one standard deviation.
+
+    The curve of a test metric is that of its validation. Where no run was validated more than once there are no curves,
+    and each group has a bar of its figure in the table instead. A run without a curve goes to ``notes``; nothing is
+    written where no run has one.
+
+    Raises:
+        Mistake: no such folder, or no known kind of picture.
+    """
+    if file.suffix not in PICTURES:
+        raise Mistake(f"--picture {file}: expected a name that ends in {', '.join(PICTURES)}")
+    if not file.parent.is_dir():
+        raise Mistake(f"--picture {file}: no folder {str(file.parent)!r}")
+    from matplotlib.figure import Figure
+
+    validation = metric.replace("test/", "val/", 1)
+    curves = [(group, found) for group in groups if (found := _curves(group, validation, notes))]
+    if not curves:
+        return None
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    if all(len(curve) == 1 for _, found in curves for curve in found):
+        _draw_bars(axes, groups, metric)
+    else:
+        many = len(groups) > 4
+        _draw_lines(axes, [(group.short_label if many else group.label, found) for group, found in curves])
+        axes.set(xlabel="step", ylabel=validation)
+        place: dict[str, Any] = {"loc": "outside upper left", "fontsize": "small"}
+        if many:
+            title = ", ".join(key.rpartition(".")[2] for key in groups[0].keys)
+            small = dict.fromkeys(("fontsize", "title_fontsize"), "x-small")
+            place = {"loc": "outside right center", "title": title, **small}
+        if not axes.lines:
+            return None
+        figure.legend(frameon=False, **place)
+    figure.savefig(file, dpi=150, bbox_inches="tight")
+    return file
+
+
+def _curves(group: Group, metric: str, notes: list[str]) -> list[dict[int, float]]:
+    """Of each run of the group that has one; the others go to ``notes``."""
+    curves = []
+    for run in group.runs:
+        try:
+            curve = run.curve(metric)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            notes.append(f"{run.folder.path}: no curve, metrics.csv cannot be read ({error})")
+            continue
+        if curve:
+            curves.append(curve)
+        else:
+            notes.append(f"{run.folder.path}: no curve, metrics.csv has no {metric}")
+    return curves
+
+
+def _draw_lines(axes: Axes, curves: list[tuple[str, list[dict[int, float]]]]) -> None:
+    """Runs that were measured at different steps are interpolated linearly where all of a group have values."""
+    import numpy as np
+    from cycler import cycler
+    from matplotlib.colors import TABLEAU_COLORS
+
+    # Of many groups each has a line of its own, by color and then by dashes.
+    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=TABLEAU_COLORS.values()))
+    for label, found in curves:
+        steps = np.unique([step for curve in found for step in curve])
+        steps = steps[(steps >= max(min(curve) for curve in found)) & (steps <= min(max(curve) for curve in found))]
+        if not len(steps):
+            continue
+        values = np.stack([np.interp(steps, list(curve), list(curve.values())) for curve in found])  # (runs, steps)
+        mean = values.mean(0)
+        (line,) = axes.plot(steps, mean, label=label, marker="." if len(steps) < 40 else None)
+        if len(found) > 1:
+            std = values.std(0, ddof=1)
+            axes.fill_between(steps, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _draw_bars(axes: Axes, groups: list[Group], metric: str) -> None:
+    """Each group's mean and standard deviation, the largest on top."""
+    bars = [(group.short_label, *figure) for group in groups if (figure := group.figures.get(metric))]
+    bars.sort(key=lambda bar: bar[1])
+    labels, means = [label for label, _, _ in bars], [mean for _, mean, _ in bars]
+    errors = [std or 0.0 for _, _, std in bars]
+    axes.barh(range(len(bars)), means, xerr=errors, tick_label=labels, color="tab:cyan")
+    for place, (mean, error) in enumerate(zip(means, errors, strict=True)):
+        axes.annotate(f"{mean:.4g}", (mean + error, place), xytext=(3, 0), textcoords="offset points", va="center")
+    axes.set(xlabel=metric)

@@ -1,0 +1,179 @@
+"""The pictures that explain a character language model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lit_models.figures.text_probes import (
+    accuracy_by_distance,
+    closing_choices,
+    detector_cells,
+    gradient_reach,
+)
+from lit_models.parts.evaluating import evaluating
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+    from lit_models.char_lm import CharLM
+
+TEMPERATURES = (0.5, 0.8, 1.0)
+COLUMNS, ROWS = 72, 14  # of a passage that is shown
+REACH = 100  # steps back that the gradient is followed
+GATES = {
+    "rnn": {"h": "state"},
+    "gru": {"r": "reset", "z": "update"},
+    "lstm": {"i": "input", "f": "forget", "o": "output"},
+}
+BOUNDS = (1, 10, 20, 40, 80)
+
+
+def figures(model: CharLM, codes: Tensor) -> dict[str, Figure]:
+    """All of them, of the passage ``codes`` (N,)."""
+    with evaluating(model):
+        characters = [model.vocab[code] for code in codes.tolist()]
+        text = "".join(character if len(character) == 1 else "\ufffd" for character in characters)  # <unk> is longer
+        opened = model.recurrent.open(model.embed(codes[None]))
+        logits = model.decoder(model.recurrent.norms[-1](torch.stack(opened[-1]["h"], 1)))[0]
+        made = {
+            "samples": samples_figure(model),
+            "surprise": surprise_figure(text, logits[:-1].log_softmax(1), codes[1:]),
+            "cells": cells_figure(text, opened, model.hparams["cell"]),
+            "saturation": saturation_figure(opened, model.hparams["cell"]),
+            "gradient_reach": own_reach_figure(model, codes),
+        }
+        choices = closing_choices(logits[:-1], text[1:], model.vocab)
+        if len(choices) >= 10:
+            made["closing"] = closing_figure({model.hparams["cell"]: choices})
+    return made
+
+
+def samples_figure(model: CharLM, length: int = 800) -> Figure:
+    """What the model writes at three temperatures."""
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    for axis, temperature in zip(figure.subplots(1, len(TEMPERATURES)), TEMPERATURES, strict=True):
+        text = str(model.sample(length=length, temperature=temperature, seed=0))
+        lines = [line[i : i + 55] for line in text.expandtabs(4).split("\n") for i in range(0, max(1, len(line)), 55)]
+        shown = "\n".join(lines[:25]).replace("$", r"\$")
+        axis.text(0, 1, shown, family="monospace", size=7.5, va="top", transform=axis.transAxes)
+        axis.set_title(f"temperature {temperature}", size=10)
+        axis.axis("off")
+    return figure
+
+
+def surprise_figure(text: str, log_p: Tensor, targets: Tensor) -> Figure:
+    """Each character on the color of its −ln p: white was expected, red surprises."""
+    nats = -log_p.gather(1, targets[:, None])[:, 0].float().cpu().numpy()
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axis = figure.subplots()
+    image = _colored_text(axis, text[1:], nats, "Reds", 0, 6)
+    figure.colorbar(image, ax=axis, label="nats", shrink=0.8)
+    axis.set_title(f"surprise: {nats.mean():.3f} nats a character over {len(nats)} characters", size=10)
+    return figure
+
+
+def cells_figure(text: str, opened: list[dict[str, list[Tensor]]], cell: str, count: int = 3) -> Figure:
+    """The units that follow a property of the text most closely, over the text (Karpathy et al. 2015, figure 2)."""
+    memory = [torch.stack(layer["c"] if cell == "lstm" else layer["h"], 1)[0] for layer in opened]
+    activations = torch.cat([(m.tanh() if cell == "lstm" else m) for m in memory], 1).float().cpu().numpy()
+    hidden = memory[0].shape[1]
+    found = detector_cells(activations, text)[:count]
+    figure = Figure(figsize=(11, 3.3 * max(1, len(found))), layout="constrained")
+    for axis, (name, unit, correlation) in zip(
+        figure.subplots(len(found) or 1, squeeze=False).ravel(), found, strict=False
+    ):
+        image = _colored_text(axis, text, activations[:, unit], "coolwarm", -1, 1)
+        where = f"layer {unit // hidden + 1}, unit {unit % hidden}"
+        axis.set_title(f"{name}: {where}, correlation {correlation:+.2f}", size=10)
+        figure.colorbar(image, ax=axis, label="tanh c" if cell == "lstm" else "h", shrink=0.8)
+    return figure
+
+
+def saturation_figure(opened: list[dict[str, list[Tensor]]], cell: str) -> Figure:
+    """Of each unit, how often its gate is nearly closed and nearly open (Karpathy et al. 2015, figure 3).
+
+    A gate counts as closed below 0.1 and as open above 0.9; the state of a simple RNN beyond ∓0.9.
+    """
+    gates = GATES[cell]
+    low = -0.9 if cell == "rnn" else 0.1
+    figure = Figure(figsize=(3.6 * len(gates), 3.8), layout="constrained")
+    for axis, (gate, name) in zip(figure.subplots(1, len(gates), squeeze=False)[0], gates.items(), strict=True):
+        for number, layer in enumerate(opened, 1):
+            values = torch.stack(layer[gate], 1)[0].float()
+            right, left = (values > 0.9).float().mean(0).cpu(), (values < low).float().mean(0).cpu()
+            axis.scatter(right, left, s=12, alpha=0.6, label=f"layer {number}")
+        axis.plot([0, 1], [1, 0], color="0.8", lw=1, zorder=0)
+        axis.set(xlabel="share of time open (right-saturated)", ylabel="closed (left-saturated)", title=name)
+        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axis.legend(fontsize=8)
+    return figure
+
+
+def own_reach_figure(model: CharLM, codes: Tensor) -> Figure:
+    """How far back the gradient reaches, before training (weights newly drawn) and now."""
+    arguments = {name: value for name, value in model.hparams.items() if not name.startswith("_")}
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):  # weights that gradients can be taken of
+        torch.random.default_generator.manual_seed(0)  # the CPU's alone
+        untrained = type(model)(**arguments).to(codes.device).eval()
+    steps = min(REACH, (len(codes) - 1) // 2)
+    windows = codes[: len(codes) // (steps + 1) * (steps + 1)].view(-1, steps + 1)[:16]
+    return reach_figure({"untrained": gradient_reach(untrained, windows), "trained": gradient_reach(model, windows)})
+
+
+def reach_figure(reach: dict[str, dict[str, Tensor]]) -> Figure:
+    """What :func:`gradient_reach` gave of several models, by name, over the lag."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for name, norms in reach.items():
+        color = None
+        for state, values in norms.items():
+            style = "-" if state == "h" else "--"
+            (line,) = axis.plot(values.cpu(), style, color=color, lw=1.6, label=f"{name}, ∂L/∂{state}")
+            color = line.get_color()
+    axis.set(xlabel="lag (characters before the prediction)", ylabel="log10 of the gradient's norm")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def closing_figure(choices: dict[str, list[tuple[int, bool]]]) -> Figure:
+    """How often the right bracket or quote is the likeliest to be closed, by the distance to where it was opened."""
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for name, made in choices.items():
+        rows = accuracy_by_distance(made, BOUNDS)
+        axis.plot([row[2] for row in rows], "o-", label=f"{name} ({len(made)} closed)")
+    axis.set_xticks(range(len(BOUNDS)), [row[0] for row in rows])
+    axis.set(xlabel="characters since it was opened", ylabel="right one is the likeliest", ylim=(0, 1.03))
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _colored_text(axis: Axes, text: str, values: np.ndarray, colors: str, low: float, high: float) -> AxesImage:
+    """The beginning of a text as a grid of characters, each on the color of its value."""
+    grid = np.full((ROWS, COLUMNS), np.nan)
+    row = column = 0
+    for char, value in zip(text, values, strict=True):
+        if column == COLUMNS:
+            row, column = row + 1, 0
+        if row == ROWS:
+            break
+        grid[row, column] = value
+        shown = {"\n": "↵", "\t": "→"}.get(char, char)
+        if shown.strip():
+            gray = "0.55" if char in "\n\t" else "black"
+            axis.text(
+                column, row, shown.replace("$", r"\$"), family="monospace", size=7, color=gray, ha="center", va="center"
+            )
+        row, column = (row + 1, 0) if char == "\n" else (row, column + 1)
+    axis.axis("off")
+    used = max(1, min(ROWS, row + (column > 0)))
+    return axis.imshow(grid[:used], cmap=colormaps[colors], vmin=low, vmax=high, aspect="auto", interpolation="nearest")

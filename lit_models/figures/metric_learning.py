@@ -1,0 +1,94 @@
+"""The pictures that explain an embedding: what is near, what is mistaken for near, and how far apart pairs are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lit_models.figures.grids import map_figure, rows_figure
+from lit_models.parts.evaluating import evaluating
+from lit_models.scores.retrieval import Verification
+
+COLUMNS = 12
+HIT, MISS, PLAIN = (0.2, 0.65, 0.3), (0.85, 0.2, 0.2), (1.0, 1.0, 1.0)
+
+
+def figures(model: Any, images: Tensor, labels: Tensor, pairs: Verification) -> dict[str, Figure]:
+    """All of them, of images (N, C, H, W) and their classes (N,).
+
+    Args:
+        model: has ``embed`` and the ``threshold`` of its distances.
+        pairs: of all that was evaluated.
+    """
+    with evaluating(model), torch.no_grad():
+        z = model.embed(images).float()
+    distances = torch.cdist(z, z)
+    return {
+        "neighbors": neighbors_figure(images, labels, distances),
+        "map": map_figure(z, labels),
+        "distances": distances_figure(pairs, float(model.threshold)),
+        "hardest_pairs": hardest_pairs_figure(images, labels, distances),
+    }
+
+
+def neighbors_figure(images: Tensor, labels: Tensor, distances: Tensor, queries: int = 8) -> Figure:
+    """Images at the left and their nearest neighbors, framed green where they are of its class and red where not."""
+    rows = torch.arange(0, len(images), max(1, len(images) // queries))[:queries]
+    apart = distances.clone().fill_diagonal_(torch.inf)
+    nearest = apart[rows].topk(min(COLUMNS, len(images)) - 1, largest=False).indices
+    shown = []
+    for row, found in zip(rows.tolist(), nearest, strict=True):
+        hits = (labels[found] == labels[row]).tolist()
+        frames = [PLAIN, *(HIT if hit else MISS for hit in hits)]
+        shown.append(framed(images[[row, *found.tolist()]], frames))
+    return rows_figure(shown, title="an image, and its nearest: green of its class, red of another")
+
+
+def hardest_pairs_figure(images: Tensor, labels: Tensor, distances: Tensor, count: int = COLUMNS) -> Figure:
+    """The furthest pairs of one class and the nearest pairs of two, an image in one pair at most."""
+    first, second = torch.triu_indices(len(images), len(images), 1, device=images.device)
+    apart, same = distances[first, second], labels[first] == labels[second]
+    rows, names = [], []
+    for name, kept, furthest in (("alike", same, True), ("different", ~same, False)):
+        order = kept.nonzero()[:, 0]
+        order = order[apart[order].argsort(descending=furthest)][:2000]
+        pairs: list[tuple[int, int]] = []
+        for pair in zip(first[order].tolist(), second[order].tolist(), strict=True):
+            if len(pairs) < count and not any(image in other for other in pairs for image in pair):
+                pairs.append(pair)
+        if pairs:
+            rows += [images[list(column)] for column in zip(*pairs, strict=True)]
+            names += [name, ""]
+    return rows_figure(rows, names)
+
+
+def distances_figure(pairs: Verification, threshold: float) -> Figure:
+    """How far apart pairs of one class and of two are, with the threshold; and the ROC curve of telling them apart."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    histogram, roc = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    edges = pairs.edges.cpu()
+    for name, counts, color in (("alike", pairs.positives, HIT), ("different", pairs.negatives, MISS)):
+        coarse = counts.cpu().view(-1, 20).sum(1)
+        histogram.stairs(coarse / coarse.sum(), edges[::20], fill=True, alpha=0.6, color=color, label=name)
+    if threshold == threshold:
+        histogram.axvline(threshold, color="black", linewidth=1, linestyle="--", label="threshold")
+    histogram.set(xlabel="distance of two embeddings", ylabel="share of the pairs", yticks=[])
+    histogram.legend(frameon=False)
+    true, false = pairs.rates()
+    roc.plot(false.cpu(), true.cpu(), color="black")
+    roc.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle=":")
+    roc.set(xlabel="share of different pairs taken for alike", ylabel="share of alike pairs found", aspect="equal")
+    roc.set_title(f"area {pairs.auc():.4f}", size=10)
+    return figure
+
+
+def framed(images: Tensor, colors: list[tuple[float, float, float]]) -> Tensor:
+    """Images (n, C, H, W), each with a frame of its color: (n, 3, H + 2f, W + 2f)."""
+    width = max(1, images.shape[3] // 12)
+    wide = F.pad(images.float().cpu().expand(-1, 3, -1, -1), [width] * 4, value=-1.0)
+    frame = torch.tensor(colors)[:, :, None, None]
+    return torch.where(wide < 0, frame, wide)

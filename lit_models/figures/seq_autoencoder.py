@@ -1,0 +1,126 @@
+"""The pictures that explain a sequence autoencoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lit_models.figures.grids import map_figure, rows_figure
+from lit_models.figures.sketch_rnn import drawings_figure
+from lit_models.parts.evaluating import evaluating
+
+if TYPE_CHECKING:
+    from datamodules.sequences import SequenceBatch
+    from lit_models.seq_autoencoder import SequenceAutoencoder
+
+COLUMNS = 10
+LINES = 16
+"""lines of text that are shown"""
+MAPPED = 500
+
+
+def figures(model: SequenceAutoencoder, batch: SequenceBatch, by_length: Tensor) -> dict[str, Figure]:
+    """All of them, of sequences that were evaluated and the score of each length (longest + 1,)."""
+    # Evenly from the batch, since evaluation goes through the data in their order.
+    chosen = torch.linspace(0, len(batch.lengths) - 1, min(len(batch.lengths), LINES)).long()
+    some = type(batch)(*(part[chosen.to(part.device)] for part in batch))
+    with evaluating(model), torch.no_grad():
+        draw = text_figures if model.vocab is not None else sketch_figures if model.scale_factor else row_figures
+        return {
+            **draw(model, some),
+            "by_length": length_figure(by_length, "exact match" if model.vocab is not None else "mean squared error"),
+            "codes": map_figure(
+                model.encode(type(batch)(*(part[:MAPPED] for part in batch))),
+                (batch.lengths if model.vocab is not None else batch.labels)[:MAPPED],
+            ),
+        }
+
+
+def text_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
+    """Lines above what is left of them; and lines between pairs of lines."""
+    lines = model._sequences(batch, "")
+    pairs = [f"{line}\n{made}" for line, made in zip(lines, model.reconstruct(lines), strict=True)]
+    paths = ["\n".join(model.interpolate(a, b, 7)) for a, b in zip(lines[:8:2], lines[1:8:2], strict=False)]
+    return {
+        "reconstructions": text_figure(pairs, "lines, each above its reconstruction"),
+        "interpolations": text_figure(paths, "between the codes of two lines"),
+    }
+
+
+def sketch_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
+    """Drawings above what is left of them, also by the rivals; and drawings between pairs of drawings."""
+    drawings = [model.to_sketch(row) for row in model._sequences(batch, None)][:COLUMNS]
+    rows, labels = [drawings, model.reconstruct(drawings)], ["drawing", f"code, {model.code_dim}"]
+    for label, values in rivals(model, batch).items():
+        made = [row[:length] for row, length in zip(values, batch.lengths.tolist(), strict=True)]
+        rows.append([model.to_sketch(row) for row in made[:COLUMNS]])
+        labels.append(label)
+    paths = [model.interpolate(a, b, COLUMNS) for a, b in zip(drawings[::2], drawings[1::2], strict=False)]
+    return {
+        "reconstructions": drawings_figure(rows, labels),
+        "interpolations": drawings_figure(paths or [drawings], title="between the codes of two drawings"),
+    }
+
+
+def row_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
+    """Sequences as images, a row for each element: above what is left of them, also by the rivals; and paths."""
+    images = [_image(model, row) for row in model._sequences(batch, None)][:COLUMNS]
+    rows, labels = [images], ["sequence"]
+    given = model._sequences(batch, None)[:COLUMNS]
+    rows.append([_image(model, row) for row in model.reconstruct(given)])
+    labels.append(f"code of {model.code_dim}")
+    for label, values in rivals(model, batch).items():
+        rows.append([_image(model, row) for row in values[:COLUMNS]])
+        labels.append(label)
+    paths = [
+        torch.stack([_image(model, row) for row in model.interpolate(a, b, COLUMNS)])
+        for a, b in zip(given[::2], given[1::2], strict=False)
+    ]
+    return {
+        "reconstructions": rows_figure([torch.stack(row) for row in rows], labels),
+        "interpolations": rows_figure(paths or [torch.stack(images)], title="between the codes of two sequences"),
+    }
+
+
+def rivals(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Tensor]:
+    """What is left of real numbers (B, T, D) by the same number of numbers otherwise."""
+    values, lengths, _ = batch
+    made: dict[str, Any] = {}
+    if model.compares:
+        made[f"PCA, {len(model.pca_components)}"] = model.pca_reconstruction(values, lengths)
+    if (points := model.code_dim // model.dim) > 0:
+        made[f"{points} points"] = model.resampled_reconstruction(values, lengths)
+    return made
+
+
+def length_figure(by_length: Tensor, score: str) -> Figure:
+    """A score against the length of sequences."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axis = figure.subplots()
+    by_length = by_length.float().cpu()
+    known = by_length.isfinite().nonzero()[:, 0]
+    axis.plot(known, by_length[known], "o-", ms=3, lw=1)
+    axis.set(xlabel="length", ylabel=score, ylim=(0, None))
+    return figure
+
+
+def text_figure(paragraphs: list[str], title: str) -> Figure:
+    """Paragraphs below each other, in a typewriter's letters."""
+    text = "\n\n".join(paragraphs)
+    lines = text.count("\n") + 1
+    widest = max(map(len, text.split("\n")))
+    figure = Figure(figsize=(max(4, 0.085 * widest + 0.6), 0.15 * lines + 0.6))
+    figure.suptitle(title, size=10)
+    # A dollar sign would begin a formula.
+    figure.text(0.03, 1 - 0.4 / figure.get_figheight(), text, family="monospace", size=8, va="top", parse_math=False)
+    return figure
+
+
+def _image(model: SequenceAutoencoder, row: Tensor) -> Tensor:
+    """(1, longest, D) of a sequence (N, D): white behind its end."""
+    image = torch.ones(1, model.longest, row.shape[1])
+    image[0, : len(row)] = row[: model.longest].float().cpu()
+    return image

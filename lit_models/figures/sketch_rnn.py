@@ -1,0 +1,182 @@
+"""The pictures that explain sketch-RNN."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps, rc_context
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lit_models.figures.vae import kl_figure
+from lit_models.parts.latent import slerp
+from lit_models.parts.sketch import Sketch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from datamodules.sketches import SketchBatch
+    from lit_models.sketch_rnn import SketchRNN
+
+COLUMNS = 8
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+MAPPED = 150
+"""drawings on the map of the codes"""
+INK, PREFIX = "0.1", "tab:red"
+
+
+def figures(model: SketchRNN, batch: SketchBatch, kl: Tensor | None) -> dict[str, Figure | str]:
+    """All of them, of a batch that was evaluated and the mean KL of each dimension (D,), if the model has a code.
+
+    Drawings both as figures and, under the same name and ``.svg``, as SVG texts.
+    """
+    drawings = [Sketch.from_rows(rows.float().cpu(), model.scale_factor) for rows in batch.strokes[:MAPPED]]
+    shown = drawings[:COLUMNS]
+    made = {"samples": samples_figure(model), "completions": completions_figure(model, shown)}
+    if kl is not None:
+        made["reconstructions"] = reconstructions_figure(model, shown)
+        made["variations"] = variations_figure(model, shown)
+        made["interpolations"] = interpolations_figure(model, drawings)
+        made["codes"] = codes_figure(model, drawings, batch.labels[:MAPPED])
+    pictures: dict[str, Figure | str] = {**made}
+    pictures |= {f"{name}.svg": to_svg(figure) for name, figure in made.items()}
+    if kl is not None:
+        pictures["kl"] = kl_figure(kl)
+    return pictures
+
+
+def reconstructions_figure(model: SketchRNN, shown: Sequence[Sketch]) -> Figure:
+    """Drawings, and what the means of their codes are decoded to at several temperatures."""
+    z = model.encode(shown)
+    rows = [model.decode(z, temperature, seed=0) for temperature in TEMPERATURES]
+    return drawings_figure([shown, *rows], ["input", *(f"τ = {temperature}" for temperature in TEMPERATURES)])
+
+
+def variations_figure(model: SketchRNN, shown: Sequence[Sketch], temperature: float = 0.4, draws: int = 7) -> Figure:
+    """One input gives several similar outputs: each with another draw of its code, and other moves."""
+    rows = [[sketch] for sketch in shown[:6]]
+    for seed in range(draws):
+        z = model.encode(shown[: len(rows)], sample=True, seed=seed)
+        for row, sketch in zip(rows, model.decode(z, temperature, seed=seed), strict=True):
+            row.append(sketch)
+    title = f"left: the input; the others: draws of its code, decoded at τ = {temperature}"
+    return drawings_figure(rows, title=title)
+
+
+def interpolations_figure(model: SketchRNN, drawings: Sequence[Sketch], temperature: float = 0.1) -> Figure:
+    """Four drawings' codes in the corners, and what lies on the great circles between them."""
+    corners = model.encode([drawings[i % len(drawings)] for i in range(4)])
+    left, right = (slerp(corners[i], corners[i + 2], COLUMNS) for i in (0, 1))
+    z = torch.cat([slerp(a, b, COLUMNS) for a, b in zip(left, right, strict=True)])
+    sketches = model.decode(z, temperature, seed=0)
+    rows = [sketches[i : i + COLUMNS] for i in range(0, len(sketches), COLUMNS)]
+    return drawings_figure(rows, title=f"between the codes of four drawings, τ = {temperature}")
+
+
+def samples_figure(model: SketchRNN) -> Figure:
+    """Drawings of nothing: of codes from the prior, or of the decoder alone, at several temperatures."""
+    shown = [temperature for temperature in TEMPERATURES if temperature]
+    rows = [model.generate(COLUMNS, temperature, seed=0) for temperature in shown]
+    return drawings_figure(rows, [f"τ = {temperature}" for temperature in shown])
+
+
+def completions_figure(model: SketchRNN, shown: Sequence[Sketch], temperature: float = 0.4) -> Figure:
+    """The first third of some drawings, and how the model ends them."""
+    prefixes = [Sketch(sketch.points[: max(1, len(sketch) // 3)]) for sketch in shown[:5]]
+    rows = [[prefix, *model.complete(prefix, COLUMNS - 1, temperature, seed=0)] for prefix in prefixes]
+    title = f"ends of a beginning (red), τ = {temperature}"
+    return drawings_figure(rows, title=title, prefixes=[len(prefix) for prefix in prefixes])
+
+
+def codes_figure(model: SketchRNN, drawings: Sequence[Sketch], labels: Tensor) -> Figure:
+    """Each drawing where its code lies on the plane of the codes' two strongest components."""
+    codes = model.encode(drawings).double().cpu()
+    centered = codes - codes.mean(0)
+    _, _, axes = torch.linalg.svd(centered, full_matrices=False)
+    places = centered @ axes[:2].T
+    extent = float(places.abs().max().clamp_min(1e-6))
+    places = F.pad(places, (0, 2 - places.shape[1])) / extent
+    classes = labels.tolist()
+    colors = colormaps["tab10"].colors  # type: ignore[attr-defined]
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    axis = figure.subplots()
+    lines, inks = [], []
+    for sketch, (x, y), label in zip(drawings, places.tolist(), classes, strict=True):
+        placed = _placed(sketch, (x, -y), 0.09)
+        lines += placed
+        inks += [INK if label < 0 else colors[label % len(colors)]] * len(placed)
+    _add(axis, lines, inks, 0.8)
+    known = sorted(set(classes) - {-1})
+    if model.class_names and 1 < len(known) <= len(colors):
+        for label in known:
+            axis.plot([], [], color=colors[label % len(colors)], label=model.class_names[label])
+        axis.legend(loc="upper left", frameon=False)
+    _bare(axis, (-1.1, 1.1), (1.1, -1.1))
+    axis.set_title("the codes on the plane of their two strongest components", size=10)
+    return figure
+
+
+def drawings_figure(
+    rows: Sequence[Sequence[Sketch]],
+    labels: Sequence[str] = (),
+    title: str = "",
+    prefixes: Sequence[int] = (),
+    size: float = 0.9,
+) -> Figure:
+    """A grid of drawings, each as large as its cell of ``size`` inches; the first points of a row's in red."""
+    columns = max(len(row) for row in rows)
+    shape = (size * columns + (0.7 if labels else 0.1), size * len(rows) + (0.4 if title else 0.1))
+    figure = Figure(figsize=shape, layout="constrained")
+    axis = figure.subplots()
+    lines, begun = [], []
+    for i, row in enumerate(rows):
+        for j, sketch in enumerate(row):
+            placed = _placed(sketch, (j, i), 0.86)
+            lines += placed
+            if prefixes:
+                first = Sketch(sketch.points[: prefixes[i]]).polylines()
+                begun += [whole[: len(line)] for whole, line in zip(placed, first, strict=False)]
+    _add(axis, lines, INK, 1.1)
+    _add(axis, begun, PREFIX, 2)
+    _bare(axis, (-0.5, columns - 0.5), (len(rows) - 0.5, -0.5))
+    axis.set_yticks(range(len(labels)), labels, size=8)
+    if title:
+        axis.set_title(title, size=10)
+    return figure
+
+
+def _placed(sketch: Sketch, center: tuple[float, float], side: float) -> list[np.ndarray]:
+    """The lines of a drawing, moved and scaled to a square of the axes."""
+    lines = sketch.polylines()
+    if not lines:
+        return []
+    every = np.concatenate(lines)
+    low, high = every.min(0), every.max(0)
+    scale = side / max(float((high - low).max()), 1e-6)
+    return [(line - (low + high) / 2) * scale + np.asarray(center) for line in lines]
+
+
+def _add(axis: Axes, lines: list[np.ndarray], colors: Any, width: float) -> None:
+    """Lines to the axes, all at once, which is many times faster; a dot is a line of no length with round ends."""
+    visible = [line if len(line) > 1 else line.repeat(2, 0) for line in lines]
+    axis.add_collection(LineCollection(visible, colors=colors, linewidths=width, capstyle="round", joinstyle="round"))
+
+
+def _bare(axis: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
+    axis.set(xlim=x, ylim=y, xticks=[], yticks=[], aspect="equal")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an SVG text, the same for the same figure."""
+    text = io.StringIO()
+    with rc_context({"svg.hashsalt": "sketch-rnn"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

@@ -1,0 +1,57 @@
+"""The pictures that explain a text VAE."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lit_models.figures.seq_autoencoder import LINES, text_figure
+from lit_models.figures.vae import kl_figure
+
+if TYPE_CHECKING:
+    from datamodules.sequences import SequenceBatch
+    from lit_models.text_vae import TextVAE
+
+DRAWS = 3
+"""codes that are drawn for each line"""
+
+
+def figures(model: TextVAE, batch: SequenceBatch, kl: Tensor | None) -> dict[str, Figure]:
+    """All of them, of lines that were evaluated and the mean KL of each dimension (D,), if the model has a code."""
+    pictures = {"samples": samples_figure(model)}
+    if kl is None:
+        return pictures
+    # Evenly from the batch, since evaluation goes through the data in their order.
+    chosen = torch.linspace(0, len(batch.lengths) - 1, min(len(batch.lengths), LINES)).long().tolist()
+    lines = ["".join(model.vocab[code] for code in batch.values[i, : batch.lengths[i]].tolist()) for i in chosen]
+    pictures["reconstructions"] = reconstructions_figure(model, lines)
+    pictures["homotopies"] = homotopies_figure(model, lines)
+    return pictures | {"kl": kl_figure(kl)}
+
+
+def reconstructions_figure(model: TextVAE, lines: list[str]) -> Figure:
+    """Each line, what its code's mean is decoded to, and what draws of its code are: similar, but not the same."""
+    rows = [lines, model.reconstruct(lines)]
+    rows += [model.reconstruct(lines, sample=True, seed=seed) for seed in range(DRAWS)]
+    labels = ["line", "mean", *["draw"] * DRAWS]
+    paragraphs = [
+        "\n".join(f"{label:6}{text}" for label, text in zip(labels, texts, strict=True))
+        for texts in zip(*rows, strict=True)
+    ]
+    return text_figure(paragraphs, "lines, and what their codes are decoded to")
+
+
+def homotopies_figure(model: TextVAE, lines: list[str]) -> Figure:
+    """What lies between the codes of two lines."""
+    pairs = list(zip(lines[:8:2], lines[1:8:2], strict=False)) or [(lines[0], lines[0])]
+    return text_figure(["\n".join(model.interpolate(a, b, 7)) for a, b in pairs], "between the codes of two lines")
+
+
+def samples_figure(model: TextVAE) -> Figure:
+    """Lines of codes from the prior (or of the decoder alone), the likeliest of each and drawn."""
+    drawn = "\n".join(["drawn, temperature 1", "", *model.sample(LINES, seed=0)])
+    likeliest = ["likeliest characters of codes from the prior", "", *model.sample(LINES, 0.0, seed=0)]
+    return text_figure(["\n".join(likeliest), drawn] if model.latent_dim else [drawn], "samples")

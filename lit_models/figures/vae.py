@@ -1,0 +1,79 @@
+"""The pictures that explain a VAE."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lit_models.figures.grids import rows_figure
+from lit_models.parts.evaluating import evaluating
+
+if TYPE_CHECKING:
+    from lit_models.vae import VAE
+
+COLUMNS = 10
+
+
+def figures(model: VAE, images: Tensor, kl: Tensor) -> dict[str, Figure]:
+    """All of them, of some images (B, C, H, W) and the mean KL of each dimension (D,)."""
+    shown = images[:COLUMNS]
+    dimensions = kl.argsort(descending=True).tolist()
+    with evaluating(model), torch.no_grad():
+        made = {
+            "samples": rows_figure(model.sample(6 * COLUMNS, seed=0).split(COLUMNS), title="decoded from the prior"),
+            "reconstructions": reconstructions_figure(model, shown),
+            "traversals": traversals_figure(model, shown[:1], dimensions[:8], kl),
+            "interpolations": interpolations_figure(model, shown),
+            "manifold": manifold_figure(model, shown[0], dimensions[:2]),
+        }
+        made["kl"] = kl_figure(kl)
+    return made
+
+
+def reconstructions_figure(model: VAE, images: Tensor, draws: int = 5) -> Figure:
+    """Each image, its reconstruction, and what other draws of its code give: similar, but not the same."""
+    rows = [images, model.decode(model.encode(images))]
+    rows += [model.decode(model.encode(images, sample=True, seed=seed)) for seed in range(draws)]
+    return rows_figure(rows, ["image", "from the mean", *(f"draw {i + 1}" for i in range(draws))])
+
+
+def traversals_figure(model: VAE, image: Tensor, dimensions: list[int], kl: Tensor) -> Figure:
+    """One dimension of the code changed at a time, those that hold most first."""
+    values = torch.linspace(-3, 3, COLUMNS + 1).tolist()
+    rows = [model.traverse(image, dimension, values) for dimension in dimensions]
+    labels = [f"z{dimension}: {float(kl[dimension]):.2f} nats" for dimension in dimensions]
+    return rows_figure(rows, labels, "one dimension of the code from −3 to 3")
+
+
+def interpolations_figure(model: VAE, images: Tensor) -> Figure:
+    """On great circles between pairs of codes."""
+    pairs = zip(images[0::2], images[1::2], strict=False)
+    return rows_figure([model.interpolate(a, b, COLUMNS) for a, b in pairs] or [images])
+
+
+def manifold_figure(model: VAE, image: Tensor, dimensions: list[int], side: int = 15) -> Figure:
+    """What the codes on a plane decode to: at the quantiles of the prior, as Kingma & Welling's figure 4.
+
+    The plane is that of the two dimensions that hold most; the others are those of one image's code (with a code of two
+    dimensions it is all of the code).
+    """
+    quantiles = torch.linspace(0.03, 0.97, side, device=image.device)
+    points = torch.special.ndtri(quantiles).to(image.dtype)
+    z = model.encode(image[None]).repeat(side * side, 1)
+    for dimension, values in zip(dimensions, torch.meshgrid(points, points, indexing="ij"), strict=False):
+        z[:, dimension] = values.flatten()
+    return rows_figure(model.decode(z).split(side), size=0.45)
+
+
+def kl_figure(kl: Tensor) -> Figure:
+    """How many nats each dimension of the code holds."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axis = figure.subplots()
+    axis.bar(range(len(kl)), kl.sort(descending=True).values.float().cpu())
+    axis.set(
+        xlabel="dimensions of the code, the fullest first", ylabel="mean KL (nats)", title=f"{float(kl.sum()):.1f} nats"
+    )
+    return figure

@@ -1,0 +1,31 @@
+"""Projection heads: what stands between a representation and a contrastive loss."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+
+from lit_models.networks.batch_norm import GlobalBatchNorm1d
+
+
+def projection_head(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2, norm: bool = False) -> nn.Sequential:
+    """``layers`` linear layers with ReLU between them: (B, in_dim) → (B, out_dim).
+
+    Args:
+        norm: batch normalization behind each layer (behind the last without a ReLU, as SimCLR's code has it), whose
+            bias it makes useless.
+
+    Raises:
+        ValueError: not one to three layers.
+    """
+    if not 1 <= layers <= 3:
+        raise ValueError(f"head_layers={layers}: expected 1, 2 or 3")
+    sizes = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
+    modules: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        modules.append(nn.Linear(before, after, bias=not norm))
+        if norm:
+            modules.append(GlobalBatchNorm1d(after))
+        modules.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*modules[:-1])

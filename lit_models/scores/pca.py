@@ -1,0 +1,40 @@
+"""Principal components of more images than fit memory as floats."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from common.distributed import world_size
+
+
+class PCA:
+    """Principal component analysis from sums: of the samples and of their products, in double precision.
+
+    Args:
+        dim: numbers of a sample.
+        device: where the sums are kept; they take dim² numbers.
+    """
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        self.count = torch.zeros((), dtype=torch.double, device=device)
+        self.total = torch.zeros(dim, dtype=torch.double, device=device)
+        self.products = torch.zeros(dim, dim, dtype=torch.double, device=device)
+
+    def update(self, samples: Tensor) -> None:
+        """(B, dim) samples of this rank."""
+        samples = samples.double()
+        self.count += len(samples)
+        self.total += samples.sum(0)
+        self.products += samples.T @ samples
+
+    def compute(self, components: int) -> tuple[Tensor, Tensor]:
+        """The mean (dim,) and the strongest components (components, dim) of the samples of all ranks, orthonormal."""
+        count, total, products = self.count, self.total, self.products
+        if world_size() > 1:
+            for sums in (count, total, products):
+                dist.all_reduce(sums)
+        mean = total / count
+        _, vectors = torch.linalg.eigh(products / count - mean.outer(mean))
+        return mean, vectors.T.flip(0)[:components]
