@@ -30,6 +30,7 @@ QUIET = [
     *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
     *("--trainer.accelerator", "cpu"),
 ]
+NO_PICTURES = ["--figures.every_n_epochs", "null"]
 
 
 LEFT = pytest.StashKey[int]()
@@ -111,10 +112,13 @@ def be_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 @pytest.fixture
 def fit() -> Callable[..., CLI]:
-    """``fit(*args)`` trains as ``train.py fit`` would, in this process, and returns what it made."""
+    """``fit(*args)`` trains as ``train.py fit`` would, in this process, and returns what it made.
+
+    It draws no pictures, which would take most of the time, where the arguments do not ask for them.
+    """
 
     def run(*args: object) -> CLI:
-        cli = build(["fit", *map(str, args), *QUIET])
+        cli = build(["fit", *NO_PICTURES, *map(str, args), *QUIET])
         cli.execute()
         return cli
 

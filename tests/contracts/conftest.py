@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import DATA, REPOSITORY
+from experiments.callbacks.representation_probe import monitors
+from tests.conftest import DATA, NO_PICTURES, REPOSITORY
 
 SHRINK = Path(__file__).parent / "shrink"
 NOT_TECHNIQUES = ("overlays", "sweeps", "cluster")
@@ -22,13 +23,13 @@ CONFIGS = sorted(
     for path in REPOSITORY.glob("configs/*/*.yaml")
     if path.parent.name not in NOT_TECHNIQUES
 )
-EMBEDDED = {
-    *("autoencoder/digits", "captioner/scenes", "char_lm/python_stdlib", "deep_image_prior/denoise"),
-    *("deep_image_prior/inpaint", "deep_image_prior/super_resolve", "linear_probe/digits", "metric_learning/digits"),
+EMBEDDED = [
+    *("autoencoder/digits", "captioner/scenes", "char_lm/python_stdlib", "deep_image_prior/inpaint"),
+    *("deep_image_prior/super_resolve", "deep_image_prior/denoise", "linear_probe/digits", "metric_learning/digits"),
     *("moco/digits", "seq_autoencoder/glyphs", "simclr/digits", "sketch_rnn/glyphs", "text_to_image/scenes"),
     *("text_vae/python_lines", "vae/digits", "vqa/easy_vqa", "vqa/sort_of_clevr"),
-}
-"""what runs offline with what pip installed: the first choice where one configuration stands for several"""
+]
+"""what runs offline with what pip installed: where one configuration stands for several, the first of these"""
 
 
 def files_of(name: str) -> list[Path]:
@@ -52,28 +53,28 @@ def options_of(name: str, folder: Path) -> tuple[list[str], Path]:
 
 
 def classes_of(name: str) -> dict[str, str]:
-    """The classes that the tests of a configuration run: the model's, the data's, and those of the data's parts."""
+    """The classes that the tests of a configuration run: of the model, of the data, and of a source that they wrap."""
     classes: dict[str, str] = {}
     for file in files_of(name):
         settings = yaml.safe_load(file.read_text())
-        parts: dict[str, Any] = {"model": settings.get("model"), "data": settings.get("data")}
-        parts |= (parts["data"] or {}).get("init_args", {})
+        parts: dict[str, Any] = {key: settings.get(key) or {} for key in ("model", "data")}
+        parts["source"] = parts["data"].get("init_args", {}).get("source")
         for part, value in parts.items():
             if isinstance(value, dict) and "class_path" in value:
                 classes[part] = value["class_path"]
     return classes
 
 
-def first_of_each(part: str | None = None) -> list[str]:
-    """One configuration of each set of classes, or of each class of a part: an embedded default where there is one."""
+def first_of_each(*parts: str) -> list[str]:
+    """One configuration of each combination of classes."""
     first: dict[object, str] = {}
-    for name in sorted(CONFIGS, key=lambda name: (name not in EMBEDDED, name)):
+    for name in [*EMBEDDED, *CONFIGS]:
         classes = classes_of(name)
-        first.setdefault(classes[part] if part else tuple(sorted(classes.items())), name)
+        first.setdefault(tuple(classes.get(part) for part in parts), name)
     return sorted(first.values())
 
 
-ONE_OF_EACH = first_of_each()
+ONE_OF_EACH = first_of_each("model", "data", "source")
 TECHNIQUES = first_of_each("model")
 
 
@@ -85,3 +86,17 @@ def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     options, data = options_of(request.param, tmp_path / "data")
     monkeypatch.setenv("LIT_DATA", str(data))
     return options
+
+
+@pytest.fixture
+def bare(config: list[str], pytestconfig: pytest.Config) -> list[str]:
+    """``config`` without pictures and, in the fast tier, without the probe where it does not choose the checkpoint.
+
+    Both are in the tiny run; they take longer than all the rest of a training as small as these.
+    """
+    settings = [yaml.safe_load(Path(path).read_text()) for path in config[1::2]]
+    best_by = [s["best"]["monitor"] for s in settings if "best" in s]
+    bare = [*config, *NO_PICTURES]
+    if pytestconfig.getoption("--all") or set(best_by[-1:]) & set(monitors()):
+        return bare
+    return [*bare, "--probe.every_n_epochs", "null"]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from tests.conftest import NO_PICTURES
 from tests.contracts.conftest import CONFIGS, options_of
 from tests.contracts.test_ranks import one_and_two_ranks
 from tests.contracts.test_resume import EPOCHS, KILLED_AFTER, STEPS, assert_same_run, resume, run
@@ -38,7 +39,7 @@ def made_small(name: str) -> Iterator[tuple[list[str], Path]]:
                 contextlib.redirect_stderr(io.StringIO()),
                 warnings.catch_warnings(action="ignore"),
             ):
-                yield options, folder
+                yield [*options, *NO_PICTURES], folder
         finally:
             logging.disable(logging.NOTSET)
             sys.argv[:] = before[1]

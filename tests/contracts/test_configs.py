@@ -25,7 +25,6 @@ TINY = [
     *("--trainer.limit_train_batches", str(STEPS), "--trainer.limit_val_batches", "2"),
     *("--trainer.limit_test_batches", "2", "--trainer.log_every_n_steps", "2"),
 ]
-NO_PICTURES = ["--figures.every_n_epochs", "null"]
 
 
 @pytest.mark.parametrize("config", CONFIGS, indirect=True)
@@ -94,8 +93,8 @@ def test_a_tiny_run_leaves_everything(config: list[str]) -> None:
     assert_equal(after.seen, before.seen, "after the pictures")
 
 
-def test_a_loaded_checkpoint_is_the_same_model(config: list[str], fit: Callable[..., CLI]) -> None:
-    cli = fit(*config, *TINY, *NO_PICTURES, "--test_after_fit", "false")
+def test_a_loaded_checkpoint_is_the_same_model(bare: list[str], fit: Callable[..., CLI]) -> None:
+    cli = fit(*bare, *TINY, "--test_after_fit", "false")
     checkpoint = cli.folder.recovery_checkpoints()[0]
     torch.load(checkpoint, weights_only=True)  # plain data only
 
@@ -103,14 +102,14 @@ def test_a_loaded_checkpoint_is_the_same_model(config: list[str], fit: Callable[
 
     cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
     expected = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    other = build(["fit", *config, *TINY, *NO_PICTURES, *QUIET])
+    other = build(["fit", *bare, *TINY, *QUIET])
     other.trainer.validate(loaded, cli.datamodule, verbose=False)
     found = {name: float(value) for name, value in other.trainer.callback_metrics.items()}
     assert found == pytest.approx(expected, nan_ok=True)
 
 
-def test_trains_in_mixed_precision(config: list[str], fit: Callable[..., CLI]) -> None:
-    cli = fit(*config, *TINY, *NO_PICTURES, "--trainer.precision", "bf16-mixed")
+def test_trains_in_mixed_precision(bare: list[str], fit: Callable[..., CLI]) -> None:
+    cli = fit(*bare, *TINY, "--trainer.precision", "bf16-mixed")
     with cli.folder.metrics.open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert losses
@@ -133,15 +132,15 @@ class Repeated:
         return iter([self.batch] * self.times)
 
 
-def test_overfits_one_batch(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overfits_one_batch(bare: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 60
     # A schedule that decays over the whole of a real training would hardly move in so few steps, or start too slowly.
     cli = build(
         [
             "fit",
-            *config,
+            *bare,
             *("--trainer.max_epochs", "1", "--trainer.max_steps", str(steps), "--trainer.log_every_n_steps", "5"),
-            *("--trainer.limit_val_batches", "0", "--test_after_fit", "false", *NO_PICTURES, *QUIET),
+            *("--trainer.limit_val_batches", "0", "--test_after_fit", "false", *QUIET),
         ]
     )
     cli.datamodule.setup("fit")

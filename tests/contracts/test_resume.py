@@ -23,7 +23,6 @@ IN_SHORT = [3, 4]
 SMALL = [
     *("--trainer.max_epochs", EPOCHS, "--trainer.limit_train_batches", STEPS, "--trainer.limit_val_batches", 2),
     *("--trainer.log_every_n_steps", 2, "--checkpoint.every_n_train_steps", 2, "--test_after_fit", "false"),
-    *("--figures.every_n_epochs", "null"),
 ]
 
 
@@ -96,25 +95,25 @@ def assert_same_run(resumed: CLI, whole: CLI, where: str) -> None:
     assert rows(resumed.folder) == rows(whole.folder), where
 
 
-def test_killed_at_any_step(config: list[str], pytestconfig: pytest.Config) -> None:
-    whole = run(config, "whole")
+def test_killed_at_any_step(bare: list[str], pytestconfig: pytest.Config) -> None:
+    whole = run(bare, "whole")
     for after in KILLED_AFTER if pytestconfig.getoption("--all") else IN_SHORT:
-        resumed = resume(config, after)
+        resumed = resume(bare, after)
         assert_same_run(resumed, whole, f"killed after step {after}")
         assert resumed.folder.id == f"killed-{after}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", TECHNIQUES, indirect=True)
-def test_pictures_change_no_training(config: list[str]) -> None:
-    with_pictures = run(config, "pictures", "--figures.every_n_epochs", "1")
+def test_pictures_change_no_training(bare: list[str]) -> None:
+    with_pictures = run(bare, "pictures", "--figures.every_n_epochs", "1")
     assert len(list(with_pictures.folder.figures.iterdir())) == EPOCHS
-    assert_same_run(with_pictures, run(config, "none"), "with pictures")
+    assert_same_run(with_pictures, run(bare, "none"), "with pictures")
 
 
-def test_data_that_changed_are_refused(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    run(config, "changed", kill_after=3)
+def test_data_that_changed_are_refused(bare: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run(bare, "changed", kill_after=3)
     monkeypatch.setattr("datamodules.parts.loader.checksum", lambda tensors: 1)
     monkeypatch.setattr("datamodules.parts.visual_questions.checksum", lambda tensors: 1)
     with pytest.raises(ValueError, match="--allow_changed_data true"):
-        run(config, "changed")
+        run(bare, "changed")
