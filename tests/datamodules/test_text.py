@@ -507,6 +507,7 @@ print((peak() - before) / 1024, data.corpus.length)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 def test_large_texts_are_never_held_whole(tmp_path: Path) -> None:
     file = tmp_path / "large.txt"

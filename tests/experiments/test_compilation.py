@@ -18,7 +18,7 @@ TINY = [
     *("-c", REPOSITORY / "configs/vqa/sort_of_clevr.yaml"),
     *("-c", REPOSITORY / "tests/contracts/shrink/vqa/sort_of_clevr.yaml"),
     *("--trainer.max_steps", "3", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1"),
-    *("--trainer.log_every_n_steps", "1", "--figures.every_n_epochs", "0", "--test_after_fit", "false"),
+    *("--trainer.log_every_n_steps", "1", "--test_after_fit", "false"),
 ]
 
 

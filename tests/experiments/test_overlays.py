@@ -28,7 +28,7 @@ CONFIG = REPOSITORY / "configs" / "vqa" / "sort_of_clevr.yaml"
 SHRINK = REPOSITORY / "tests" / "contracts" / "shrink" / "vqa" / "sort_of_clevr.yaml"
 TINY = [
     *("-c", CONFIG, "-c", SHRINK, "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"),
-    *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--figures.every_n_epochs", "0"),
+    *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--figures.every_n_epochs", "null"),
 ]
 
 

@@ -19,6 +19,8 @@ from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "configs/representations"
 ROWS = ["autoencoder", "moco", "pca", "pixels", "random", "siamese", "simclr", "supervised", "triplet", "vae"]
+OF_EACH_KIND = ("autoencoder", "pca", "siamese", "simclr")
+"""from pixels, untrained, from examples, from views"""
 
 
 def init_args(file: Path, part: str) -> dict[str, Any]:
@@ -58,15 +60,15 @@ def test_every_row_is_of_as_many_numbers(name: str, row: str) -> None:
     assert getattr(cli.model, "decay_vectors", True), "norms and biases are decayed in all of them"
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    "row", [row if row in OF_EACH_KIND else pytest.param(row, marks=pytest.mark.slow) for row in ROWS]
+)
 def test_a_row_is_made(row: str, fit: Callable[..., CLI], tmp_path: Path) -> None:
     """On digits instead of MNIST, which differ in nothing that the configuration says."""
     text = (FOLDER / f"mnist/{row}.yaml").read_text().replace("images.MNIST", "images.Digits")
     file = tmp_path / "row.yaml"
     file.write_text(text.replace("queue_size: 4096", "queue_size: 512").replace("width: 32", "width: 4"))
-    cli = fit(
-        "-c", FOLDER / "shared/mnist.yaml", "-c", file, "--trainer.max_epochs", "1", "--figures.every_n_epochs", "0"
-    )
+    cli = fit("-c", FOLDER / "shared/mnist.yaml", "-c", file, "--trainer.max_epochs", "1")
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     for name in ("knn_accuracy", "probe_accuracy", "probe_accuracy_1pct", "alignment", "uniformity", "effective_rank"):
         assert torch.tensor(metrics[f"test/{name}"]).isfinite(), name

@@ -32,7 +32,7 @@ CONFIG = [
 ]
 SMALL = [
     *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1"),
-    *("--trainer.log_every_n_steps", "2", "--test_after_fit", "false", "--figures.every_n_epochs", "0"),
+    *("--trainer.log_every_n_steps", "2", "--test_after_fit", "false", "--figures.every_n_epochs", "null"),
 ]
 
 

@@ -20,7 +20,7 @@ TINY = [
     *("-c", REPOSITORY / "configs/vqa/sort_of_clevr.yaml"),
     *("-c", REPOSITORY / "tests/contracts/shrink/vqa/sort_of_clevr.yaml"),
     *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1"),
-    *("--trainer.log_every_n_steps", "1", "--trainer.limit_test_batches", "1", "--figures.every_n_epochs", "0"),
+    *("--trainer.log_every_n_steps", "1", "--trainer.limit_test_batches", "1", "--figures.every_n_epochs", "null"),
     *("--run.id", "watched", "--run.tags", "[tried]"),
 ]
 

@@ -451,8 +451,6 @@ def test_queries_and_gallery_are_embedded_in_one_precision(
         "1",
         "--trainer.limit_train_batches",
         "2",
-        "--figures.every_n_epochs",
-        "0",
         "--probe.every_n_epochs",
         "null",
     ]
@@ -472,7 +470,8 @@ def test_the_threshold_is_chosen_on_validation_and_kept(fit: Callable[..., CLI])
 
 
 def test_digits_are_told_apart(fit: Callable[..., CLI]) -> None:
-    cli = fit(*CONFIG, "--model.width", "16", "--trainer.max_epochs", "6", "--probe.every_n_epochs", "null")
+    options = ("--probe.every_n_epochs", "null", "--figures.every_n_epochs", "0")
+    cli = fit(*CONFIG, "--model.width", "16", "--trainer.max_epochs", "6", *options)
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     assert metrics["test/recall_at_1"] > 0.9
     assert metrics["test/recall_at_1_low"] < metrics["test/recall_at_1"] < metrics["test/recall_at_1_high"]

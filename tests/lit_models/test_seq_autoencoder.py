@@ -636,7 +636,7 @@ def test_it_learns_to_copy_short_lines(fit: Callable[..., CLI], tmp_path: Any) -
         *("--model", "lit_models.seq_autoencoder.SequenceAutoencoder", "--model.code_dim", 16, "--model.hidden", 48),
         *("--data", "datamodules.sequences.TextLines", "--data.source", tmp_path / "lines.txt"),
         *("--data.batch_size", 16, "--trainer.max_epochs", 40, "--trainer.check_val_every_n_epoch", 40),
-        *("--run.name", "copy/lines", "--figures.every_n_epochs", 0),
+        *("--run.name", "copy/lines"),
     )
     found = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     assert found["test/exact_match"] > 0.9, "of lines that it has not seen"

@@ -551,16 +551,7 @@ def test_it_is_trained_from_the_command_line(fit: Callable[..., CLI], tmp_path: 
         *("--model", "lit_models.text_vae.TextVAE", "--model.latent_dim", 4, "--model.hidden", 16),
         *("--model.kl_center", 5, "--model.kl_width", 1),
         *("--data", "datamodules.sequences.TextLines", "--data.source", tmp_path / "lines.txt"),
-        *(
-            "--data.batch_size",
-            16,
-            "--trainer.max_epochs",
-            1,
-            "--figures.every_n_epochs",
-            0,
-            "--run.name",
-            "text/lines",
-        ),
+        *("--data.batch_size", 16, "--trainer.max_epochs", 1, "--run.name", "text/lines"),
     )
     checkpoint = cli.folder.best_checkpoint()
     assert checkpoint is not None

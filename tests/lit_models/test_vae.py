@@ -241,7 +241,7 @@ def test_an_mlp_begins_with_the_mean_image(fit: Callable[..., CLI]) -> None:
     options = (
         *("--model", "lit_models.vae.VAE", "--data", "datamodules.images.Digits", "--model.network", "mlp"),
         *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--test_after_fit", "false"),
-        *("--model.optimizer", "SGD", "--model.optimizer.lr", "0", "--figures.every_n_epochs", "0"),
+        *("--model.optimizer", "SGD", "--model.optimizer.lr", "0"),
     )
     cli = fit(*options)
     bias = cli.model.decoder[0][-1].bias
@@ -324,7 +324,6 @@ def test_a_collapsed_posterior_is_warned_of(fit: Callable[..., CLI]) -> None:
             *("--model", "lit_models.vae.VAE", "--data", "datamodules.images.Digits", "--model.beta", "1e5"),
             *("--model.network", "mlp", "--trainer.max_epochs", "1", "--test_after_fit", "false"),
             *("--model.optimizer", "Adam", "--model.optimizer.lr", "0.05", "--trainer.limit_train_batches", "10"),
-            *("--figures.every_n_epochs", "0"),
         )
 
 

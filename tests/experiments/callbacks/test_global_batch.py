@@ -19,7 +19,7 @@ TINY = [
     *("-c", REPOSITORY / "configs/vqa/sort_of_clevr.yaml"),
     *("-c", REPOSITORY / "tests/contracts/shrink/vqa/sort_of_clevr.yaml"),  # batches of 4 and a rate of 0.01
     *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1"),
-    *("--trainer.log_every_n_steps", "1", "--figures.every_n_epochs", "0", "--test_after_fit", "false"),
+    *("--trainer.log_every_n_steps", "1", "--figures.every_n_epochs", "null", "--test_after_fit", "false"),
 ]
 
 

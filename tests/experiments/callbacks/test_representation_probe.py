@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"init_args": {"hidden": [16], "test_samples": 2}},
     "data": {"init_args": {"batch_size": 32, "limit": 301, "val_fraction": 0.105}},  # 151 validate: odd, as is 301
     "trainer": {"max_epochs": 3},
-    "figures": {"every_n_epochs": 0},
+    "figures": {"every_n_epochs": None},
 }
 FIGURES = {
     *("knn_accuracy", "probe_accuracy", "probe_accuracy_1pct", "probe_accuracy_10pct"),

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
 from experiments.cli import build
 from experiments.sweep.command import main
@@ -141,6 +140,8 @@ MACROS = [
 
 @pytest.mark.parametrize("macro", MACROS)
 def test_commands_are_filled_in_as_wandb_does(macro: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.sdk.launch.sweeps import utils as wandb_sweeps  # which takes seconds
+
     monkeypatch.setenv("SOMETHING", "here")
     parameters = {"model.fusion": "concat", "lr": 1e-05, "on": True, "off": False, "sizes": [8, 16], "none": None}
     command = ["run", f"${{{macro}}}", "--path=${envvar:SOMETHING}/x", "${envvar:NOTHING}"]
