@@ -64,6 +64,16 @@ class TextBatch(NamedTuple):
     fresh: Tensor
     """(B,) bool: the row starts here, from a fresh state; elsewhere it goes on where it was in the batch before"""
 
+    @property
+    def unit(self) -> str:
+        """What its size is counted in."""
+        return "characters"
+
+    @property
+    def num_units(self) -> int:
+        """How many of them it has."""
+        return self.inputs.numel()
+
 
 class CharText(LightningDataModule):
     """A text, cut into R = ``batch_size`` × ranks rows that are read side by side, ``seq_len`` characters a batch.

@@ -27,8 +27,9 @@ def print_report(folder: RunFolder, subcommand: str, metrics: dict[str, Any]) ->
     if summary:
         table.add_section()
         table.add_row("wall time", f"{summary['wall_seconds']:.0f} s")
-        if "samples_per_second" in summary:
-            table.add_row("samples per second", f"{summary['samples_per_second']:.0f}")
+        for key in summary:
+            if key.endswith("_per_second"):
+                table.add_row(key.replace("_", " "), f"{summary[key]:.0f}")
     console = Console(width=None if os.isatty(1) else 100)
     console.print(table)
     path = _relative(folder.path)

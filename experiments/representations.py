@@ -1,16 +1,13 @@
 """How good a representation is, by the same yardstick for every technique: features (N, D) in, a few numbers out.
 
 Pure functions of tensors, on whatever device they are. What the numbers mean is best seen beside those of a
-representation that learned nothing: the pixels, their principal components, an encoder with random weights. For the
-data and the encoder of a configuration, on its validation part:
-
-    python -m experiments.representations -c configs/vae/digits.yaml [--data.batch_size 256 …]
+representation that learned nothing: the pixels, their principal components, an encoder with random weights, which
+``configs/representations/`` measures.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -210,7 +207,7 @@ def probe(
     temperature: float = 0.1,
     penalties: Sequence[float] = PENALTIES,
 ) -> dict[str, float]:
-    """Every figure of a representation, by its name without the stage.
+    """Every metric of a representation, by its name without the stage.
 
     Args:
         features_train, labels_train: what neighbors are looked for in and the linear probe is fitted on: (N, D), (N,).
@@ -247,7 +244,7 @@ def probe(
         return dict.fromkeys(["knn_accuracy", *names, "uniformity", "effective_rank", "feature_std"], math.nan)
 
     neighbors = knn_predict(features_train, labels_train, features_eval, num_classes, k, temperature)
-    figures = {"knn_accuracy": accuracy(neighbors, labels_eval)}
+    metrics = {"knn_accuracy": accuracy(neighbors, labels_eval)}
     bank, evaluated, selecting = standardize(*parts)
     bank = bank.float()
     everything = torch.arange(len(bank), device=bank.device)
@@ -255,42 +252,8 @@ def probe(
         x = bank if rows is everything else bank[rows]
         probes = list(fit_linear_probes(x, labels_train[rows], num_classes, sorted(penalties, reverse=True)))
         best = max(probes, key=lambda fitted: accuracy(fitted.predict(selecting), labels_select))
-        figures[name] = accuracy(best.predict(evaluated), labels_eval)
-    figures["uniformity"] = uniformity(features_eval)
-    figures["effective_rank"] = effective_rank(features_eval)
-    figures["feature_std"] = feature_std(features_eval)
-    return figures
-
-
-def main(options: list[str]) -> None:
-    """Prints the rows that a learned representation has to be better than."""
-    from experiments.callbacks.representation_probe import collect, labeled_rows
-    from experiments.cli import build
-
-    cli = build(["fit", *options, "--trainer.fast_dev_run", "true"])  # which leaves no run folder
-    data, encoder = cli.datamodule, cli.model.eval()
-    data.prepare_data()
-    data.setup("fit")
-    rows, subsets = labeled_rows(data)
-    parts = ("train", rows), ("val", None)
-    figures = {}
-
-    def measure(name: str, bank: tuple[Tensor, Tensor], evaluated: tuple[Tensor, Tensor]) -> None:
-        figures[name] = probe(*bank, *evaluated, num_classes=data.num_classes, subsets=subsets)
-
-    with torch.inference_mode():
-        bank, evaluated = (collect(lambda batch: batch.images.flatten(1), data, *part) for part in parts)
-        random = [collect(lambda batch: encoder.encode(batch.images).flatten(1), data, *part) for part in parts]
-        width = min(random[0][0].shape[1], bank[0].shape[1])
-        axes = torch.linalg.eigh(bank[0].T.double().cov()).eigenvectors[:, -width:].float()
-        measure("pixels", bank, evaluated)
-        measure(f"PCA ({width})", *((images @ axes, labels) for images, labels in (bank, evaluated)))
-        measure(f"random encoder ({random[0][0].shape[1]})", *random)
-    names = next(iter(figures.values()))
-    print(f"{'':24}", *(f"{name:>20}" for name in names))
-    for row, found in figures.items():
-        print(f"{row:24}", *(f"{found[name]:>20.4f}" for name in names))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+        metrics[name] = accuracy(best.predict(evaluated), labels_eval)
+    metrics["uniformity"] = uniformity(features_eval)
+    metrics["effective_rank"] = effective_rank(features_eval)
+    metrics["feature_std"] = feature_std(features_eval)
+    return metrics

@@ -170,7 +170,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(
-    folder: RunFolder, seed: int | None, tags: list[str], batch: dict[str, int] | None = None
+    folder: RunFolder, command: list[str], seed: int | None, tags: list[str], batch: dict[str, int] | None = None
 ) -> dict[str, Any]:
     """Everything that the configuration does not say about how this run came about; a restart is added to it.
 
@@ -178,7 +178,7 @@ def write_manifest(
     """
     start = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join([Path(sys.executable).name, *command]),
         "directory": str(Path.cwd()),
         "git": _git_state(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},

@@ -11,13 +11,15 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
+from experiments.technique import Fingerprinted
+
 
 class ExactResume(Callback):
     """Saves and restores the random generators of every rank and the position within the epoch.
 
     The generators are Python's, NumPy's, PyTorch's and CUDA's. They are restored right before the first step, since
-    building and preparing the model draw numbers of their own. The position is counted here rather than by the loader,
-    which does not know when ``limit_train_batches`` ends an epoch.
+    building and preparing the model draw numbers of their own. The position is the one that Lightning keeps of a loader
+    with a ``state_dict``, corrected: a loader does not know when ``limit_train_batches`` ends an epoch.
 
     Data that changed since the checkpoint was saved are refused: on them no run could be repeated.
 
@@ -31,7 +33,6 @@ class ExactResume(Callback):
     def __init__(self, allow_changed_data: bool = False) -> None:
         self.allow_changed_data = allow_changed_data
         self._states: list[dict[str, Any]] = []
-        self._position: int | None = None
         self._fingerprints: list[int | None] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -42,31 +43,38 @@ class ExactResume(Callback):
         checkpoint["generators"] = states
         checkpoint["fingerprints"] = self._fingerprints
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        checkpoint["position"] = 0 if progress.is_last_batch else progress.current.ready
+        _set_position(checkpoint, 0 if progress.is_last_batch else progress.current.ready)
+        checkpoint["epoch_ended"] = progress.is_last_batch
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._states = checkpoint.get("generators", [])
-        self._position = checkpoint.get("position")
         self._fingerprints = checkpoint.get("fingerprints")
-        epoch_ended = self._position == 0
-        if epoch_ended and trainer.max_steps != -1 and "loops" in checkpoint:
+        if "position" in checkpoint:  # as checkpoints of old have it
+            _set_position(checkpoint, checkpoint["position"])
+            checkpoint["epoch_ended"] = checkpoint["position"] == 0
+        if checkpoint.get("epoch_ended") and trainer.max_steps != -1 and "loops" in checkpoint:
             _complete_epoch(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(self._states) == trainer.world_size:  # on another number of ranks there is nothing to repeat
             restore_generators(self._states[trainer.global_rank])
         loaders = CombinedLoader(trainer.train_dataloader).flattened
-        found = [loader.fingerprint() if hasattr(loader, "fingerprint") else None for loader in loaders]
+        found = [loader.fingerprint() if isinstance(loader, Fingerprinted) else None for loader in loaders]
         if self._fingerprints not in (None, found) and not self.allow_changed_data:
             raise ValueError(
                 "the training data are not those that the checkpoint was saved with; expected the same data, or "
                 "--allow_changed_data true"
             )
         self._fingerprints = found
-        for loader in loaders:
-            if self._position is not None and hasattr(loader, "load_state_dict"):
-                loader.load_state_dict({"position": self._position})
-        self._states, self._position = [], None
+        self._states = []
+
+
+def _set_position(checkpoint: dict[str, Any], position: int) -> None:
+    """Sets how many batches of the epoch the training loaders have handed out, where Lightning looks for it."""
+    loops = checkpoint.get("loops", {})
+    for state in loops.get("fit_loop", {}).get("state_dict", {}).get("combined_loader", ()):
+        if "position" in state:
+            state["position"] = position
 
 
 def _complete_epoch(loop: dict[str, Any]) -> None:

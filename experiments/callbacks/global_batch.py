@@ -9,6 +9,8 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from experiments.technique import AccumulatesGradients, Batched, MakesOptimizer
+
 
 class GlobalBatch(Callback):
     """Says how large the global batch is and, by a rule, scales the learning rate with it.
@@ -45,16 +47,16 @@ class GlobalBatch(Callback):
         size = batch_size_of(trainer)
         if "global" not in size:
             data = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
-            raise ValueError(f"batch.lr_rule={self.lr_rule}: expected data with a batch_size, which {data} has not")
-        optimizer: Any = getattr(pl_module, "optimizer", None)
-        if not callable(optimizer):
+            raise ValueError(f"batch.lr_rule={self.lr_rule}: expected data with a batch_size; {data} has none")
+        if not isinstance(pl_module, MakesOptimizer):
             model = type(pl_module).__name__
-            raise ValueError(f"batch.lr_rule={self.lr_rule}: expected a model with an optimizer, which {model} has not")
+            raise ValueError(f"batch.lr_rule={self.lr_rule}: expected a model with an optimizer; {model} has none")
+        optimizer = pl_module.optimizer
         assert self.reference is not None
         ratio = size["global"] / self.reference
         self.factor = ratio if self.lr_rule == "linear" else math.sqrt(ratio)
         self._optimizer = optimizer
-        pl_module.optimizer = scaled(optimizer, self.factor)  # type: ignore[assignment]
+        pl_module.optimizer = scaled(optimizer, self.factor)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -93,13 +95,14 @@ def batch_size_of(trainer: Trainer) -> dict[str, int]:
     """
     devices = trainer.num_devices * trainer.num_nodes
     # A module with several optimizers accumulates by itself, and then the Trainer does not.
-    own = getattr(trainer.lightning_module, "accumulate_grad_batches", 1)
+    module = trainer.lightning_module
+    own = module.accumulate_grad_batches if isinstance(module, AccumulatesGradients) else 1
     accumulation = trainer.accumulate_grad_batches * own
     size = {"devices": devices, "accumulation": accumulation}
-    per_device = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
-    if per_device is None:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, Batched):
         return size
-    return {"per_device": per_device, **size, "global": per_device * devices * accumulation}
+    return {"per_device": data.batch_size, **size, "global": data.batch_size * devices * accumulation}
 
 
 def scaled(optimizer: Callable[..., Optimizer], factor: float) -> Callable[..., Optimizer]:

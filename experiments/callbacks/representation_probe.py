@@ -20,8 +20,9 @@ from torch import Tensor
 from experiments.callbacks.checkpoints import BestCheckpoint
 from experiments.callbacks.exact_resume import generator_states, restore_generators
 from experiments.representations import FRACTIONS, alignment, probe
+from experiments.technique import Encodes, LabeledImages, TwoViews, mismatch
 
-FIGURES = (
+METRICS = (
     *("knn_accuracy", "probe_accuracy", *(f"probe_accuracy_{name}" for name in FRACTIONS)),
     *("uniformity", "alignment", "effective_rank", "feature_std"),
 )
@@ -51,7 +52,7 @@ class RepresentationProbe(Callback):
     them or every label is missing there is no probe. It changes nothing in the training: weights, modes and random
     generators are as before.
 
-    Each rank encodes its share; the features are then on every rank, and so are the figures. 50,000 features of
+    Each rank encodes its share; the features are then on every rank, and so are the metrics. 50,000 features of
     2,048 dimensions need about 2 GB on the device.
 
     Args:
@@ -61,7 +62,7 @@ class RepresentationProbe(Callback):
             exceed is left out.
 
     Raises:
-        ValueError: an argument is out of range; the best checkpoint is to be chosen by a figure that there is not.
+        ValueError: an argument is out of range; the best checkpoint is to be chosen by a metric that is not logged.
     """
 
     def __init__(
@@ -80,7 +81,10 @@ class RepresentationProbe(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.works = self.every_n_epochs is not None and hasattr(pl_module, "encode") and has_labels(data)
+        self.works = self.every_n_epochs is not None and isinstance(pl_module, Encodes) and has_labels(data)
+        if self.works and (reason := mismatch(pl_module, Encodes)):
+            self.works = False
+            rank_zero_warn(f"no representation probe: {reason}")
         if self.works and isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
             self.works = False
             rank_zero_warn("no representation probe: it does not run where the weights are spread over devices")
@@ -116,11 +120,11 @@ class RepresentationProbe(Callback):
         return epoch == trainer.max_epochs or bool(self.every_n_epochs and epoch % self.every_n_epochs == 0)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        figures = self.measure(trainer, pl_module, stage)
-        pl_module.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, sync_dist=True)
+        metrics = self.measure(trainer, pl_module, stage)
+        pl_module.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, part: str) -> dict[str, float]:
-        """The figures of the part "val" or "test" by their names without a stage; called on every rank."""
+        """The metrics of the part "val" or "test" by their names without a stage; called on every rank."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         rows, subsets = labeled_rows(data, self.bank_size)
 
@@ -133,14 +137,14 @@ class RepresentationProbe(Callback):
             selecting = evaluated if part == "val" else collect(encode, data, "val", None, trainer)
             if not (len(evaluated[1]) and len(selecting[1])):
                 return {}
-            figures = probe(
+            metrics = probe(
                 *(*bank, *evaluated, *selecting),
                 num_classes=data.num_classes,
                 subsets={name: subset.to(bank[1].device) for name, subset in subsets.items()},
                 k=self.k,
                 temperature=self.temperature,
             )
-            if hasattr(data, "two_views"):
+            if isinstance(data, TwoViews):
                 torch.manual_seed(0)  # the same views each time
                 pairs, _ = collect(
                     lambda batch: torch.cat([encode(view) for view in data.two_views(batch)], 1),
@@ -150,12 +154,12 @@ class RepresentationProbe(Callback):
                     trainer,
                 )
                 first, second = pairs.chunk(2, 1)
-                figures["alignment"] = alignment(first, second)
-        return figures
+                metrics["alignment"] = alignment(first, second)
+        return metrics
 
 
 class BestProbedCheckpoint(BestCheckpoint):
-    """:class:`BestCheckpoint` that may have a figure of the probe as its monitor.
+    """:class:`BestCheckpoint` that may have a metric of the probe as its monitor.
 
     Validations after which the probe does not run choose nothing.
 
@@ -171,12 +175,12 @@ class BestProbedCheckpoint(BestCheckpoint):
 
 def monitors() -> list[str]:
     """What validation logs of the probe."""
-    return [f"val/{name}" for name in FIGURES]
+    return [f"val/{name}" for name in METRICS]
 
 
 def has_labels(data: Any) -> bool:
     """Whether a data module has what the probe needs, and a training image with a label."""
-    if not all(hasattr(data, name) for name in ("plain_loader", "to_float", "labeled_subset", "num_classes")):
+    if not isinstance(data, LabeledImages):
         return False
     try:
         data.labeled_subset(1.0)

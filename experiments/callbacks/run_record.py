@@ -28,7 +28,7 @@ class RunRecord(Callback):
     Args:
         folder: the run's.
         config: the complete configuration as YAML.
-        seed, tags: for the manifest.
+        command, seed, tags: for the manifest.
         best: the callback that chooses the best checkpoint.
         metrics: the logger whose rows a restart cuts back to the checkpoint's.
     """
@@ -37,6 +37,7 @@ class RunRecord(Callback):
         self,
         folder: RunFolder,
         config: str,
+        command: list[str],
         seed: int | None,
         tags: list[str],
         best: ModelCheckpoint,
@@ -44,6 +45,7 @@ class RunRecord(Callback):
     ) -> None:
         self.folder = folder
         self.config = config
+        self.command = command
         self.seed = seed
         self.tags = tags
         self.best = best
@@ -63,7 +65,7 @@ class RunRecord(Callback):
             if stage == "fit":
                 write_whole(self.folder.config, self.config)
             batch = batch_size_of(trainer) if stage == "fit" else None
-            manifest = write_manifest(self.folder, self.seed, self.tags, batch)
+            manifest = write_manifest(self.folder, self.command, self.seed, self.tags, batch)
             for logger in trainer.loggers:
                 config = getattr(getattr(logger, "experiment", None), "config", None)
                 if config is not None:  # Weights & Biases
@@ -84,7 +86,7 @@ class RunRecord(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        values = _figures(trainer, "val/")
+        values = _metrics(trainer, "val/")
         self.values["last"] = {"step": trainer.global_step, "epoch": trainer.current_epoch, **values}
         if self._is_best(values):
             self.values["best"] = dict(self.values["last"])
@@ -101,7 +103,7 @@ class RunRecord(Callback):
         self._write(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.values["test"] = _figures(trainer, "test/")
+        self.values["test"] = _metrics(trainer, "test/")
         self._write(trainer)
 
     @rank_zero_only
@@ -109,14 +111,14 @@ class RunRecord(Callback):
         self.values["wall_seconds"] = round(self._wall, 3)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TrainingMetrics) and callback.total_seconds:
-                self.values["samples_per_second"] = callback.total_samples / callback.total_seconds
+                self.values[f"{callback.unit}_per_second"] = callback.total_samples / callback.total_seconds
         write_whole(self.folder.summary, json.dumps(self.values, indent=2) + "\n")
         for logger in trainer.loggers:
             summary = getattr(getattr(logger, "experiment", None), "summary", None)
             if summary is not None:  # Weights & Biases
                 chosen = {f"best/{name}": value for name, value in self.values["best"].items()}
                 last = {f"last/{name}": value for name, value in self.values["last"].items()}
-                rest = {key: self.values[key] for key in ("wall_seconds", "samples_per_second") if key in self.values}
+                rest = {k: v for k, v in self.values.items() if k == "wall_seconds" or k.endswith("_per_second")}
                 summary.update(chosen | last | self.values["test"] | rest)
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class RunRecord(Callback):
         self._rows = state_dict["metrics_rows"]
 
 
-def _figures(trainer: Trainer, prefix: str) -> dict[str, float]:
+def _metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
     """The Trainer's metrics of one stage as plain numbers; NaN, which JSON does not know, as None."""
     values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
     return {name: None if math.isnan(value) else value for name, value in sorted(values.items())}  # type: ignore[misc]

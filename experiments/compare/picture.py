@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.arguments import Mistake
+from experiments.compare.groups import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from experiments.compare.command import Group
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -95,7 +94,7 @@ def _draw_lines(axes: Axes, curves: list[tuple[str, list[dict[int, float]]]]) ->
 
 def _draw_bars(axes: Axes, groups: list[Group], metric: str) -> None:
     """Each group's mean and standard deviation, the largest on top."""
-    bars = [(group.short_label, *figure) for group in groups if (figure := group.figures.get(metric))]
+    bars = [(group.short_label, *found) for group in groups if (found := group.metrics.get(metric))]
     bars.sort(key=lambda bar: bar[1])
     labels, means = [label for label, _, _ in bars], [mean for _, mean, _ in bars]
     errors = [std or 0.0 for _, _, std in bars]
