@@ -74,6 +74,9 @@ def one_line(message: str, parser: LightningArgumentParser) -> str:
         return f"{path}: {match[1]} has no class {match[2]!r}{nearest(match[2], _classes(match[1]))}"
     if match := re.search(r"No module named '([^']+)'", message):
         return f"{path}: no module named {match[1]!r}{nearest(match[1], _modules())}"
+    if classes and (match := re.search(r"the following arguments are required: (\w+)", message)):
+        source = ", or data with an attribute of that name" if path == "model" else ""
+        return f"{path}.{match[1]}: {classes[-1]} requires it; expected --{path}.{match[1]}{source}"
     if match := re.search(r"File does not exist: '([^']+)'", message):
         return f"{path}: no file {_relative(match[1])!r}{nearest(_relative(match[1]), _configs())}"
     if match := re.search(r"Expected an? (.+?)\.? Got value: (.*)", message):
