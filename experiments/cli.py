@@ -41,6 +41,7 @@ from experiments.compilation import compile_parts
 from experiments.facts import classes_asked_for, shared_facts
 from experiments.metrics_csv import MetricsCSV
 from experiments.mistakes import Mistake, Parser, mistake_in
+from experiments.precision import usable_precision
 from experiments.resuming import RUN_ID, check_weights_file, locate, refuse_contradictions, with_own_config
 from experiments.run_folder import REPOSITORY, RunFolder, RunOptions, is_first_process
 
@@ -158,6 +159,7 @@ class CLI(LightningCLI):
         kwargs["callbacks"] = [probe, *(config.callbacks or []), *extra]
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        kwargs["precision"] = usable_precision(config.precision, self.model, str(config.accelerator))
         kwargs["default_root_dir"] = config.default_root_dir or str(self.folder.path)
         unchecked = config.enable_checkpointing is False or config.fast_dev_run
         wanted = [batch, figures]
