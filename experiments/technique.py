@@ -135,6 +135,19 @@ class Fingerprinted(Protocol):
 
 
 @runtime_checkable
+class Stateful(Protocol):
+    """A loader whose place in the epoch Lightning saves: a run goes on with the batch after it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """``position``: batches of the epoch that were handed out, 0 after the last."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes the next iterator begin there."""
+        ...
+
+
+@runtime_checkable
 class Counted(Protocol):
     """A batch whose size is not counted in samples: of running text, characters, say."""
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
-from experiments.technique import Fingerprinted
+from experiments.technique import Fingerprinted, Stateful
 
 
 class ExactResume(Callback):
@@ -19,7 +19,9 @@ class ExactResume(Callback):
 
     The generators are Python's, NumPy's, PyTorch's and CUDA's. They are restored right before the first step, since
     building and preparing the model draw numbers of their own. The position is the one that Lightning keeps of a loader
-    with a ``state_dict``, corrected: a loader does not know when ``limit_train_batches`` ends an epoch.
+    with a ``state_dict``. It is corrected when it is saved, since a loader does not know when ``limit_train_batches``
+    ends an epoch, and handed to the loader here, since Lightning leaves that out where a schedule has asked for the
+    number of steps.
 
     Data that changed since the checkpoint was saved are refused: on them no run could be repeated.
 
@@ -33,6 +35,7 @@ class ExactResume(Callback):
     def __init__(self, allow_changed_data: bool = False) -> None:
         self.allow_changed_data = allow_changed_data
         self._states: list[dict[str, Any]] = []
+        self._loaders: list[dict[str, Any]] = []
         self._fingerprints: list[int | None] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -43,14 +46,17 @@ class ExactResume(Callback):
         checkpoint["generators"] = states
         checkpoint["fingerprints"] = self._fingerprints
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        _set_position(checkpoint, 0 if progress.is_last_batch else progress.current.ready)
+        for state in _loader_states(checkpoint):
+            if "position" in state:
+                state["position"] = 0 if progress.is_last_batch else progress.current.ready
         checkpoint["epoch_ended"] = progress.is_last_batch
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._states = checkpoint.get("generators", [])
         self._fingerprints = checkpoint.get("fingerprints")
-        if "position" in checkpoint:  # as checkpoints of old have it
-            _set_position(checkpoint, checkpoint["position"])
+        self._loaders = _loader_states(checkpoint)
+        if "position" in checkpoint:  # where older checkpoints have it
+            self._loaders = [{"position": checkpoint["position"]} for _ in self._loaders]
             checkpoint["epoch_ended"] = checkpoint["position"] == 0
         if checkpoint.get("epoch_ended") and trainer.max_steps != -1 and "loops" in checkpoint:
             _complete_epoch(checkpoint["loops"]["fit_loop"])
@@ -66,15 +72,18 @@ class ExactResume(Callback):
                 "--allow_changed_data true"
             )
         self._fingerprints = found
-        self._states = []
+        stateful = [loader for loader in loaders if isinstance(loader, Stateful)]
+        for loader, state in zip(stateful, self._loaders, strict=False):
+            loader.load_state_dict(state)
+        self._states, self._loaders = [], []
 
 
-def _set_position(checkpoint: dict[str, Any], position: int) -> None:
-    """Sets how many batches of the epoch the training loaders have handed out, where Lightning looks for it."""
-    loops = checkpoint.get("loops", {})
-    for state in loops.get("fit_loop", {}).get("state_dict", {}).get("combined_loader", ()):
-        if "position" in state:
-            state["position"] = position
+def _loader_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    """What Lightning has saved of the training loaders."""
+    states: list[dict[str, Any]] = (
+        checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {}).get("combined_loader", [])
+    )
+    return states
 
 
 def _complete_epoch(loop: dict[str, Any]) -> None:
