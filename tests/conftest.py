@@ -1,11 +1,17 @@
-"""Every test runs offline, in a folder of its own, and leaves no trace in the process."""
+"""Every test runs offline, in a folder of its own, and leaves no trace in the process.
+
+The fast tier leaves the tests marked ``slow`` to ``pytest --all``. It runs them too where they are asked for: by a node
+id, by a marker, or by files and folders that hold nothing else.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch reads it, and for the processes that tests start: the networks here are tiny, and more threads than one
 # would wait for each other and for the other workers of pytest-xdist.
@@ -24,6 +30,59 @@ QUIET = [
     *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
     *("--trainer.accelerator", "cpu"),
 ]
+
+
+LEFT = pytest.StashKey[int]()
+"""how many tests the fast tier has left to the other"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run everything, and not the fast tier only")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.getoption("--all"):
+        return "tier: all of the tests"
+    return "tier: fast, which holds every technique to every contract; `pytest --all` runs the whole matrix"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all") or re.search(r"(?<!not )\b(slow|bolts|slurm)\b", config.option.markexpr):
+        return
+    named = tuple(arg for arg in config.args if "::" in arg)
+    left = [item for item in items if item.get_closest_marker("slow") and not is_named(item, named)]
+    if 0 < len(left) < len(items):
+        config.hook.pytest_deselected(items=left)
+        config.stash[LEFT] = len(left)
+        items[:] = [item for item in items if item not in set(left)]
+
+
+def is_named(item: pytest.Item, named: tuple[str, ...]) -> bool:
+    """Whether an argument of the command line is the node id of a test, or of what it is a case of."""
+    here = f"{item.path}::{item.nodeid.partition('::')[2]}"
+    for arg in named:
+        file, _, name = arg.partition("::")
+        whole = f"{Path(item.config.invocation_params.dir, file).resolve()}::{name}"
+        if here == whole or here.startswith((f"{whole}[", f"{whole}::")):
+            return True
+    return False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # of pytest-xdist: handed to the process that prints
+        session.config.workeroutput["left"] = session.config.stash.get(LEFT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    node.config.stash[LEFT] = getattr(node, "workeroutput", {}).get("left", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if left := config.stash.get(LEFT, 0):
+        terminalreporter.write_line(f"fast tier: {left} tests left to `pytest --all`")
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from lit_models.vae import VAE
 from tests.bolts.overlay import Theirs
 
 # One process has them all: lightning-bolts is installed and run but once.
-pytestmark = [pytest.mark.bolts, pytest.mark.xdist_group("bolts")]
+pytestmark = [pytest.mark.slow, pytest.mark.bolts, pytest.mark.xdist_group("bolts")]
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "simclr": (SimCLR, {}),

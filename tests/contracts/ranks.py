@@ -1,8 +1,7 @@
-"""One process of a distributed run: ``RESULT=FILE python -m tests.contracts.ranks fit …`` keeps what it saw."""
+"""A training as one rank of a distributed run sees it."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -30,12 +29,11 @@ class Watch(Callback):
         self.losses.append(float(trainer.strategy.reduce(outputs["loss"], reduce_op="mean")))
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    cli = build()
+def watched(args: list[str]) -> dict[str, Any]:
+    """What a command computed: its first gradients, its losses and its last metrics."""
+    cli = build(args)
     watch = Watch()
     cli.trainer.callbacks.insert(0, watch)
     cli.execute()
-    if cli.trainer.is_global_zero:
-        metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-        torch.save({"gradients": watch.gradients, "losses": watch.losses, "metrics": metrics}, os.environ["RESULT"])
+    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    return {"gradients": watch.gradients, "losses": watch.losses, "metrics": metrics}

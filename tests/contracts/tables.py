@@ -64,9 +64,9 @@ def kills(name: str) -> list[str]:
 
 def ranks(name: str) -> list[str]:
     """The largest differences between one rank and two, in double precision."""
-    with made_small(name) as (options, folder):
+    with made_small(name) as (options, _):
         try:
-            one, two = one_and_two_ranks(options, folder)
+            one, two = one_and_two_ranks(options)
         except AssertionError as error:
             return [f"failed: {str(error).splitlines()[-1]}", "", "", ""]
     losses = [abs(a - b) for a, b in zip(one["losses"], two["losses"], strict=True)]

@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 
+from experiments.callbacks.exact_resume import generator_states
+from experiments.callbacks.figures import Figures
 from experiments.cli import CLI, build
 from tests.conftest import QUIET
+from tests.contracts.conftest import CONFIGS
+from tests.contracts.test_resume import assert_equal
 
 STEPS = 3
 TINY = [
@@ -20,8 +25,10 @@ TINY = [
     *("--trainer.limit_train_batches", str(STEPS), "--trainer.limit_val_batches", "2"),
     *("--trainer.limit_test_batches", "2", "--trainer.log_every_n_steps", "2"),
 ]
+NO_PICTURES = ["--figures.every_n_epochs", "null"]
 
 
+@pytest.mark.parametrize("config", CONFIGS, indirect=True)
 def test_parses_and_prints_itself(config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_status:
         build(["fit", *config, "--print_config"])
@@ -31,8 +38,27 @@ def test_parses_and_prints_itself(config: list[str], capsys: pytest.CaptureFixtu
     assert printed["run"]["name"], "a configuration names its runs"
 
 
-def test_a_tiny_run_leaves_everything(config: list[str], fit: Callable[..., CLI]) -> None:
-    cli = fit(*config, *TINY)
+class Look(Callback):
+    """What the training goes on with, at each moment at which pictures are drawn."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        modes = {name: module.training for name, module in pl_module.named_modules()}
+        self.seen.append({"weights": weights, "modes": modes, "generators": generator_states()})
+
+    on_test_end = on_validation_end
+
+
+def test_a_tiny_run_leaves_everything(config: list[str]) -> None:
+    cli = build(["fit", *config, *TINY, *QUIET])
+    before, after = Look(), Look()
+    callbacks = cli.trainer.callbacks
+    place = next(i for i, callback in enumerate(callbacks) if isinstance(callback, Figures))
+    callbacks[place : place + 1] = [before, callbacks[place], after]
+    cli.execute()
     folder = cli.folder
 
     saved = yaml.safe_load(folder.config.read_text())
@@ -64,10 +90,12 @@ def test_a_tiny_run_leaves_everything(config: list[str], fit: Callable[..., CLI]
         pictures = list((folder.figures / moment).iterdir())
         assert pictures, f"no figures in {moment}"
         assert all(picture.stat().st_size > 1000 for picture in pictures)
+    assert len(before.seen) == 2
+    assert_equal(after.seen, before.seen, "after the pictures")
 
 
 def test_a_loaded_checkpoint_is_the_same_model(config: list[str], fit: Callable[..., CLI]) -> None:
-    cli = fit(*config, *TINY, "--test_after_fit", "false")
+    cli = fit(*config, *TINY, *NO_PICTURES, "--test_after_fit", "false")
     checkpoint = cli.folder.recovery_checkpoints()[0]
     torch.load(checkpoint, weights_only=True)  # plain data only
 
@@ -75,14 +103,14 @@ def test_a_loaded_checkpoint_is_the_same_model(config: list[str], fit: Callable[
 
     cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
     expected = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    other = build(["fit", *config, *TINY, *QUIET])
+    other = build(["fit", *config, *TINY, *NO_PICTURES, *QUIET])
     other.trainer.validate(loaded, cli.datamodule, verbose=False)
     found = {name: float(value) for name, value in other.trainer.callback_metrics.items()}
     assert found == pytest.approx(expected, nan_ok=True)
 
 
 def test_trains_in_mixed_precision(config: list[str], fit: Callable[..., CLI]) -> None:
-    cli = fit(*config, *TINY, "--trainer.precision", "bf16-mixed")
+    cli = fit(*config, *TINY, *NO_PICTURES, "--trainer.precision", "bf16-mixed")
     with cli.folder.metrics.open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert losses
@@ -113,7 +141,7 @@ def test_overfits_one_batch(config: list[str], monkeypatch: pytest.MonkeyPatch) 
             "fit",
             *config,
             *("--trainer.max_epochs", "1", "--trainer.max_steps", str(steps), "--trainer.log_every_n_steps", "5"),
-            *("--trainer.limit_val_batches", "0", "--test_after_fit", "false", *QUIET),
+            *("--trainer.limit_val_batches", "0", "--test_after_fit", "false", *NO_PICTURES, *QUIET),
         ]
     )
     cli.datamodule.setup("fit")

@@ -14,12 +14,16 @@ from torch import Tensor
 from experiments.cli import CLI, build
 from experiments.run_folder import RunFolder
 from tests.conftest import QUIET
+from tests.contracts.conftest import TECHNIQUES
 
 EPOCHS, STEPS = 2, 4
 KILLED_AFTER = [1, 3, 4, 5, 7]
+IN_SHORT = [3, 4]
+"""in the middle of an epoch, between two saved states, and at its end"""
 SMALL = [
     *("--trainer.max_epochs", EPOCHS, "--trainer.limit_train_batches", STEPS, "--trainer.limit_val_batches", 2),
     *("--trainer.log_every_n_steps", 2, "--checkpoint.every_n_train_steps", 2, "--test_after_fit", "false"),
+    *("--figures.every_n_epochs", "null"),
 ]
 
 
@@ -36,10 +40,8 @@ class Kill(Callback):
             raise Killed
 
 
-def run(config: list[str], run_id: str, kill_after: int | None = None) -> CLI:
-    # Pictures on the way in the run that is not killed only: they must not change a training.
-    figures = ["--figures.every_n_epochs", "1" if run_id == "whole" else "0"]
-    cli = build(["fit", *config, *map(str, SMALL), *figures, *QUIET, "--run.id", run_id, "--ckpt_path", "last"])
+def run(config: list[str], run_id: str, *more: str, kill_after: int | None = None) -> CLI:
+    cli = build(["fit", *config, *map(str, SMALL), *more, *QUIET, "--run.id", run_id, "--ckpt_path", "last"])
     if kill_after is None:
         cli.execute()
         return cli
@@ -94,12 +96,20 @@ def assert_same_run(resumed: CLI, whole: CLI, where: str) -> None:
     assert rows(resumed.folder) == rows(whole.folder), where
 
 
-def test_killed_at_any_step(config: list[str]) -> None:
+def test_killed_at_any_step(config: list[str], pytestconfig: pytest.Config) -> None:
     whole = run(config, "whole")
-    for after in KILLED_AFTER:
+    for after in KILLED_AFTER if pytestconfig.getoption("--all") else IN_SHORT:
         resumed = resume(config, after)
         assert_same_run(resumed, whole, f"killed after step {after}")
         assert resumed.folder.id == f"killed-{after}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", TECHNIQUES, indirect=True)
+def test_pictures_change_no_training(config: list[str]) -> None:
+    with_pictures = run(config, "pictures", "--figures.every_n_epochs", "1")
+    assert len(list(with_pictures.folder.figures.iterdir())) == EPOCHS
+    assert_same_run(with_pictures, run(config, "none"), "with pictures")
 
 
 def test_data_that_changed_are_refused(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,8 @@ OPTIONS = [
     *("--checkpoint.every_n_epochs", EPOCHS, "--figures.every_n_epochs", EPOCHS, "--test_after_fit", "false"),
 ]
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]  # the daemons serve one worker
+# The daemons serve one worker.
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
 
 @pytest.fixture

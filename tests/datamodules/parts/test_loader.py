@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.randomness import keyed_generator
 from datamodules.parts.loader import TensorLoader, WorkerLoader, draws_per_sample
+from tests.two_ranks import on_two_ranks
 
 Ranks = Callable[[int, int], None]
 
@@ -373,3 +374,13 @@ def test_a_sources_error_comes_out_of_a_worker_as_it_is() -> None:
     assert next(batches).ids.tolist() == [0, 1]
     with pytest.raises(ValueError, match=r"^record 4: not a number$"):
         list(batches)
+
+
+def batches_of_ten(batch_size: int) -> list[list[int]]:
+    return [batch[0].tolist() for batch in TensorLoader((torch.arange(10),), batch_size, shuffle=True)]
+
+
+@pytest.mark.xdist_group("ranks")
+def test_real_ranks_share_each_global_batch() -> None:
+    for rank, batches in enumerate(on_two_ranks(batches_of_ten, 2)):
+        assert batches == [batch[rank::2] for batch in batches_of_ten(4)]

@@ -1,7 +1,8 @@
-"""Image encoders that end in a vector: their shapes, stems, widths, channels and names."""
+"""Image encoders that end in a vector or in a map: their shapes, stems, widths, channels and names."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,17 @@ from torch import Tensor, nn
 from torchvision import models
 
 from lit_models.networks.batch_norm import GlobalBatchNorm2d
-from lit_models.networks.encoders import IMAGENET_MEAN, IMAGENET_STD, RESNETS, PooledConv, ResNet, image_encoder
+from lit_models.networks.encoders import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    RESNETS,
+    Backbone,
+    ConvEncoder,
+    PooledConv,
+    Rescale,
+    ResNet,
+    image_encoder,
+)
 
 
 def sizes_of_maps(network: nn.Module, image_shape: list[int]) -> dict[str, tuple[int, ...]]:
@@ -243,3 +254,86 @@ def test_mistakes_are_named(name: str, shape: list[int], options: dict[str, Any]
         pytest.importorskip("timm")
     with pytest.raises(ValueError, match=message):
         image_encoder(name, shape, **options)
+
+
+# Encoders that end in a map.
+
+
+@pytest.mark.parametrize(("size", "side"), [(64, 8), (75, 10), (16, 2)])
+def test_conv_encoder_halves_the_map_with_each_layer(size: int, side: int) -> None:
+    encoder = ConvEncoder(1, [4, 8, 6])
+    assert encoder.out_channels == 6
+    assert encoder(torch.rand(2, 1, size, size)).shape == (2, 6, side, side)
+    assert sum(isinstance(module, GlobalBatchNorm2d) for module in encoder) == 3
+
+
+def test_conv_encoder_shifts_its_input_to_be_centered() -> None:
+    encoder = ConvEncoder(3, [4])
+    seen: list[Tensor] = []
+    encoder[1].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    encoder(torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)]))
+    assert (seen[0][0] == -1).all()
+    assert (seen[0][1] == 1).all()
+    white = ConvEncoder(3, [4], ground=1.0)
+    assert not white[0](torch.ones(1, 3, 4, 4)).any()  # as the padding around it is
+
+
+def test_rescaling_is_channel_by_channel() -> None:
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 2.0]
+    images = torch.rand(2, 3, 4, 4)
+    scaled = Rescale(mean, std)(images)
+    for c in range(3):
+        torch.testing.assert_close(scaled[:, c], (images[:, c] - mean[c]) / std[c])
+    assert not Rescale().state_dict()
+
+
+def test_backbone_ends_in_a_map() -> None:
+    backbone = Backbone("resnet18").eval()
+    images = torch.rand(2, 3, 64, 64)
+    assert backbone.out_channels == 512
+    assert backbone(images).shape == (2, 512, 2, 2)
+    normalized = (images - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
+        :, None, None
+    ]
+    torch.testing.assert_close(backbone(images), backbone.body(normalized))
+
+
+def test_timm_backbone_ends_in_a_map() -> None:
+    pytest.importorskip("timm")
+    backbone = Backbone("timm/resnet10t").eval()
+    assert backbone(torch.rand(1, 3, 64, 64)).shape == (1, backbone.out_channels, 2, 2)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_only_a_frozen_backbone_keeps_weights_and_statistics_in_training(frozen: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Backbone("resnet18", frozen=frozen), nn.Flatten(), nn.Linear(512, 2))
+    assert model[0].body.training != frozen, "from the start: Lightning does not call train() before a fit"
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.train()
+        model(torch.rand(3, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+    after = model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"2.weight", "2.bias"} <= changed
+    if frozen:
+        assert changed == {"2.weight", "2.bias"}
+        assert not model[0].body.training
+    else:
+        assert {"0.body.0.weight", "0.body.1.running_mean", "0.body.1.num_batches_tracked"} <= changed
+
+
+def test_an_unknown_backbone_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"encoder='resnet19'.*did you mean 'resnet1[08]'|'resnet19'.*'resnet\d+'"):
+        Backbone("resnet19")
+    with pytest.raises(ValueError, match=r"encoder='wide_resnet50'.*did you mean 'wide_resnet50_2'"):
+        Backbone("wide_resnet50")
+    with pytest.raises(ValueError, match=r"encoder='vgg16': expected 'conv', 'features'"):
+        Backbone("vgg16")
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"encoder='timm/resnet50x9': expected.*such as .*resnet"):
+        Backbone("timm/resnet50x9")

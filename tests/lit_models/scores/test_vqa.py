@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lit_models.scores.vqa import VQAScores, entropy, kl_divergence, paired_consistency, score_of
+from tests.two_ranks import on_two_ranks
 
 TYPES = ["color", "rel/near", "rel/far", "flat/one"]
 ANSWERS = 5
@@ -197,3 +199,32 @@ def test_score_is_the_chosen_answers() -> None:
     chosen = torch.tensor([1, 0])
     assert score_of(chosen, torch.tensor([1, 1])).tolist() == [1, 0]
     assert score_of(chosen, torch.tensor([[0, 0.25, 1], [0.5, 0, 1]])).tolist() == [0.25, 0.5]
+
+
+# Two ranks.
+
+SPLITS = {"equal": [[0, 2, 4, 6], [1, 3, 5, 7]], "unequal": [[0, 1, 2, 3, 4], [5, 6, 7]]}
+"""which of eight answers each of two ranks has"""
+
+
+def score_input() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    fields = [torch.randint(high, (8,), generator=generator) for high in (3, 3, 2, 2, 3, 2)]
+    return [*fields[:5], fields[5].bool()]
+
+
+def scores_on_a_rank(members: list[list[int]]) -> dict[str, float]:
+    scores = VQAScores(["a", "b"], 3)
+    scores.update(*[field[members[dist.get_rank()]] for field in score_input()])
+    return {name: float(value) for name, value in scores.compute().items()}
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("split", SPLITS)
+def test_scores_on_two_ranks_are_those_of_all_answers(split: str) -> None:
+    whole = VQAScores(["a", "b"], 3)
+    whole.update(*score_input())
+    expected = {name: float(value) for name, value in whole.compute().items()}
+    assert "harmonic_mean" in expected
+    for found in on_two_ranks(scores_on_a_rank, SPLITS[split]):
+        assert found == pytest.approx(expected, nan_ok=True)
