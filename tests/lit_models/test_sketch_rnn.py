@@ -357,7 +357,7 @@ def test_recurrent_dropout_is_of_the_candidates_and_of_training_only() -> None:
     assert shares == {0.0, 1.33}
     assert float((added < 0.5).float().mean()) == pytest.approx(0.25, abs=0.06)
     assert not torch.equal(layer(inputs, state)[0], layer(inputs, state)[0])
-    with pytest.raises(ValueError, match=r"recurrent_dropout=1.0: expected a share"):
+    with pytest.raises(ValueError, match=r"recurrent_dropout=1.0: expected a number in \[0, 1\)"):
         SteppedLSTM(5, 7, recurrent_dropout=1.0)
 
 
@@ -396,10 +396,10 @@ def test_the_cells_of_a_model() -> None:
         ({"longest": 0}, "longest=0: expected at least 1"),
         ({"components": 0}, "components=0: expected at least 1"),
         ({"decoder_hidden": 0}, "decoder_hidden=0: expected at least 1"),
-        ({"latent_dim": -1}, "latent_dim=-1: expected at least 1, or 0"),
-        ({"kl_decay": 0.0}, "kl_decay=0.0: expected a factor"),
-        ({"kl_floor": -0.1}, "kl_floor=-0.1: expected 0 or more"),
-        ({"recurrent_dropout": 1.0}, r"recurrent_dropout=1.0: expected a share in \[0, 1\)"),
+        ({"latent_dim": -1}, "latent_dim=-1: expected at least 0, which is the unconditional model"),
+        ({"kl_decay": 0.0}, r"kl_decay=0.0: expected a number in \(0, 1\]"),
+        ({"kl_floor": -0.1}, "kl_floor=-0.1: expected at least 0"),
+        ({"recurrent_dropout": 1.0}, r"recurrent_dropout=1.0: expected a number in \[0, 1\)"),
     ],
 )
 def test_impossible_arguments(options: dict, message: str) -> None:
@@ -516,7 +516,7 @@ def test_generating(kind: dict) -> None:
     assert [len(sketch) for sketch in model.generate(2, seed=0)] == [1, 1], "ends at once, but a drawing has a point"
     for options, message in (
         ({"n": 0}, "n=0: expected at least 1"),
-        ({"temperature": -1.0}, "temperature=-1.0: expected 0"),
+        ({"temperature": -1.0}, "temperature=-1.0: expected at least 0"),
         ({"max_points": 0}, "max_points=0: expected at least 1"),
     ):
         with pytest.raises(ValueError, match=message):

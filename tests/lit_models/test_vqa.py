@@ -305,7 +305,7 @@ def test_predictions_are_answers_in_words() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"blind": True, "image_only": True}, "blind and image_only"),
+        ({"blind": True, "image_only": True}, "blind=true with image_only=true: expected at most one"),
         ({"fusion": "sum"}, "fusion='sum'"),
         ({"encoder": "resnet19"}, "encoder='resnet19'"),
     ],
