@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from common.checks import at_least
 from common.distributed import rank_and_world_size
 from common.randomness import keyed_generator
 from datamodules.images import ImageBatch, Images, Part
@@ -76,7 +77,8 @@ def draw_groups(labels: Tensor, kind: Literal["pairs", "triplets"], *key: int | 
     _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
     if len(counts) < 2 or int(counts.max()) < 2:
         raise ValueError(
-            f"groups={kind!r}: {len(labels)} images of {len(counts)} classes, expected two, and two images of one"
+            f"groups={kind!r}: {len(labels)} images of {len(counts)} classes, expected at least two classes, and two "
+            "images of one of them"
         )
     by_class = classes.argsort(stable=True)
     begins = counts.cumsum(0) - counts
@@ -250,10 +252,9 @@ class LabelledPairs(WrappedImages):
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__(source, batch_size, least=2)
-        if samples_per_class is not None and samples_per_class < 2:
-            raise ValueError(f"samples_per_class={samples_per_class}: expected at least 2, or null")
+        at_least(2, "or null for any number", samples_per_class=samples_per_class)
         if samples_per_class is not None and groups is not None:
-            raise ValueError(f"samples_per_class={samples_per_class}: expected null beside groups={groups!r}")
+            raise ValueError(f"samples_per_class={samples_per_class} with groups={groups!r}: expected null")
         names = [str(name) for name in unseen_classes]
         if unknown := [name for name in names if name not in source.class_names]:
             raise ValueError(f"unseen_classes={unknown[0]!r}: expected of {', '.join(source.class_names[:20])}")

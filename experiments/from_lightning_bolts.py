@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from common.checks import one_of
 from lit_models.autoencoder import Autoencoder
 from lit_models.moco import MoCo
 from lit_models.networks.encoders import IMAGENET_MEAN, IMAGENET_STD, RESNETS
@@ -76,8 +77,7 @@ def convert(
         raise ValueError("size=null: expected the pixels of a side of the images, which this checkpoint does not say")
     if normalization is None:
         normalization = "none" if kind in ("AE", "VAE") else dataset
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization={normalization or 'null'}: expected one of {', '.join(NORMALIZATIONS)}")
+    one_of(NORMALIZATIONS, normalization=normalization or None)
     if kind in ("AE", "VAE") and not encoder_only:
         raise ValueError(
             f"encoder_only=False: expected True (--encoder_only), for this is lightning-bolts' {kind}, whose decoder, "
@@ -155,8 +155,7 @@ def _stem(said: Mapping[str, Any]) -> str:
 
 
 def _name(name: Any, argument: str) -> str:
-    if name not in RESNETS:
-        raise ValueError(f"{argument}={name!r}: expected one of {', '.join(RESNETS)}")
+    one_of(RESNETS, **{argument: name})
     return str(name)
 
 

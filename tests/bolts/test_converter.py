@@ -80,8 +80,8 @@ def test_what_cannot_come_over_is_said(bolts_folder: Path, tmp_path: Path, capsy
         "lightning-bolts' VAE, whose decoder": [bolts_folder / "vae.ckpt"],
         "first_conv=True, maxpool1=False: expected both or neither": [bolts_folder / "simclr_stl10.ckpt"],
         "size=null: expected": [bolts_folder / "moco.ckpt"],
-        "normalization=null: expected": [bolts_folder / "moco.ckpt", "--size", "32"],
-        "normalization=imagnet: expected one of none, cifar10": [
+        "normalization=None: expected": [bolts_folder / "moco.ckpt", "--size", "32"],
+        "normalization='imagnet': expected 'none', 'cifar10'": [
             bolts_folder / "simclr.ckpt",
             "--normalization",
             "imagnet",
