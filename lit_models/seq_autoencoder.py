@@ -163,16 +163,16 @@ class SequenceAutoencoder(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.02),
     ) -> None:
         super().__init__()
-        if (vocab is None) == (sequence_dim is None):
-            raise ValueError(
-                f"vocab={'null' if vocab is None else '…'} with sequence_dim={sequence_dim}: expected exactly one of "
-                "the two, which the data gives"
-            )
         at_least(1, longest=longest, sequence_dim=sequence_dim, code_dim=code_dim, hidden=hidden, layers=layers)
         at_least(1, embedding_dim=embedding_dim, schedule_steps=schedule_steps)
         one_of(Cell, cell=cell)
         one_of(Schedule, schedule=schedule)
         within("[0, 1]", teacher_forcing=teacher_forcing)
+        if (vocab is None) == (sequence_dim is None):
+            raise ValueError(
+                f"vocab={'null' if vocab is None else '…'} with sequence_dim={sequence_dim}: expected exactly one of "
+                "the two, which the data gives"
+            )
         if not conditional and (schedule, teacher_forcing) != ("constant", 1.0):
             raise ValueError(
                 f"schedule={schedule!r}, teacher_forcing={teacher_forcing}: expected 'constant' and 1 with "
