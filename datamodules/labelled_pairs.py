@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.checks import at_least
 from common.distributed import rank_and_world_size
+from common.files import nearest_path
 from common.randomness import keyed_generator
 from datamodules.images import ImageBatch, Images, Part
 from datamodules.parts.augment import Augmentation
@@ -104,10 +105,12 @@ def read_lines(file: Path) -> tuple[int, list[tuple[int, list[str]]]]:
     """A CSV file of groups: how many images a group has, and its lines but for the heading, with their numbers.
 
     Raises:
-        ValueError: the file is not there, or its first line is not one of :data:`COLUMNS`.
+        FileNotFoundError: the file is not there.
+        ValueError: its first line is not one of :data:`COLUMNS`.
     """
     if not file.is_file():
-        raise ValueError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file")
+        near = nearest_path(file, "pairs", "triplets")
+        raise FileNotFoundError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file{near}")
     with file.open(newline="") as opened:
         reader = csv.reader(opened)
         lines = [(reader.line_num, line) for line in reader if line]
@@ -127,7 +130,8 @@ def read_groups(file: Path, count: int) -> tuple[Tensor, Tensor, list[int]]:
         the images' numbers (N, G), which of the others are of the anchor's kind (N, G − 1), and each group's line.
 
     Raises:
-        ValueError: the file is not there or has another form; names the line.
+        FileNotFoundError: the file is not there.
+        ValueError: it has another form; names the line.
     """
     size, lines = read_lines(file)
     pairs = size == 2

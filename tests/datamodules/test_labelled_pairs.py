@@ -400,5 +400,6 @@ def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
 def test_a_missing_group_file_is_named() -> None:
     data = digits(groups="pair")
     data.setup()
-    with pytest.raises(ValueError, match="groups=pair: no such file; expected 'pairs', 'triplets' or a CSV file"):
+    message = "groups=pair: no such file; expected 'pairs', 'triplets' or a CSV file; did you mean 'pairs'"
+    with pytest.raises(FileNotFoundError, match=message):
         data.train_dataloader()
