@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import glob
-import json
 import os
 import sysconfig
 from bisect import bisect_right
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from common.checks import at_least, one_of, within
 from common.distributed import rank_and_world_size
-from common.files import cache_file, data_root, fetch, nearest_path, state_of, write_whole
+from common.files import cache_file, data_root, fetch, nearest_path, read_checkpoint, read_json, state_of, write_whole
 from common.vocabulary import UNK, build_char_vocab, describe_char
 from datamodules.parts import loader
 from datamodules.parts.loader import TensorLoader
@@ -433,19 +432,14 @@ def read_vocab(path: str) -> list[str]:
         ValueError: the file holds none.
     """
     file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"vocab_from={path!r}: no such file{nearest_path(file)}")
-    try:
-        if file.suffix == ".json":
-            vocab = json.loads(file.read_bytes())
-        else:
-            vocab = torch.load(file, map_location="cpu", weights_only=True)["hyper_parameters"]["vocab"]
-    except Exception as error:  # whatever a file that is no checkpoint makes torch.load or the look-up raise
-        raise ValueError(
-            f"vocab_from={path!r}: expected a checkpoint with a vocabulary or a JSON list: {type(error).__name__}"
-        ) from error
+    if file.suffix != ".json":
+        vocab = read_checkpoint(file, "vocab_from").get("hyper_parameters", {}).get("vocab")
+    elif file.is_file():
+        vocab = read_json(file)
+    else:
+        raise FileNotFoundError(f"vocab_from={path}: no such file{nearest_path(file)}")
     if not isinstance(vocab, list) or not all(isinstance(char, str) for char in vocab):
-        raise ValueError(f"vocab_from={path!r}: its vocabulary is {_shortened(vocab)}, expected a list of characters")
+        raise ValueError(f"vocab_from={path}: its vocabulary is {_shortened(vocab)}, expected a list of characters")
     return vocab
 
 

@@ -177,7 +177,7 @@ class TextToImageGAN(LightningModule):
     def setup(self, stage: str) -> None:
         self._captioners = []
         if self.captioner is not None:  # also before a training, so that a mistake is not noticed at its end
-            made_of, weights = trained_module(self.captioner)
+            made_of, weights = trained_module(self.captioner, "captioner")
             captioner = rebuilt(made_of)
             if not hasattr(captioner, "caption"):
                 raise ValueError(f"captioner={self.captioner}: holds a {made_of['class_path']}, expected a captioner")

@@ -88,8 +88,8 @@ def test_what_cannot_come_over_is_said(bolts_folder: Path, tmp_path: Path, capsy
         ],
         "size=96 with the cifar stem": [bolts_folder / "ae.ckpt", "--encoder_only", "--size", "96"],
         "its weights begin with layer.weight": [other],
-        "expected one of lightning-bolts (": [tmp_path / "text"],
-        "No such file": [tmp_path / "nowhere"],
+        "text: broken (": [tmp_path / "text"],
+        "nowhere: no such file; expected a checkpoint": [tmp_path / "nowhere"],
     }
     for line, (checkpoint, *options) in cases.items():
         assert main([str(checkpoint), str(out), *map(str, options)]) == 2
