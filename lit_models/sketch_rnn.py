@@ -38,7 +38,7 @@ from common.randomness import normal_of_samples
 from lit_models.networks.mixture_density import Mixture, draw_move, log_density, mixture_size, to_mixture
 from lit_models.networks.recurrent import SteppedLSTM
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.latent import slerp
+from lit_models.parts.latent import gaussian_kl, slerp
 from lit_models.parts.optim import DecayToFloor, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
 from lit_models.parts.sketch import Sketch, to_strokes
@@ -70,11 +70,6 @@ def nats_of_drawings(mixture: Mixture, strokes: Tensor, lengths: Tensor) -> tupl
     offsets = -log_density(mixture, strokes[..., :2]) * (place < lengths[:, None])
     pen = -(mixture.log_pen * strokes[..., 2:]).sum(-1) * (place <= lengths[:, None])
     return offsets.sum(1), pen.sum(1)
-
-
-def kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_var)) ‖ N(0, I)) of each element, in nats; its mean over z is the paper's L_KL."""
-    return -0.5 * (1 + log_var - mean.square() - log_var.exp())
 
 
 def kl_weight(step: int, end: float, start: float, decay: float) -> float:
@@ -219,7 +214,7 @@ class SketchRNN(LightningModule):
             mean, log_var = self.posterior_of(strokes, lengths)
             noise = normal_of_samples(len(mean), self.latent_dim, "posterior", *key, device=mean.device)
             z = mean + (0.5 * log_var).exp() * noise.to(mean.dtype)  # the reparameterization trick
-            kl = kl_divergence(mean, log_var)
+            kl = gaussian_kl(mean, log_var)  # its mean over z is the paper's L_KL
             code = {"mean": mean, "log_var": log_var, "z": z, "kl": kl.mean(1), "kl_nats": kl.sum(1)}
         else:
             z, code = strokes.new_zeros(len(strokes), 0), {}

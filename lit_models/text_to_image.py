@@ -43,6 +43,7 @@ from lit_models.networks.gan_networks import Discriminator, Generator
 from lit_models.networks.joint_embedding import JointEmbedding, fit_joint_embedding
 from lit_models.parts.checkpoints import rebuilt, trained_module
 from lit_models.parts.evaluating import evaluating
+from lit_models.parts.latent import gaussian_kl
 from lit_models.parts.optim import configure_optimizers
 from lit_models.scores.generation import GenerationScores
 
@@ -64,11 +65,6 @@ def discriminator_loss(real: Tensor, wrong: Tensor, fake: Tensor) -> Tensor:
 def generator_loss(fake: Tensor) -> Tensor:
     """(B,): −log s_f of logits (B,)."""
     return F.softplus(-fake)
-
-
-def kl_to_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:
-    """(B,) nats: KL(N(μ, σ²) ‖ N(0, 1)) summed over dimensions, of mean and log σ² (B, C)."""
-    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1)
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
@@ -243,7 +239,7 @@ class TextToImageGAN(LightningModule):
         self.discriminator.requires_grad_(False)
         g_loss = generator_loss(self.discriminator(fake, text)).mean()
         self.discriminator.requires_grad_(True)
-        kl = kl_to_standard_normal(mean, log_var).mean()
+        kl = gaussian_kl(mean, log_var).sum(1).mean()
         matching = d_loss.new_zeros(())
         if self.matching_weight:
             own = places_of_this_rank(len(text), text.device)
