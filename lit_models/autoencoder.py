@@ -33,7 +33,7 @@ from lit_models.networks.image_coders import conv_down, conv_up_double
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
-from lit_models.scores.pca import PCA
+from lit_models.scores.pca import find_components
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -184,12 +184,8 @@ class Autoencoder(LightningModule):
         if not self.compares or self.trainer.ckpt_path is not None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        pca = PCA(len(self.pca_mean), self.device)
-        for batch in data.plain_loader("train"):
-            pca.update(data.to_float(batch).images.to(self.device).flatten(1))
-        mean, components = pca.compute(len(self.pca_components))
-        self.pca_mean.copy_(mean)
-        self.pca_components.copy_(components)
+        images = (data.to_float(batch).images for batch in data.plain_loader("train"))
+        find_components(images, self.pca_mean, self.pca_components)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         self._evaluate(batch, batch_idx, "val")

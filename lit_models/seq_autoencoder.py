@@ -42,7 +42,7 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
 from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask, with_end
 from lit_models.parts.sketch import Sketch, to_strokes
-from lit_models.scores.pca import PCA
+from lit_models.scores.pca import find_components
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -359,13 +359,11 @@ class SequenceAutoencoder(LightningModule):
         if not self.compares or self.trainer.ckpt_path is not None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        pca = PCA(len(self.pca_mean), self.device)
-        for batch in data.sequences("train"):
-            values, lengths = batch.values.to(self.device), batch.lengths.to(self.device)
-            pca.update(resample(values, lengths, torch.full_like(lengths, self.longest)).flatten(1))
-        mean, components = pca.compute(len(self.pca_components))
-        self.pca_mean.copy_(mean)
-        self.pca_components.copy_(components)
+        same = (
+            resample(batch.values, batch.lengths, torch.full_like(batch.lengths, self.longest))
+            for batch in data.sequences("train")
+        )
+        find_components(same, self.pca_mean, self.pca_components)
 
     def pca_reconstruction(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Sequences (B, T, D) of the same lengths from as many principal components as the code has numbers."""

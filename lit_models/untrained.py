@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.checks import one_of
 from lit_models.networks.encoders import Stem, image_encoder
-from lit_models.scores.pca import PCA
+from lit_models.scores.pca import find_components
 
 Representation = Literal["pixels", "pca", "random"]
 
@@ -66,12 +66,8 @@ class Untrained(LightningModule):
         if self.representation != "pca":
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        pca = PCA(len(self.mean), self.device)
-        for batch in data.plain_loader("train"):
-            pca.update(data.to_float(batch).images.to(self.device).flatten(1))
-        mean, components = pca.compute(len(self.components))
-        self.mean.copy_(mean)
-        self.components.copy_(components)
+        images = (data.to_float(batch).images for batch in data.plain_loader("train"))
+        find_components(images, self.mean, self.components)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.nothing.sum()
