@@ -113,6 +113,7 @@ class CharLM(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: DecayAfter(optimizer, after=10, factor=0.97),
     ) -> None:
         super().__init__()
+        at_least(1, "or null for one-hot input", embedding_dim=embedding_dim)
         if tied and embedding_dim != hidden:
             raise ValueError(f"embedding_dim={embedding_dim} with tied=true: expected {hidden}, as hidden is")
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torchmetrics import MeanMetric
 
-from common.checks import at_least, one_of
+from common.checks import at_least, one_of, within
 from common.distributed import global_mean
 from common.vocabulary import encode
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
@@ -168,7 +168,7 @@ class VQA(LightningModule):
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: ``blind`` and ``image_only`` at once; an unknown encoder or fusion.
+        ValueError: ``blind`` and ``image_only`` at once; an unknown encoder; an argument out of range.
     """
 
     def __init__(
@@ -203,6 +203,9 @@ class VQA(LightningModule):
         one_of(Norm, norm=norm)
         one_of(Fusion, fusion=fusion)
         one_of(Pooling, pooling=pooling)
+        at_least(1, embedding_dim=embedding_dim, hidden_dim=hidden_dim, lstm_layers=lstm_layers, fact_dim=fact_dim)
+        at_least(1, relation_layers=relation_layers, classifier_dim=classifier_dim)
+        within("[0, 1)", dropout=dropout)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.vocab, self.answers, self.question_types = list(vocab), list(answers), list(question_types)
         self.image_shape = list(image_shape)

@@ -137,6 +137,7 @@ def test_tied_weights_are_one_matrix() -> None:
         ({"cell": "lsmt"}, "cell='lsmt': expected 'rnn', 'lstm' or 'gru'; did you mean 'lstm'"),
         ({"hidden": 0}, "hidden=0: expected at least 1"),
         ({"layers": 0}, "layers=0: expected at least 1"),
+        ({"embedding_dim": 0}, "embedding_dim=0: expected at least 1, or null for one-hot input"),
         ({"dropout": 1.0}, r"dropout=1.0: expected a number in \[0, 1\)"),
         ({"weight_drop": -0.1}, r"weight_drop=-0.1: expected a number in \[0, 1\)"),
     ],
