@@ -106,8 +106,11 @@ class BrokenCheckpoint(ValueError):
     """A checkpoint cannot be read, or holds more than data."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, argument: str = "") -> dict[str, Any]:
     """The content of a Lightning checkpoint; its tensors are read from the file as they are used.
+
+    Args:
+        argument: what the path was given as, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -115,15 +118,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     import torch  # not for those who only compare runs
 
+    where = f"{argument}={path}" if argument else f"{path}"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a checkpoint{nearest_path(path)}")
+        raise FileNotFoundError(f"{where}: no such file; expected a checkpoint{nearest_path(path)}")
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"  # PyTorch before 1.6 wrote another format, which cannot be mapped
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise BrokenCheckpoint(f"{path}: refused, for it holds more than tensors and plain data ({reason})") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise BrokenCheckpoint(f"{path}: broken ({str(error).splitlines()[0]})") from None
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # a file that is no checkpoint can make the unpickler raise almost anything
+        holds_more = isinstance(error, pickle.UnpicklingError) and is_zip
+        what = "refused, because it holds more than tensors and plain data" if holds_more else "broken"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BrokenCheckpoint(f"{where}: {what} ({reason})") from None
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise BrokenCheckpoint(f"{path}: expected a checkpoint of Lightning, which has a 'state_dict'")
+        raise BrokenCheckpoint(f"{where}: expected a checkpoint of Lightning, which has a 'state_dict'")
     return content

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from common.checks import at_least, one_of
 from common.files import data_root, read_json, require
 from common.vocabulary import tokenize
 from datamodules.captions import PARTS, CaptionBatch, Captions, CaptionTable
@@ -258,11 +259,8 @@ class PhotographCaptions(Captions):
         min_count: int,
     ) -> None:
         super().__init__(batch_size, captions_per_image)
-        for name, value, least in (("image_size", image_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise ValueError(f"{name}={value}: expected at least {least}")
-        if min_count < 1:
-            raise ValueError(f"min_count={min_count}: expected at least 1")
+        at_least(1, image_size=image_size, min_count=min_count)
+        at_least(0, num_workers=num_workers)
         self.page = page
         self.features = None if features is None else folder / features
         self.image_size, self.num_workers, self.min_count = image_size, num_workers, min_count
@@ -323,8 +321,7 @@ class KarpathyCaptions(PhotographCaptions):
         num_workers: int = 4,
         min_count: int = 5,
     ) -> None:
-        if name not in IMAGES_OF:
-            raise ValueError(f"name={name!r}: expected one of {list(IMAGES_OF)}")
+        one_of(IMAGES_OF, name=name)
         folder = data_root(root) / name
         super().__init__(
             folder, IMAGES_OF[name], batch_size, captions_per_image, features, image_size, num_workers, min_count

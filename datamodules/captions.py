@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.checks import at_least, within
 from common.vocabulary import build_vocab, encode
 from datamodules import easy_vqa
 from datamodules.parts import loader
@@ -164,8 +165,7 @@ class Captions(ImageLoaders):
 
     def __init__(self, batch_size: int, captions_per_image: int | None = None) -> None:
         super().__init__(batch_size)
-        if captions_per_image is not None and captions_per_image < 1:
-            raise ValueError(f"captions_per_image={captions_per_image}: expected at least 1")
+        at_least(1, captions_per_image=captions_per_image)
         self.captions_per_image = captions_per_image
         self.tables: dict[str, CaptionTable] = {}
 
@@ -257,16 +257,13 @@ class Scenes(Captions):
         data_seed: int = 0,
     ) -> None:
         super().__init__(batch_size, captions_per_image)
-        for name, share in (("paint", paint), ("scatter", scatter)):
-            if not 0 <= share <= 1 - (paint if name == "scatter" else 0):
-                raise ValueError(f"{name}={share}: expected a share in [0, 1], and at most 1 with paint={paint}")
+        within("[0, 1]", paint=paint, scatter=scatter)
+        if paint + scatter > 1:
+            raise ValueError(f"paint={paint} and scatter={scatter}: expected at most 1 together")
+        at_least(1, num_train=num_train, num_val=num_val, num_test=num_test)
+        within(f"[1, {self.MOST}]", max_objects=max_objects)
         self.paint, self.scatter = paint, scatter
         self.sizes = dict(zip(PARTS, (num_train, num_val, num_test), strict=True))
-        for part, size in self.sizes.items():
-            if size < 1:
-                raise ValueError(f"num_{part}={size}: expected at least 1")
-        if not 1 <= max_objects <= self.MOST:
-            raise ValueError(f"max_objects={max_objects}: expected 1 to {self.MOST}")
         if not 1 <= min_objects <= max_objects:
             raise ValueError(f"min_objects={min_objects}: expected 1 to max_objects={max_objects}")
         self.min_objects, self.max_objects = min_objects, max_objects

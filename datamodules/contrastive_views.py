@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.checks import at_least
 from common.distributed import rank_and_world_size
 from common.randomness import draws_of_place
 from datamodules.images import ImageBatch, Images
@@ -71,13 +72,12 @@ class ContrastiveViews(WrappedImages):
         label_fraction: float = 1.0,
     ) -> None:
         super().__init__(source, batch_size)
-        for name, value, least in (("views", views, 1), ("small_views", small_views, 0)):
-            if value < least:
-                raise ValueError(f"{name}={value}: expected at least {least}")
+        at_least(1, views=views)
+        at_least(0, small_views=small_views)
         if small_views and small_size is None:
-            raise ValueError(f"small_size=null: expected the pixels of a side, for small_views={small_views}")
+            raise ValueError(f"small_size=null with small_views={small_views}: expected the pixels of a side")
         if small_size is not None and not small_views:
-            raise ValueError(f"small_size={small_size}: expected null, for small_views=0")
+            raise ValueError(f"small_size={small_size} with small_views=0: expected null")
         if size is not None and augmentation.size not in (None, size):
             raise ValueError(f"augmentation.size={augmentation.size}: expected size={size}, or null")
         channels, *sides = source.image_shape

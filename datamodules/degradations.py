@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.checks import at_least, more_than, one_of, within
 from common.files import data_root, nearest_path
 
 Kernel = Literal["lanczos3", "lanczos2", "bicubic"]
@@ -104,8 +105,7 @@ class Task:
     """what the sides of a restored image have to be multiples of"""
 
     def __init__(self, sigma: float | None = 0.0) -> None:
-        if sigma is not None and not sigma >= 0:
-            raise ValueError(f"sigma={sigma}: expected 0 or more, in units of 1/255, or null where it is not known")
+        at_least(0, "or null where the noise is unknown", sigma=sigma)
         self.sigma = sigma
 
     def operator(self, shape: Sequence[int]) -> Operator:
@@ -133,7 +133,7 @@ class Task:
 
     def noisy(self, measured: Tensor, generator: torch.Generator) -> Tensor:
         if self.sigma is None:
-            raise ValueError("sigma=null: expected the noise to add, unless degraded=true")
+            raise ValueError("sigma=null with degraded=false: expected the deviation of the noise to add")
         if self.sigma == 0:
             return measured
         return measured + self.sigma / 255 * torch.randn(measured.shape, generator=generator)
@@ -172,8 +172,7 @@ class Denoise(Task):
 
     def __init__(self, sigma: float | None = 25.0, poisson_peak: float | None = None) -> None:
         super().__init__(sigma)
-        if poisson_peak is not None and not poisson_peak > 0:
-            raise ValueError(f"poisson_peak={poisson_peak}: expected more than 0 photons, or null for Gaussian noise")
+        more_than(0, "or null for Gaussian noise", poisson_peak=poisson_peak)
         self.poisson_peak = poisson_peak
 
     def noisy(self, measured: Tensor, generator: torch.Generator) -> Tensor:
@@ -201,10 +200,8 @@ class SuperResolve(Task):
 
     def __init__(self, factor: int = 4, kernel: Kernel = "lanczos3", sigma: float | None = 0.0) -> None:
         super().__init__(sigma)
-        if factor not in FACTORS:
-            raise ValueError(f"factor={factor}: expected {FACTORS[0]} to {FACTORS[-1]}")
-        if kernel not in SUPPORT:
-            raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(SUPPORT)}")
+        one_of(FACTORS, factor=factor)
+        one_of(Kernel, kernel=kernel)
         self.factor = self.multiple = factor
         self.kernel: Kernel = kernel
 
@@ -242,9 +239,8 @@ class Inpaint(Task):
             if value is not None
         ]
         if len(given) != 1:
-            raise ValueError(f"{', '.join(given) or 'missing, mask, text: none'}: expected one of missing, mask, text")
-        if missing is not None and not 0 < missing < 1:
-            raise ValueError(f"missing={missing}: expected a share between 0 and 1, both excluded")
+            raise ValueError(f"{', '.join(given) or 'nothing is missing'}: expected one of missing, mask and text")
+        within("(0, 1)", missing=missing)
         if text is not None and not text.strip():
             raise ValueError(f"text={text!r}: expected something to write")
         self.mask_file = None if mask is None else existing(mask)
@@ -266,7 +262,7 @@ class Inpaint(Task):
             size = f"{known.shape[2]}×{known.shape[1]}"
             raise ValueError(f"mask={self.mask_file}: {size} pixels, expected the image's {width}×{height}")
         if not known.any():
-            raise ValueError(f"mask={self.mask_file}: black throughout: expected white where the image is known")
+            raise ValueError(f"mask={self.mask_file}: all black, expected white where the image is known")
         return known
 
 

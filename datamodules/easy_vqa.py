@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.checks import within
 from common.vocabulary import build_vocab, tokenize
 from datamodules.parts.visual_questions import (
     NOT_OF_PAIRS,
@@ -63,7 +64,7 @@ class EasyVQA(VisualQuestions):
         split_seed: seed of the validation split and of ``prior_shift``, apart from the run's seed.
 
     Raises:
-        ValueError: an unknown pair in ``holdout``; a share that is none, or ``paint`` and ``scatter`` above 1 together.
+        ValueError: an unknown pair in ``holdout``; a share out of range, or ``paint`` and ``scatter`` above 1 together.
     """
 
     def __init__(
@@ -82,13 +83,11 @@ class EasyVQA(VisualQuestions):
         for pair in holdout:
             if pair not in known:
                 raise ValueError(f"holdout={pair!r}: expected shape-color pairs such as 'rectangle-red'")
-        if prior_shift is not None and not 0 < prior_shift < 1:
-            raise ValueError(f"prior_shift={prior_shift}: expected a share between 0 and 1, both excluded")
+        within("(0, 1)", prior_shift=prior_shift)
+        within("[0, 1]", paint=paint, scatter=scatter)
         for name, share in (("paint", paint), ("scatter", scatter)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share}: expected a share in [0, 1]")
             if share and not augment:
-                raise ValueError(f"{name}={share}: expected 0 where augment is false")
+                raise ValueError(f"{name}={share} with augment=false: expected 0")
         if paint + scatter > 1:
             raise ValueError(f"paint={paint} and scatter={scatter}: expected at most 1 together")
         self.draws = 0 if not augment else 3 if not (paint or scatter) else 7 + BLOCKS**2

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.checks import at_least, one_of, within
 from datamodules.images import ImageBatch, Images, Part, parts_of, stratified_order
-from datamodules.parts.image_files import Archive, Tree
+from datamodules.parts.image_files import Archive, Broken, Tree
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
 
 
@@ -67,7 +68,7 @@ class ImageTree(Images):
         path: str,
         size: int | None = None,
         grayscale: bool = False,
-        broken: Literal["error", "skip"] = "error",
+        broken: Broken = "error",
         num_workers: int = 0,
         test_fraction: float = 0.1,
         batch_size: int = 128,
@@ -77,14 +78,10 @@ class ImageTree(Images):
         limit: int | None = None,
     ) -> None:
         super().__init__(batch_size, root, val_fraction, split_seed, limit)
-        if size is not None and size < 1:
-            raise ValueError(f"size={size}: expected at least 1, or null for images of one size")
-        if broken not in ("error", "skip"):
-            raise ValueError(f"broken={broken!r}: expected 'error' or 'skip'")
-        if not 0 <= test_fraction < 1:
-            raise ValueError(f"test_fraction={test_fraction}: expected a share of at least 0, below 1")
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers}: expected at least 0")
+        at_least(1, "or null for images that have one size", size=size)
+        at_least(0, num_workers=num_workers)
+        one_of(Broken, broken=broken)
+        within("[0, 1)", test_fraction=test_fraction)
         below = self.root / path
         self.tree = Tree(below if below.exists() and not Path(path).exists() else Path(path))
         self.size, self.grayscale, self.broken = size, grayscale, broken

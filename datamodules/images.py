@@ -10,12 +10,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from common.checks import at_least, one_of, within
 from common.files import data_root
 from common.randomness import draws_of_place, keyed_generator
 from datamodules.parts.augment import Augmentation
 from datamodules.parts.image_files import PARTS, Tree
 from datamodules.parts.image_loaders import ImageLoaders
 from datamodules.parts.loader import TensorLoader
+
+TrainOn = Literal["train", "train+unlabeled", "unlabeled"]
 
 CIFAR100_CLASSES = (
     *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy"),
@@ -119,10 +122,8 @@ class Images(ImageLoaders):
         limit: int | None = None,
     ) -> None:
         super().__init__(batch_size)
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit={limit}: expected at least 1, or null for all")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction}: expected a share between 0 and 1, both excluded")
+        at_least(1, "or null for all", limit=limit)
+        within("(0, 1)", val_fraction=val_fraction)
         self.image_shape, self.class_names = list(self.shape), list(self.names)
         self.root, self.limit = data_root(root), limit
         self.val_fraction, self.split_seed = val_fraction, split_seed
@@ -148,7 +149,7 @@ class Images(ImageLoaders):
             num_val = round(len(labeled) * self.val_fraction)
             if not 0 < num_val < len(labeled):
                 raise ValueError(
-                    f"val_fraction={self.val_fraction}: {num_val} of {len(labeled)} images validate, expected a share "
+                    f"val_fraction={self.val_fraction}: takes {num_val} of {len(labeled)} images, expected a share "
                     "that leaves images in both parts"
                 )
             validating = labeled[stratified_order(labels[labeled], "val", self.split_seed)[:num_val]].sort().values
@@ -171,8 +172,7 @@ class Images(ImageLoaders):
             ValueError: there is no such part.
         """
         self.setup()
-        if name not in self.parts:
-            raise ValueError(f"part {name!r}: there is none, expected {' or '.join(map(repr, self.parts))}")
+        one_of(self.parts, part=name)
         return self.parts[name]
 
     def labeled_subset(self, fraction: float) -> Tensor:
@@ -182,10 +182,9 @@ class Images(ImageLoaders):
         a function of ``split_seed``.
 
         Raises:
-            ValueError: the fraction is none, or the training part has no labels.
+            ValueError: the fraction is out of range, or the training part has no labels.
         """
-        if not 0 < fraction <= 1:
-            raise ValueError(f"label_fraction={fraction}: expected a share above 0, and at most 1")
+        within("(0, 1]", label_fraction=fraction)
         labels = self.part("train").labels
         labeled = (labels >= 0).nonzero()[:, 0]
         if not len(labeled):
@@ -393,11 +392,10 @@ class STL10(_Official):
         val_fraction: float = 0.1,
         split_seed: int = 0,
         limit: int | None = None,
-        train_on: Literal["train", "train+unlabeled", "unlabeled"] = "train",
+        train_on: TrainOn = "train",
     ) -> None:
         super().__init__(batch_size, root, val_fraction, split_seed, limit)
-        if train_on not in (choices := ("train", "train+unlabeled", "unlabeled")):
-            raise ValueError(f"train_on={train_on!r}: expected {' or '.join(map(repr, choices))}")
+        one_of(TrainOn, train_on=train_on)
         self.train_on = train_on
 
     def _choice(self, part: str) -> dict[str, Any]:

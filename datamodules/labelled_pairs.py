@@ -10,7 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from common.checks import at_least
 from common.distributed import rank_and_world_size
+from common.files import nearest_path
 from common.randomness import keyed_generator
 from datamodules.images import ImageBatch, Images, Part
 from datamodules.parts.augment import Augmentation
@@ -76,7 +78,8 @@ def draw_groups(labels: Tensor, kind: Literal["pairs", "triplets"], *key: int | 
     _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
     if len(counts) < 2 or int(counts.max()) < 2:
         raise ValueError(
-            f"groups={kind!r}: {len(labels)} images of {len(counts)} classes, expected two, and two images of one"
+            f"groups={kind!r}: {len(labels)} images of {len(counts)} classes, expected at least two classes, and two "
+            "images of one of them"
         )
     by_class = classes.argsort(stable=True)
     begins = counts.cumsum(0) - counts
@@ -102,10 +105,12 @@ def read_lines(file: Path) -> tuple[int, list[tuple[int, list[str]]]]:
     """A CSV file of groups: how many images a group has, and its lines but for the heading, with their numbers.
 
     Raises:
-        ValueError: the file is not there, or its first line is not one of :data:`COLUMNS`.
+        FileNotFoundError: the file is not there.
+        ValueError: its first line is not one of :data:`COLUMNS`.
     """
     if not file.is_file():
-        raise ValueError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file")
+        near = nearest_path(file, "pairs", "triplets")
+        raise FileNotFoundError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file{near}")
     with file.open(newline="") as opened:
         reader = csv.reader(opened)
         lines = [(reader.line_num, line) for line in reader if line]
@@ -125,7 +130,8 @@ def read_groups(file: Path, count: int) -> tuple[Tensor, Tensor, list[int]]:
         the images' numbers (N, G), which of the others are of the anchor's kind (N, G − 1), and each group's line.
 
     Raises:
-        ValueError: the file is not there or has another form; names the line.
+        FileNotFoundError: the file is not there.
+        ValueError: it has another form; names the line.
     """
     size, lines = read_lines(file)
     pairs = size == 2
@@ -250,10 +256,9 @@ class LabelledPairs(WrappedImages):
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__(source, batch_size, least=2)
-        if samples_per_class is not None and samples_per_class < 2:
-            raise ValueError(f"samples_per_class={samples_per_class}: expected at least 2, or null")
+        at_least(2, "or null for any number", samples_per_class=samples_per_class)
         if samples_per_class is not None and groups is not None:
-            raise ValueError(f"samples_per_class={samples_per_class}: expected null beside groups={groups!r}")
+            raise ValueError(f"samples_per_class={samples_per_class} with groups={groups!r}: expected null")
         names = [str(name) for name in unseen_classes]
         if unknown := [name for name in names if name not in source.class_names]:
             raise ValueError(f"unseen_classes={unknown[0]!r}: expected of {', '.join(source.class_names[:20])}")

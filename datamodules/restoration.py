@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from common.checks import at_least
 from common.distributed import rank_and_world_size
 from common.files import nearest_path
 from common.randomness import keyed_generator
@@ -103,10 +104,8 @@ class Restoration(LightningDataModule):
         iterations_per_epoch: int = 100,
     ) -> None:
         super().__init__()
-        counts = {"size": size, "multiple_of": multiple_of, "copies": copies, "batch_size": batch_size}
-        for name, value in (counts | {"iterations_per_epoch": iterations_per_epoch}).items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
+        at_least(1, size=size, multiple_of=multiple_of, copies=copies, batch_size=batch_size)
+        at_least(1, iterations_per_epoch=iterations_per_epoch)
         self.task = task = task or Denoise()
         self.degraded, self.iterations = degraded, iterations_per_epoch
         self.names, self.files, images = open_images(image, size)
@@ -131,7 +130,7 @@ class Restoration(LightningDataModule):
             made = [task.damage(each, generator) for each, generator in zip(images, generators, strict=True)]
         damaged, known = (torch.stack(each) for each in zip(*made, strict=True))
         if not known.flatten(1).any(1).all():
-            raise ValueError(f"{', '.join(self.names)}: no pixel of it is known: expected a mask with some")
+            raise ValueError(f"{', '.join(self.names)}: no pixel is known, expected a mask that leaves some")
         # A copy is of what was measured: its noise and its missing pixels are the same.
         rows = (tensor.repeat_interleave(copies, 0) for tensor in (damaged, known, torch.stack(truth)))
         self.source = RestorationBatch(*rows)
@@ -155,8 +154,8 @@ class Restoration(LightningDataModule):
                 fitting = f"at most {count} ranks"
             counted = f"{count} images" + (f" (copies={self.copies} of each)" if self.copies > 1 else "")
             raise ValueError(
-                f"batch_size={self.batch_size} on {world_size} ranks: expected {fitting}, since each of the {counted} "
-                "has a network on one of the ranks"
+                f"batch_size={self.batch_size} on {world_size} ranks: expected {fitting}, because each of the "
+                f"{counted} has a network on one of the ranks"
             )
         return Repeated(self.source, self.batch_size, times)
 

@@ -10,12 +10,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from common.checks import at_least
 from datamodules.images import ImageBatch, Images
 from datamodules.parts import loader
 from datamodules.parts.image_loaders import WrappedImages
 from datamodules.parts.loader import TensorLoader
 from datamodules.sketches import BucketedLoader, SketchBatch, Sketches
-from datamodules.text import CharText
+from datamodules.text import CharText, Unknown
 
 Part = Literal["train", "val", "test"]
 
@@ -109,16 +110,14 @@ class TextLines(LightningDataModule):
         max_length: int = 40,
         val_fraction: float = 0.1,
         test_fraction: float = 0.05,
-        unknown: Literal["error", "unk"] = "error",
+        unknown: Unknown = "error",
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
-        if not 0 <= min_length <= max_length or max_length < 1:
-            raise ValueError(
-                f"min_length={min_length}, max_length={max_length}: expected 0 or more, and no more than max_length"
-            )
+        at_least(1, batch_size=batch_size, max_length=max_length)
+        at_least(0, min_length=min_length)
+        if min_length > max_length:
+            raise ValueError(f"min_length={min_length}: expected at most max_length={max_length}")
         self.batch_size, self.min_length, self.longest = batch_size, min_length, max_length
         self.order_seed = torch.initial_seed()  # of seed_everything
         self.text = CharText(
@@ -166,8 +165,8 @@ class TextLines(LightningDataModule):
         for name, lines in kept.items():
             if not lines:
                 raise ValueError(
-                    f"source={self.text.source!r}: its {name} part has no line of {self.min_length} to {self.longest} "
-                    "characters that no part before it has, expected at least one: see min_length and max_length"
+                    f"source={self.text.source!r}: its {name} part has no new line of {self.min_length} to "
+                    f"{self.longest} characters, expected at least one: see min_length and max_length"
                 )
             whole = torch.from_numpy(recoded[np.concatenate(lines).astype(np.int64)])
             self.parts[name] = LineTable(whole, torch.tensor([len(line) for line in lines]), "".join(self.vocab))
@@ -208,8 +207,7 @@ class SketchSequences(LightningDataModule):
 
     def __init__(self, source: Sketches, batch_size: int = 100) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        at_least(1, batch_size=batch_size)
         self.source = source
         self.batch_size = source.batch_size = batch_size
         self.scale_factor, self.longest = source.scale_factor, source.longest

@@ -6,8 +6,11 @@ from typing import Literal
 
 import torch
 
+from common.checks import one_of
 from datamodules.easy_vqa import COLORS, SHAPES, attributes, read_images
 from datamodules.images import ImageBatch, Images, Part
+
+Label = Literal["shape", "color"]
 
 
 class Shapes(Images):
@@ -28,7 +31,7 @@ class Shapes(Images):
 
     def __init__(
         self,
-        label: Literal["shape", "color"] = "shape",
+        label: Label = "shape",
         batch_size: int = 128,
         root: str | None = None,
         val_fraction: float = 0.1,
@@ -36,8 +39,7 @@ class Shapes(Images):
         limit: int | None = None,
     ) -> None:
         super().__init__(batch_size, root, val_fraction, split_seed, limit)
-        if label not in ("shape", "color"):
-            raise ValueError(f"label={label!r}: expected 'shape' or 'color'")
+        one_of(Label, label=label)
         self.label = label
         self.class_names = list(SHAPES if label == "shape" else COLORS)
 

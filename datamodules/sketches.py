@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from common.checks import at_least, more_than, nearest, within
 from common.distributed import rank_and_world_size
 from common.files import data_root, fetch, nearest_path
 from common.randomness import keyed_generator
@@ -189,11 +189,8 @@ class Sketches(LightningDataModule):
 
     def __init__(self, batch_size: int = 100, random_scale: float = 0.15, point_drop: float = 0.1) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
-        for name, share in (("random_scale", random_scale), ("point_drop", point_drop)):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name}={share}: expected a share in [0, 1)")
+        at_least(1, batch_size=batch_size)
+        within("[0, 1)", random_scale=random_scale, point_drop=point_drop)
         self.batch_size, self.random_scale, self.point_drop = batch_size, random_scale, point_drop
         self.order_seed = torch.initial_seed()  # of seed_everything
         self.class_names: list[str] = []
@@ -302,9 +299,8 @@ class QuickDraw(Sketches):
         files = {category: folder / f"{category}.npz" for category in categories}
         for category, file in files.items():
             if category not in QUICKDRAW_CATEGORIES and not file.is_file():
-                close = difflib.get_close_matches(category, QUICKDRAW_CATEGORIES, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"categories={category!r}: QuickDraw has none of that name{hint}")
+                hint = nearest(category, QUICKDRAW_CATEGORIES)
+                raise ValueError(f"categories={category!r}: expected a category of QuickDraw{hint}")
         for category, file in files.items():
             fetch_quickdraw(category, file)
         arrays = [read_stroke_file(file) for file in files.values()]
@@ -343,10 +339,8 @@ class Glyphs(Sketches):
         super().__init__(batch_size, random_scale, point_drop)
         if not characters or len(set(characters)) < len(characters):
             raise ValueError(f"characters={characters!r}: expected at least one, each once")
-        if not epsilon > 0:
-            raise ValueError(f"epsilon={epsilon}: expected a distance above 0")
-        if variants < 0:
-            raise ValueError(f"variants={variants}: expected at least 0")
+        more_than(0, epsilon=epsilon)
+        at_least(0, variants=variants)
         parts = {}
         for part in MEMBERS:
             sketches, labels = glyph_sketches(part, characters, epsilon, variants if part == "train" else 0)

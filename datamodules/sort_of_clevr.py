@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.checks import at_least
 from common.vocabulary import build_vocab
 from datamodules.parts.visual_questions import Question, QuestionTable, VisualQuestions, language_prior
 
@@ -178,10 +179,8 @@ class SortOfCLEVR(VisualQuestions):
         data_seed: int = 0,
     ) -> None:
         super().__init__(batch_size)
+        at_least(1, num_train=num_train, num_val=num_val, num_test=num_test)
         self.sizes = dict(zip(self.parts, (num_train, num_val, num_test), strict=True))
-        for part, size in self.sizes.items():
-            if size < 1:
-                raise ValueError(f"num_{part}={size}: expected at least 1")
         if questions_per_image < 2 or questions_per_image % 2:
             raise ValueError(f"questions_per_image={questions_per_image}: expected an even number, at least 2")
         self.questions_per_image = questions_per_image

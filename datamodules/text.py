@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import glob
-import json
 import os
 import sysconfig
 from bisect import bisect_right
@@ -18,13 +17,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from common.checks import at_least, one_of, within
 from common.distributed import rank_and_world_size
-from common.files import cache_file, data_root, fetch, nearest_path, state_of, write_whole
+from common.files import cache_file, data_root, fetch, nearest_path, read_checkpoint, read_json, state_of, write_whole
 from common.vocabulary import UNK, build_char_vocab, describe_char
 from datamodules.parts import loader
 from datamodules.parts.loader import TensorLoader
 
 Part = Literal["train", "val", "test"]
+Split = Literal["contiguous", "rows"]
+WindowKind = Literal["stateful", "random"]
+Unknown = Literal["error", "unk"]
 PARTS = ("train", "val", "test")
 
 IGNORED = -100
@@ -132,38 +135,30 @@ class CharText(LightningDataModule):
         root: str | None = None,
         batch_size: int = 50,
         seq_len: int = 50,
-        split: Literal["contiguous", "rows"] = "contiguous",
+        split: Split = "contiguous",
         val_fraction: float = 0.1,
         test_fraction: float = 0.05,
-        windows: Literal["stateful", "random"] = "stateful",
+        windows: WindowKind = "stateful",
         eval_context: int = 256,
-        unknown: Literal["error", "unk"] = "error",
+        unknown: Unknown = "error",
         vocab: list[str] | None = None,
         vocab_from: str | None = None,
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        for name, number, least in (
-            ("batch_size", batch_size, 1),
-            ("seq_len", seq_len, 1),
-            ("eval_context", eval_context, 0),
-            ("limit", 1 if limit is None else limit, 1),
-        ):
-            if number < least:
-                raise ValueError(f"{name}={number}: expected at least {least}")
-        for name, choice, known in (
-            ("split", split, ("contiguous", "rows")),
-            ("windows", windows, ("stateful", "random")),
-            ("unknown", unknown, ("error", "unk")),
-        ):
-            if choice not in known:
-                raise ValueError(f"{name}={choice!r}: expected {' or '.join(map(repr, known))}")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction}: expected a share between 0 and 1, both excluded")
-        if not 0 <= test_fraction < 1 - val_fraction:
-            raise ValueError(f"test_fraction={test_fraction}: expected at least 0 and, with val_fraction, below 1")
+        at_least(1, batch_size=batch_size, seq_len=seq_len, limit=limit)
+        at_least(0, eval_context=eval_context)
+        one_of(Split, split=split)
+        one_of(WindowKind, windows=windows)
+        one_of(Unknown, unknown=unknown)
+        within("(0, 1)", val_fraction=val_fraction)
+        within("[0, 1)", test_fraction=test_fraction)
+        if val_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction={val_fraction} and test_fraction={test_fraction}: expected less than 1 together"
+            )
         if vocab is not None and vocab_from is not None:
-            raise ValueError(f"vocab_from={vocab_from!r}: expected null where vocab is given")
+            raise ValueError(f"vocab_from={vocab_from!r} with a vocab: expected only one of them")
         self.batch_size, self.seq_len, self.eval_context = batch_size, seq_len, eval_context
         self.split, self.windows, self.unknown = split, windows, unknown
         # Where a part begins, as a share of the text or of a row.
@@ -447,19 +442,14 @@ def read_vocab(path: str) -> list[str]:
         ValueError: the file holds none.
     """
     file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"vocab_from={path!r}: no such file{nearest_path(file)}")
-    try:
-        if file.suffix == ".json":
-            vocab = json.loads(file.read_bytes())
-        else:
-            vocab = torch.load(file, map_location="cpu", weights_only=True)["hyper_parameters"]["vocab"]
-    except Exception as error:  # whatever a file that is no checkpoint makes torch.load or the look-up raise
-        raise ValueError(
-            f"vocab_from={path!r}: expected a checkpoint with a vocabulary or a JSON list: {type(error).__name__}"
-        ) from error
+    if file.suffix != ".json":
+        vocab = read_checkpoint(file, "vocab_from").get("hyper_parameters", {}).get("vocab")
+    elif file.is_file():
+        vocab = read_json(file)
+    else:
+        raise FileNotFoundError(f"vocab_from={path}: no such file{nearest_path(file)}")
     if not isinstance(vocab, list) or not all(isinstance(char, str) for char in vocab):
-        raise ValueError(f"vocab_from={path!r}: its vocabulary is {_shortened(vocab)}, expected a list of characters")
+        raise ValueError(f"vocab_from={path}: its vocabulary is {_shortened(vocab)}, expected a list of characters")
     return vocab
 
 

@@ -6,7 +6,6 @@ against all ten, so that targets are soft: :func:`soft_scores`.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.files import read_json, require
+from common.checks import at_least
+from common.files import data_root, read_json, require
 from common.vocabulary import build_vocab, tokenize
 from datamodules.parts.image_features import CachedFeatures, decode_image, write_features
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
@@ -244,15 +244,9 @@ class VQAv2(VisualQuestions):
         split_seed: int = 0,
     ) -> None:
         super().__init__(batch_size)
-        for name, value, least in (
-            ("image_size", image_size, 1),
-            ("num_workers", num_workers, 0),
-            ("num_answers", num_answers, 1),
-            ("min_count", min_count, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value}: expected at least {least}")
-        folder = Path(root or os.environ.get("LIT_DATA") or "data") / "vqa_v2"
+        at_least(1, image_size=image_size, num_answers=num_answers, min_count=min_count)
+        at_least(0, num_workers=num_workers)
+        folder = data_root(root) / "vqa_v2"
         self.test_files = folder / test_questions, folder / test_annotations
         self.image_folders = {
             "train": folder / train_images,

@@ -9,17 +9,19 @@ normalization that the network was trained with goes along.
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from common.checks import one_of
+from common.files import read_checkpoint
 from lit_models.autoencoder import Autoencoder
 from lit_models.moco import MoCo
 from lit_models.networks.encoders import IMAGENET_MEAN, IMAGENET_STD, RESNETS
@@ -66,9 +68,11 @@ def convert(
         encoder_only: leave the decoder of an AE or VAE as it is made, untrained.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: a checkpoint of something else, or of what cannot be converted; the line says why.
     """
-    theirs, said = _read(checkpoint)
+    content = read_checkpoint(Path(checkpoint), "checkpoint")
+    theirs, said = content["state_dict"], content.get("hyper_parameters", {})
     dataset = str(said.get("dataset", "")).removesuffix("2012")
     kind = _kind(theirs, checkpoint)
     size = size or said.get("input_height") or SIZES.get(dataset)
@@ -76,8 +80,7 @@ def convert(
         raise ValueError("size=null: expected the pixels of a side of the images, which this checkpoint does not say")
     if normalization is None:
         normalization = "none" if kind in ("AE", "VAE") else dataset
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization={normalization or 'null'}: expected one of {', '.join(NORMALIZATIONS)}")
+    one_of(NORMALIZATIONS, normalization=normalization or None)
     if kind in ("AE", "VAE") and not encoder_only:
         raise ValueError(
             f"encoder_only=False: expected True (--encoder_only), for this is lightning-bolts' {kind}, whose decoder, "
@@ -94,18 +97,6 @@ def convert(
     content = {"state_dict": model.state_dict(), "hyper_parameters": hyper_parameters, "epoch": 0, "global_step": 0}
     torch.save({**content, "pytorch-lightning_version": metadata.version("lightning")}, out)
     return model.eval()
-
-
-def _read(checkpoint: str) -> tuple[Weights, Mapping[str, Any]]:
-    """The weights and the arguments in a checkpoint, read as data."""
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        return content["state_dict"], content.get("hyper_parameters", {})
-    except OSError as error:
-        raise ValueError(f"checkpoint={checkpoint}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-        reason = "it has no state_dict" if isinstance(error, KeyError) else (str(error).splitlines() or ["empty"])[0]
-        raise ValueError(f"checkpoint={checkpoint}: expected one of lightning-bolts ({reason})") from None
 
 
 def _kind(theirs: Weights, checkpoint: str) -> str:
@@ -155,8 +146,7 @@ def _stem(said: Mapping[str, Any]) -> str:
 
 
 def _name(name: Any, argument: str) -> str:
-    if name not in RESNETS:
-        raise ValueError(f"{argument}={name!r}: expected one of {', '.join(RESNETS)}")
+    one_of(RESNETS, **{argument: name})
     return str(name)
 
 
@@ -274,7 +264,7 @@ def main(args: list[str]) -> int:
     options = vars(parser.parse_args(args))
     try:
         model = convert(**options)
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{options['out']}: {type(model).__module__}.{type(model).__name__}")

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.checks import at_least, more_than
+
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """of the linear probe's weights, beside the *mean* loss, from which validation chooses"""
 FRACTIONS = {"1pct": 0.01, "10pct": 0.1}
@@ -227,10 +229,8 @@ def probe(
     Raises:
         ValueError: k or the temperature is not positive, or a part is empty.
     """
-    if k < 1:
-        raise ValueError(f"k={k}: expected at least 1")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: expected more than 0")
+    at_least(1, k=k)
+    more_than(0, temperature=temperature)
     if not (len(features_train) and len(features_eval)):
         raise ValueError(f"{len(features_train)} training and {len(features_eval)} evaluated features: expected some")
     if features_select is None or labels_select is None:

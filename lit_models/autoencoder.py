@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, one_of, within
 from common.distributed import global_mean
 from common.randomness import normal_of_samples, uniform_of_samples
 from lit_models.networks.encoders import image_encoder
@@ -32,7 +33,7 @@ from lit_models.networks.image_coders import conv_down, conv_up_double
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
-from lit_models.scores.pca import PCA
+from lit_models.scores.pca import find_components
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +43,11 @@ if TYPE_CHECKING:
 PCA_MOST = 4096
 """numbers of an image above which its principal components, whose cost grows with the cube, are left out"""
 
+Loss = Literal["mse", "l1", "bce"]
 Corruption = Literal["none", "noise", "mask"]
 
 
-def reconstruction_loss(kind: Literal["mse", "l1", "bce"], output: Tensor, images: Tensor) -> Tensor:
+def reconstruction_loss(kind: Loss, output: Tensor, images: Tensor) -> Tensor:
     """(B,): the mean over an image's pixels of (x̂ − x)², of |x̂ − x|, or of the cross-entropy of logits, in nats."""
     if kind == "mse":
         each = (output - images).square()
@@ -91,19 +93,16 @@ class Autoencoder(LightningModule):
         code_size: int | None = 1,
         encoder: str | None = None,
         width: int | None = None,
-        loss: Literal["mse", "l1", "bce"] = "mse",
+        loss: Loss = "mse",
         corruption: Corruption = "none",
         corruption_level: float = 0.25,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
     ) -> None:
         super().__init__()
-        if loss not in ("mse", "l1", "bce"):
-            raise ValueError(f"loss={loss!r}: expected 'mse', 'l1' or 'bce'")
-        if corruption not in ("none", "noise", "mask"):
-            raise ValueError(f"corruption={corruption!r}: expected 'none', 'noise' or 'mask'")
-        if not 0 <= corruption_level < 1:
-            raise ValueError(f"corruption_level={corruption_level}: expected 0 or more and less than 1")
+        one_of(Loss, loss=loss)
+        one_of(Corruption, corruption=corruption)
+        within("[0, 1)", corruption_level=corruption_level)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.image_shape, self.stride = list(image_shape), 2 ** len(channels)
         self.loss, self.corruption, self.corruption_level = loss, corruption, corruption_level
@@ -185,12 +184,8 @@ class Autoencoder(LightningModule):
         if not self.compares or self.trainer.ckpt_path is not None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        pca = PCA(len(self.pca_mean), self.device)
-        for batch in data.plain_loader("train"):
-            pca.update(data.to_float(batch).images.to(self.device).flatten(1))
-        mean, components = pca.compute(len(self.pca_components))
-        self.pca_mean.copy_(mean)
-        self.pca_components.copy_(components)
+        images = (data.to_float(batch).images for batch in data.plain_loader("train"))
+        find_components(images, self.pca_mean, self.pca_components)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         self._evaluate(batch, batch_idx, "val")
@@ -233,8 +228,7 @@ class Autoencoder(LightningModule):
     @torch.inference_mode()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
         """(steps, C, H, W): what lies between two images on a straight line between their codes."""
-        if steps < 2:
-            raise ValueError(f"steps={steps}: expected at least 2, both ends")
+        at_least(2, steps=steps)
         height, width = self.image_shape[1:]
         with evaluating(self):
             first, last = (self.code(self._batch(image)) for image in (a, b))

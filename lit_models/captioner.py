@@ -22,7 +22,7 @@ behind the end of each sentence anyway.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, one_of, within
 from common.distributed import global_mean, world_size
 from common.randomness import uniform_of_samples
 from common.vocabulary import UNK
@@ -149,27 +150,18 @@ class Captioner(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
     ) -> None:
         super().__init__()
-        sizes = {"longest": longest, "embedding_dim": embedding_dim, "hidden_dim": hidden_dim, "beam_size": beam_size}
-        sizes |= {"attention_dim": attention_dim, "annotation_dim": 1 if annotation_dim is None else annotation_dim}
-        for name, number in sizes.items():
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name}={share}: expected a share in [0, 1)")
-        for name, weight in (("attention_weight", attention_weight), ("length_penalty", length_penalty)):
-            if not weight >= 0:
-                raise ValueError(f"{name}={weight}: expected 0 or more")
+        one_of(Norm, norm=norm)
+        one_of(Pooling, pooling=pooling)
+        one_of(Schedule, schedule=schedule)
+        at_least(1, longest=longest, embedding_dim=embedding_dim, hidden_dim=hidden_dim, attention_dim=attention_dim)
+        at_least(1, annotation_dim=annotation_dim, beam_size=beam_size, schedule_steps=schedule_steps)
+        at_least(0, attention_weight=attention_weight, length_penalty=length_penalty)
+        within("[0, 1)", dropout=dropout, label_smoothing=label_smoothing)
+        within("[0, 1]", teacher_forcing=teacher_forcing)
         if attention_weight and not attention:
             raise ValueError(f"attention_weight={attention_weight} with attention=false: expected 0")
         if word_query and not attention:
             raise ValueError("word_query=true with attention=false: expected false")
-        if schedule not in get_args(Schedule):
-            raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(get_args(Schedule))}")
-        if not schedule_steps >= 1:
-            raise ValueError(f"schedule_steps={schedule_steps}: expected at least 1")
-        if not 0 <= teacher_forcing <= 1:
-            raise ValueError(f"teacher_forcing={teacher_forcing}: expected a probability")
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.vocab, self.longest, self.image_shape = list(vocab), longest, list(image_shape)
         self.attributes = dict(attributes or {})
@@ -365,15 +357,13 @@ class Captioner(LightningModule):
         """
         beam_size = self.beam_size if beam_size is None else beam_size
         length_penalty = self.length_penalty if length_penalty is None else length_penalty
-        if method not in get_args(Method):
-            raise ValueError(f"method={method!r}: expected one of {', '.join(get_args(Method))}")
-        if n < 1:
-            raise ValueError(f"n={n}: expected at least 1")
+        one_of(Method, method=method)
+        at_least(1, n=n)
         if method == "greedy" and n > 1:
-            raise ValueError(f"n={n} with method='greedy': expected 1, as there is one likeliest word")
+            raise ValueError(f"n={n} with method='greedy': expected 1, because only one word is the likeliest")
         check_sampling(temperature, None, top_p)
         if isinstance(self.encoder, nn.Identity):
-            raise ValueError("encoder='features': expected a model that reads images, not cached features of them")
+            raise ValueError("encoder='features': expected a model that reads images, not their cached features")
         several = isinstance(images, (list, tuple)) or (isinstance(images, Tensor) and images.dim() == 4)
         batches = [to_image_batch(image, self.image_shape, self.device) for image in (images if several else [images])]
         if not batches:

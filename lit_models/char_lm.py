@@ -35,6 +35,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from common.checks import at_least
 from common.distributed import gather_rows, global_mean, rows_of_this_rank
 from common.vocabulary import UNK, encode_chars
 from lit_models.networks.recurrent import Cell, RecurrentStack, State
@@ -91,7 +92,7 @@ class CharLM(LightningModule):
         optimizer, scheduler: callables, as Lightning's CLI makes them; by default char-rnn's.
 
     Raises:
-        ValueError: an unknown cell or a size that is none; ``tied`` where embedding and state differ in size.
+        ValueError: an unknown cell or a size out of range; ``tied`` where embedding and state differ in size.
     """
 
     def __init__(
@@ -112,8 +113,9 @@ class CharLM(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: DecayAfter(optimizer, after=10, factor=0.97),
     ) -> None:
         super().__init__()
+        at_least(1, "or null for one-hot input", embedding_dim=embedding_dim)
         if tied and embedding_dim != hidden:
-            raise ValueError(f"tied with embedding_dim={embedding_dim}: expected the state's size, hidden={hidden}")
+            raise ValueError(f"embedding_dim={embedding_dim} with tied=true: expected {hidden}, as hidden is")
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.vocab = list(vocab)
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -208,8 +210,7 @@ class CharLM(LightningModule):
         seed: int | None,
     ) -> Iterator[Tensor]:
         """Codes (B,) of one character after the other, of a text a prime."""
-        if length < 1:
-            raise ValueError(f"length={length}: expected at least 1")
+        at_least(1, length=length)
         check_sampling(temperature, top_k, top_p)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         with evaluating(self):

@@ -31,10 +31,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
+from common.checks import at_least, more_than, one_of, within
 from common.distributed import gather_rows, rows_of_this_rank, world_size
 from common.randomness import keyed_generator, normal_of_samples
 from datamodules.degradations import Task, compared, psnr
-from lit_models.networks.skip_network import SkipNetwork
+from lit_models.networks.skip_network import SkipNetwork, Upsample
 from lit_models.parts.optim import configure_optimizers
 from lit_models.parts.precision import full_precision
 from lit_models.parts.total_variation import total_variation, tv_restore_noisy
@@ -66,6 +67,9 @@ def mesh_grid(count: int, size: Sequence[int]) -> Tensor:
     down, right = (torch.linspace(0, 1, side) for side in size)
     rows, columns = torch.meshgrid(down, right, indexing="ij")
     return torch.stack([columns, rows]).expand(count, -1, -1, -1).clone()
+
+
+Input = Literal["noise", "meshgrid"]
 
 
 class DeepImagePrior(LightningModule):
@@ -107,8 +111,8 @@ class DeepImagePrior(LightningModule):
         skip: Sequence[int] = (4,) * 5,
         kernel_down: int = 3,
         kernel_up: int = 3,
-        upsample: Literal["bilinear", "nearest"] = "bilinear",
-        input: Literal["noise", "meshgrid"] = "noise",
+        upsample: Upsample = "bilinear",
+        input: Input = "noise",
         input_channels: int = 32,
         input_noise: float = 1 / 30,
         averaging: float = 0.99,
@@ -119,18 +123,11 @@ class DeepImagePrior(LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=0.01),
     ) -> None:
         super().__init__()
-        if input not in ("noise", "meshgrid"):
-            raise ValueError(f"input={input!r}: expected 'noise' or 'meshgrid'")
-        for name, count in (("copies", copies), ("input_channels", input_channels)):
-            if count < 1:
-                raise ValueError(f"{name}={count}: expected at least 1")
-        for name, value in (("input_noise", input_noise), ("tv_weight", tv_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
-        if not 0 <= averaging < 1:
-            raise ValueError(f"averaging={averaging}: expected 0 or more and less than 1")
-        if backtrack_db is not None and not backtrack_db > 0:
-            raise ValueError(f"backtrack_db={backtrack_db}: expected more than 0, or null")
+        one_of(Input, input=input)
+        at_least(1, num_images=num_images, copies=copies, input_channels=input_channels)
+        at_least(0, input_noise=input_noise, tv_weight=tv_weight)
+        within("[0, 1)", averaging=averaging)
+        more_than(0, "or null to never go back", backtrack_db=backtrack_db)
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self.image_shape, self.num_images, self.copies = list(image_shape), num_images, copies
         self.num_networks = num_images * copies
@@ -167,7 +164,7 @@ class DeepImagePrior(LightningModule):
     def on_fit_start(self) -> None:
         if (count := self.trainer.accumulate_grad_batches) != 1:
             raise ValueError(
-                f"trainer.accumulate_grad_batches={count}: expected 1, as each iteration sees the same images"
+                f"trainer.accumulate_grad_batches={count}: expected 1, because every batch holds the same images"
             )
 
     # ---- the model -----------------------------------------------------------------------------------------------
@@ -344,7 +341,7 @@ class DeepImagePrior(LightningModule):
     def predict_step(self, batch: RestorationBatch, batch_idx: int) -> list[str]:
         """Writes each restored image beside its file, or into the current folder where it has none."""
         if not int(self.stop.steps):
-            raise ValueError("nothing is restored yet: expected --ckpt_path of a run")
+            raise ValueError("nothing is restored yet: expected --ckpt_path with the checkpoint of a run")
         return [
             str(write_restored(image, name, file))
             for image, name, file in zip(self.restored, self.data.names, self.data.files, strict=True)

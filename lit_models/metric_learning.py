@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from inspect import signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -38,6 +37,7 @@ from pytorch_metric_learning import distances, losses, miners, reducers
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from common.checks import at_least, nearest, one_of
 from common.distributed import gather_rows, gather_rows_with_gradient, world_size
 from common.randomness import keyed_generator
 from lit_models.networks.encoders import Stem, image_encoder, library_weights
@@ -84,7 +84,7 @@ class SiameseLoss(losses.ContrastiveLoss):
         if self.distance.is_inverted or self.distance.power != 1:
             name, power = type(self.distance).__name__, self.distance.power
             raise ValueError(
-                f"distance={name} of power {power}: expected a distance of power 1, which the loss squares"
+                f"distance={name} of power {power}: expected a distance of power 1, because the loss squares it"
             )
 
     def get_per_pair_loss(self, pair_dists: Tensor, pos_or_neg: str) -> Tensor:
@@ -101,6 +101,8 @@ class ClassificationLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: object = None) -> Tensor:
         return F.cross_entropy(self.classifier(embeddings), labels)
 
+
+Representation = Literal["encoder", "embedding"]
 
 OWN = {"SiameseLoss": SiameseLoss, "ClassificationLoss": ClassificationLoss}
 FACENET = {"name": "LpDistance", "power": 2}
@@ -123,16 +125,16 @@ def chosen(argument: str, spec: Mapping[str, Any], library: ModuleType, **facts:
         OWN if library is losses else {}
     )
     if name not in known:
-        near = get_close_matches(str(name), known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{argument}.name={name!r}: expected a name of {library.__name__}{hint}")
+        hint = nearest(str(name), known)
+        raise ValueError(f"{argument}.name={name!r}: expected a class of {library.__name__}{hint}")
     wanted: set[str] = set()
     for base in known[name].__mro__:
         wanted |= set(signature(vars(base)["__init__"]).parameters) if "__init__" in vars(base) else set()
     wanted -= {"self", "args", "kwargs", "options"}
     if unknown := [key for key in options if key not in wanted]:
         raise ValueError(
-            f"{argument}.{unknown[0]}: {name} has no such argument, expected of {', '.join(sorted(wanted))}"
+            f"{argument}.{unknown[0]}: {name} has no such argument; expected one of {', '.join(sorted(wanted))}"
+            f"{nearest(unknown[0], wanted)}"
         )
     try:
         return known[name](**{key: value for key, value in facts.items() if key in wanted}, **options)
@@ -209,15 +211,13 @@ class MetricLearning(LightningModule):
         distance: dict[str, Any] | None = None,
         reducer: dict[str, Any] | None = None,
         freeze_batch_norm: bool = False,
-        representation: Literal["encoder", "embedding"] = "encoder",
+        representation: Representation = "encoder",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
         super().__init__()
-        if out_dim is not None and out_dim < 1:
-            raise ValueError(f"out_dim={out_dim}: expected at least 1, or null")
-        if representation not in ("encoder", "embedding"):
-            raise ValueError(f"representation={representation!r}: expected 'encoder' or 'embedding'")
+        at_least(1, "or null for the encoder's own features", out_dim=out_dim)
+        one_of(Representation, representation=representation)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.image_shape, self.normalize, self.representation = list(image_shape), normalize, representation
         self.freeze_batch_norm = freeze_batch_norm
@@ -234,7 +234,7 @@ class MetricLearning(LightningModule):
             for argument, value in (("miner", miner), ("distance", distance), ("reducer", reducer)):
                 if value is not None:
                     raise ValueError(
-                        f"{argument}={value}: expected null with ClassificationLoss, which compares no pairs"
+                        f"{argument}={value}: expected null with ClassificationLoss, which does not compare pairs"
                     )
         if distance is None and loss.get("name") == "TripletMarginLoss":
             distance = FACENET
@@ -274,16 +274,19 @@ class MetricLearning(LightningModule):
     def setup(self, stage: str) -> None:
         size = getattr(self.trainer.datamodule, "group_size", 1) if stage == "fit" else 1  # type: ignore[attr-defined]
         if size > 1 and self.miner is not None:
-            raise ValueError(f"miner={type(self.miner).__name__}: expected null, for data.groups are explicit")
+            raise ValueError(
+                f"miner={type(self.miner).__name__}: expected null, because data.groups says what is compared"
+            )
         # Others compare an anchor's positives with its negatives, of which a pair has only one.
         if size == 2 and not isinstance(self.loss, losses.ContrastiveLoss):
             raise ValueError(
-                f"loss.name={type(self.loss).__name__!r}: expected 'SiameseLoss' or 'ContrastiveLoss', for data.groups "
-                "are pairs"
+                f"loss.name={type(self.loss).__name__!r}: expected 'SiameseLoss' or 'ContrastiveLoss', because "
+                "data.groups are pairs"
             )
         if size == 3 and not isinstance(self.loss, losses.GenericPairLoss | losses.TripletMarginLoss):
             raise ValueError(
-                f"loss.name={type(self.loss).__name__!r}: expected one of pairs or triplets, for data.groups are such"
+                f"loss.name={type(self.loss).__name__!r}: expected a loss of pairs or triplets, because data.groups "
+                "are triplets"
             )
 
     # ---- the model -----------------------------------------------------------------------------------------------
@@ -423,8 +426,7 @@ class MetricLearning(LightningModule):
         Raises:
             ValueError: the gallery is empty, or k is less than 1.
         """
-        if not len(gallery) or k < 1:
-            raise ValueError(f"k={k} of a gallery of {len(gallery)} images: expected at least 1 of at least 1")
+        at_least(1, **{"k": k, "len(gallery)": len(gallery)})
         query = self.embedding(image)
         found = torch.stack([(self.embedding(other) - query).norm() for other in gallery])
         smallest = found.topk(min(k, len(gallery)), largest=False)

@@ -23,7 +23,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -31,6 +31,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from common.checks import at_least, more_than, one_of, within
 from common.distributed import gather_rows, rows_of_this_rank
 from common.randomness import keyed_generator
 from lit_models.networks.batch_norm import split_batch_norm
@@ -97,6 +98,9 @@ class KeyQueue(nn.Module):
         return ((step - self.steps) * there).sum() / there.sum().clamp_min(1)
 
 
+MomentumSchedule = Literal["constant", "cosine"]
+
+
 class MoCo(LightningModule):
     """Momentum contrast, on two views of :class:`datamodules.contrastive_views.ContrastiveViews`: query and key.
 
@@ -132,7 +136,7 @@ class MoCo(LightningModule):
         out_dim: int = 128,
         queue_size: int = 4096,
         momentum: float = 0.99,
-        momentum_schedule: str = "constant",
+        momentum_schedule: MomentumSchedule = "constant",
         temperature: float = 0.2,
         bn_splits: int = 8,
         symmetric: bool = False,
@@ -141,15 +145,10 @@ class MoCo(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
         super().__init__()
-        for name, number in (("out_dim", out_dim), ("queue_size", queue_size), ("bn_splits", bn_splits)):
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum}: expected 0 to 1")
-        if momentum_schedule not in ("constant", "cosine"):
-            raise ValueError(f"momentum_schedule={momentum_schedule!r}: expected 'constant' or 'cosine'")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected more than 0")
+        at_least(1, out_dim=out_dim, queue_size=queue_size, bn_splits=bn_splits)
+        within("[0, 1]", momentum=momentum)
+        one_of(MomentumSchedule, momentum_schedule=momentum_schedule)
+        more_than(0, temperature=temperature)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.momentum, self.momentum_schedule, self.temperature = momentum, momentum_schedule, temperature
         self.bn_splits, self.symmetric, self.decay_vectors = bn_splits, symmetric, decay_vectors
@@ -181,8 +180,8 @@ class MoCo(LightningModule):
         size = len(self.queue.keys)
         if hasattr(data, "num_training_images") and size > (count := data.num_training_images):
             raise ValueError(
-                f"queue_size={size}: expected at most the {count} training images, or each would always meet keys of "
-                "its own as negatives"
+                f"queue_size={size}: expected at most the {count} training images, because in a longer queue each "
+                "image meets its own keys as negatives"
             )
         if self.momentum_schedule == "cosine":
             if self.trainer.estimated_stepping_batches == math.inf:

@@ -21,7 +21,7 @@ whether it was the last.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torchmetrics import MeanMetric, Metric
 
+from common.checks import at_least, one_of, within
 from common.distributed import global_mean
 from common.randomness import uniform_of_samples
 from common.vocabulary import decode_chars, encode_chars
@@ -39,9 +40,9 @@ from datamodules.sequences import SequenceBatch, positions_of
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
-from lit_models.parts.sequences import State, remember, split_state, with_end, within
+from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask, with_end
 from lit_models.parts.sketch import Sketch, to_strokes
-from lit_models.scores.pca import PCA
+from lit_models.scores.pca import find_components
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,12 +79,12 @@ def resample(values: Tensor, lengths: Tensor, new_lengths: Tensor) -> Tensor:
     after = torch.minimum(before + 1, lengths[:, None] - 1).clamp_min(0)
     row = torch.arange(len(values), device=values.device)[:, None]
     points = torch.lerp(values[row, before], values[row, after], (where - before)[:, :, None])
-    return points * within(new_lengths, steps)[:, :, None]
+    return points * step_mask(new_lengths, steps)[:, :, None]
 
 
 def squared_error(output: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
     """(B,): the mean over a sequence's points and their D numbers of (x̂ − x)²."""
-    each = (output - values).square().mean(2) * within(lengths, values.shape[1])
+    each = (output - values).square().mean(2) * step_mask(lengths, values.shape[1])
     return each.sum(1) / lengths
 
 
@@ -150,7 +151,7 @@ class SequenceAutoencoder(LightningModule):
         code_dim: int = 64,
         hidden: int = 256,
         layers: int = 1,
-        cell: Literal["lstm", "gru"] = "lstm",
+        cell: Cell = "lstm",
         embedding_dim: int = 32,
         bidirectional: bool = True,
         reverse_targets: bool = True,
@@ -162,23 +163,16 @@ class SequenceAutoencoder(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.02),
     ) -> None:
         super().__init__()
+        at_least(1, longest=longest, sequence_dim=sequence_dim, code_dim=code_dim, hidden=hidden, layers=layers)
+        at_least(1, embedding_dim=embedding_dim, schedule_steps=schedule_steps)
+        one_of(Cell, cell=cell)
+        one_of(Schedule, schedule=schedule)
+        within("[0, 1]", teacher_forcing=teacher_forcing)
         if (vocab is None) == (sequence_dim is None):
             raise ValueError(
-                f"vocab={'null' if vocab is None else '…'} with sequence_dim={sequence_dim}: expected one of the two, "
-                "from the data"
+                f"vocab={'null' if vocab is None else '…'} with sequence_dim={sequence_dim}: expected exactly one of "
+                "the two, which the data gives"
             )
-        sizes = {"longest": longest, "code_dim": code_dim, "hidden": hidden, "layers": layers}
-        for name, number in (sizes | {"embedding_dim": embedding_dim, "sequence_dim": sequence_dim or 1}).items():
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        if cell not in ("lstm", "gru"):
-            raise ValueError(f"cell={cell!r}: expected 'lstm' or 'gru'")
-        if schedule not in get_args(Schedule):
-            raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(get_args(Schedule))}")
-        if not schedule_steps >= 1:
-            raise ValueError(f"schedule_steps={schedule_steps}: expected at least 1")
-        if not 0 <= teacher_forcing <= 1:
-            raise ValueError(f"teacher_forcing={teacher_forcing}: expected a probability")
         if not conditional and (schedule, teacher_forcing) != ("constant", 1.0):
             raise ValueError(
                 f"schedule={schedule!r}, teacher_forcing={teacher_forcing}: expected 'constant' and 1 with "
@@ -305,7 +299,7 @@ class SequenceAutoencoder(LightningModule):
             is_last = (place == steps[:, None] - 1).to(outputs.dtype)
             end = F.binary_cross_entropy_with_logits(outputs[..., -1], is_last, reduction="none")
             each = (outputs[..., :-1] - targets).square().mean(2) + END_WEIGHT * end
-        return (each * within(steps, targets.shape[1])).sum(1) / steps
+        return (each * step_mask(steps, targets.shape[1])).sum(1) / steps
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> dict[str, Tensor]:
         code = self.code_of(batch.values, batch.lengths)
@@ -353,7 +347,7 @@ class SequenceAutoencoder(LightningModule):
         """Codes (B, code_dim) → sequences in reading order, each as long as it ends itself, at most ``longest``."""
         values, lengths = self.free_running(code, self.longest)
         values = values[:, : int(lengths.max())]
-        inside = within(lengths, values.shape[1]).view(*values.shape[:2], *[1] * (values.dim() - 2))
+        inside = step_mask(lengths, values.shape[1]).view(*values.shape[:2], *[1] * (values.dim() - 2))
         values = values * inside
         values = reverse(values, lengths) if self.reverse_targets else values
         return SequenceBatch(values, lengths, torch.full_like(lengths, -1))
@@ -365,13 +359,11 @@ class SequenceAutoencoder(LightningModule):
         if not self.compares or self.trainer.ckpt_path is not None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        pca = PCA(len(self.pca_mean), self.device)
-        for batch in data.sequences("train"):
-            values, lengths = batch.values.to(self.device), batch.lengths.to(self.device)
-            pca.update(resample(values, lengths, torch.full_like(lengths, self.longest)).flatten(1))
-        mean, components = pca.compute(len(self.pca_components))
-        self.pca_mean.copy_(mean)
-        self.pca_components.copy_(components)
+        same = (
+            resample(batch.values, batch.lengths, torch.full_like(batch.lengths, self.longest))
+            for batch in data.sequences("train")
+        )
+        find_components(same, self.pca_mean, self.pca_components)
 
     def pca_reconstruction(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Sequences (B, T, D) of the same lengths from as many principal components as the code has numbers."""
@@ -427,10 +419,10 @@ class SequenceAutoencoder(LightningModule):
         """The share of each line's characters (B,) that free running writes at their place, counted from where it
         starts, and whether the line is right as a whole, its end included. An empty line has no wrong character."""
         written, own_lengths = self.free_running(code, self.longest + 1)
-        written = written.masked_fill(~within(own_lengths, written.shape[1]), self.end)
+        written = written.masked_fill(~step_mask(own_lengths, written.shape[1]), self.end)
         steps = targets.shape[1]
         written = F.pad(written, (0, max(0, steps - written.shape[1])), value=self.end)[:, :steps]
-        right = ((written == targets) & within(lengths, steps)).sum(1)
+        right = ((written == targets) & step_mask(lengths, steps)).sum(1)
         exact = (right == lengths) & (own_lengths == lengths)
         dtype = code.dtype
         return torch.where(lengths > 0, right / lengths.clamp_min(1), 1).to(dtype), exact.to(dtype)
@@ -480,8 +472,7 @@ class SequenceAutoencoder(LightningModule):
     @torch.inference_mode()
     def interpolate(self, a: Any, b: Any, steps: int = 8) -> list[Any]:
         """``steps`` sequences on the straight line from the code of ``a`` to that of ``b``, both ends included."""
-        if steps < 2:
-            raise ValueError(f"steps={steps}: expected at least 2, both ends")
+        at_least(2, steps=steps)
         with evaluating(self):
             first, last = (self.encode(each)[0] for each in (a, b))
             t = torch.linspace(0, 1, steps, dtype=first.dtype, device=self.device)[:, None]

@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from common.checks import at_least, more_than, one_of
 from common.distributed import gather_rows_with_gradient, places_of_this_rank
 from lit_models.networks.encoders import Stem, image_encoder, library_weights
 from lit_models.networks.heads import projection_head
@@ -70,6 +71,9 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     return cross_entropy_of_positives(*pairwise_logits(unit(z), temperature))
 
 
+Representation = Literal["encoder", "projection"]
+
+
 class SimCLR(LightningModule):
     """SimCLR, on the views of :class:`datamodules.contrastive_views.ContrastiveViews`.
 
@@ -106,18 +110,15 @@ class SimCLR(LightningModule):
         head_norm: bool = False,
         out_dim: int = 128,
         temperature: float = 0.5,
-        representation: Literal["encoder", "projection"] = "encoder",
+        representation: Representation = "encoder",
         decay_vectors: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.06, momentum=0.9, weight_decay=5e-4),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected more than 0")
-        if out_dim < 1:
-            raise ValueError(f"out_dim={out_dim}: expected at least 1")
-        if representation not in ("encoder", "projection"):
-            raise ValueError(f"representation={representation!r}: expected 'encoder' or 'projection'")
+        at_least(1, head_dim=head_dim, out_dim=out_dim)
+        more_than(0, temperature=temperature)
+        one_of(Representation, representation=representation)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.temperature, self.representation, self.decay_vectors = temperature, representation, decay_vectors
         self.optimizer, self.scheduler = optimizer, scheduler

@@ -32,12 +32,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, more_than, within
 from common.distributed import global_mean, mean_over_ranks
 from common.randomness import normal_of_samples
 from lit_models.networks.mixture_density import Mixture, draw_move, log_density, mixture_size, to_mixture
 from lit_models.networks.recurrent import SteppedLSTM
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.latent import slerp
+from lit_models.parts.latent import gaussian_kl, slerp
 from lit_models.parts.optim import DecayToFloor, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
 from lit_models.parts.sketch import Sketch, to_strokes
@@ -69,11 +70,6 @@ def nats_of_drawings(mixture: Mixture, strokes: Tensor, lengths: Tensor) -> tupl
     offsets = -log_density(mixture, strokes[..., :2]) * (place < lengths[:, None])
     pen = -(mixture.log_pen * strokes[..., 2:]).sum(-1) * (place <= lengths[:, None])
     return offsets.sum(1), pen.sum(1)
-
-
-def kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_var)) ‖ N(0, I)) of each element, in nats; its mean over z is the paper's L_KL."""
-    return -0.5 * (1 + log_var - mean.square() - log_var.exp())
 
 
 def kl_weight(step: int, end: float, start: float, decay: float) -> float:
@@ -128,20 +124,12 @@ class SketchRNN(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: DecayToFloor(optimizer, decay=0.9999, floor=1e-5),
     ) -> None:
         super().__init__()
-        sizes = {"longest": longest, "encoder_hidden": encoder_hidden, "decoder_hidden": decoder_hidden}
-        for name, number in (sizes | {"components": components}).items():
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        if latent_dim < 0:
-            raise ValueError(f"latent_dim={latent_dim}: expected at least 1, or 0 for the unconditional model")
-        if not 0 < scale_factor < float("inf"):
-            raise ValueError(f"scale_factor={scale_factor}: expected more than 0")
-        if not 0 < kl_decay <= 1:
-            raise ValueError(f"kl_decay={kl_decay}: expected a factor in (0, 1]")
-        weights = {"kl_weight": kl_weight, "kl_weight_start": kl_weight_start, "kl_floor": kl_floor}
-        for name, value in weights.items():
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
+        at_least(1, longest=longest, encoder_hidden=encoder_hidden, decoder_hidden=decoder_hidden)
+        at_least(1, components=components)
+        at_least(0, "which is the unconditional model", latent_dim=latent_dim)
+        more_than(0, scale_factor=scale_factor)
+        at_least(0, kl_weight=kl_weight, kl_weight_start=kl_weight_start, kl_floor=kl_floor)
+        within("(0, 1]", kl_decay=kl_decay)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.scale_factor, self.longest, self.class_names = scale_factor, longest, class_names
         self.latent_dim = latent_dim
@@ -226,7 +214,7 @@ class SketchRNN(LightningModule):
             mean, log_var = self.posterior_of(strokes, lengths)
             noise = normal_of_samples(len(mean), self.latent_dim, "posterior", *key, device=mean.device)
             z = mean + (0.5 * log_var).exp() * noise.to(mean.dtype)  # the reparameterization trick
-            kl = kl_divergence(mean, log_var)
+            kl = gaussian_kl(mean, log_var)  # its mean over z is the paper's L_KL
             code = {"mean": mean, "log_var": log_var, "z": z, "kl": kl.mean(1), "kl_nats": kl.sum(1)}
         else:
             z, code = strokes.new_zeros(len(strokes), 0), {}
@@ -380,8 +368,7 @@ class SketchRNN(LightningModule):
         """A drawing of each code (B, D), all beginning with the rows ``prefix`` (1, P, 5)."""
         check_sampling(temperature, None, None)
         limit = self.longest if max_points is None else max_points
-        if limit < 1:
-            raise ValueError(f"max_points={max_points}: expected at least 1")
+        at_least(1, max_points=max_points)
         inputs = z.new_tensor(START).expand(len(z), 1, 5)
         moves: list[Tensor] = []
         if prefix is not None:
@@ -402,8 +389,7 @@ class SketchRNN(LightningModule):
         return [Sketch.from_rows(rows, self.scale_factor) for rows in torch.stack(moves, 1).float().cpu()]
 
     def _prior(self, count: int, generator: torch.Generator | None) -> Tensor:
-        if count < 1:
-            raise ValueError(f"n={count}: expected at least 1")
+        at_least(1, n=count)
         dtype = self.head.weight.dtype
         return torch.randn(count, self.latent_dim, generator=generator, device=self.device, dtype=dtype)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -28,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, more_than, nearest, within
 from common.distributed import (
     gather_rows,
     places_of_this_rank,
@@ -43,6 +43,7 @@ from lit_models.networks.gan_networks import Discriminator, Generator
 from lit_models.networks.joint_embedding import JointEmbedding, fit_joint_embedding
 from lit_models.parts.checkpoints import rebuilt, trained_module
 from lit_models.parts.evaluating import evaluating
+from lit_models.parts.latent import gaussian_kl
 from lit_models.parts.optim import configure_optimizers
 from lit_models.scores.generation import GenerationScores
 
@@ -64,11 +65,6 @@ def discriminator_loss(real: Tensor, wrong: Tensor, fake: Tensor) -> Tensor:
 def generator_loss(fake: Tensor) -> Tensor:
     """(B,): −log s_f of logits (B,)."""
     return F.softplus(-fake)
-
-
-def kl_to_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:
-    """(B,) nats: KL(N(μ, σ²) ‖ N(0, 1)) summed over dimensions, of mean and log σ² (B, C)."""
-    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1)
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
@@ -143,25 +139,13 @@ class TextToImageGAN(LightningModule):
     ) -> None:
         super().__init__()
         if not attributes:
-            raise ValueError("attributes={}: expected data with attributes, by which generated images are judged")
-        for name, number, least in (
-            ("width", width, 1),
-            ("noise_dim", noise_dim, 1),
-            ("condition_dim", condition_dim, 1),
-            ("wrong_sentences", wrong_sentences, 1),
-            ("kl_weight", kl_weight, 0),
-            ("matching_weight", matching_weight, 0),
-            ("r1_weight", r1_weight, 0),
-            ("accumulate_grad_batches", accumulate_grad_batches, 1),
-            ("classifier_epochs", classifier_epochs, 1),
-            ("embedding_epochs", embedding_epochs, 1),
-        ):
-            if not number >= least:
-                raise ValueError(f"{name}={number}: expected {least} or more")
-        if not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay={ema_decay}: expected 0 or more and less than 1")
-        if gradient_clip_norm is not None and not gradient_clip_norm > 0:
-            raise ValueError(f"gradient_clip_norm={gradient_clip_norm}: expected more than 0, or null")
+            raise ValueError("attributes={}: expected data with attributes, which judge the generated images")
+        at_least(1, embedding_dim=embedding_dim, text_dim=text_dim, condition_dim=condition_dim, noise_dim=noise_dim)
+        at_least(1, width=width, wrong_sentences=wrong_sentences, accumulate_grad_batches=accumulate_grad_batches)
+        at_least(1, classifier_epochs=classifier_epochs, embedding_epochs=embedding_epochs)
+        at_least(0, kl_weight=kl_weight, matching_weight=matching_weight, r1_weight=r1_weight)
+        within("[0, 1)", ema_decay=ema_decay)
+        more_than(0, "or null for no limit", gradient_clip_norm=gradient_clip_norm)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         # Two losses of which each trains one network do not go into one call of an optimizer.
         self.automatic_optimization = False
@@ -189,7 +173,7 @@ class TextToImageGAN(LightningModule):
     def setup(self, stage: str) -> None:
         self._captioners = []
         if self.captioner is not None:  # also before a training, so that a mistake is not noticed at its end
-            made_of, weights = trained_module(self.captioner)
+            made_of, weights = trained_module(self.captioner, "captioner")
             captioner = rebuilt(made_of)
             if not hasattr(captioner, "caption"):
                 raise ValueError(f"captioner={self.captioner}: holds a {made_of['class_path']}, expected a captioner")
@@ -255,7 +239,7 @@ class TextToImageGAN(LightningModule):
         self.discriminator.requires_grad_(False)
         g_loss = generator_loss(self.discriminator(fake, text)).mean()
         self.discriminator.requires_grad_(True)
-        kl = kl_to_standard_normal(mean, log_var).mean()
+        kl = gaussian_kl(mean, log_var).sum(1).mean()
         matching = d_loss.new_zeros(())
         if self.matching_weight:
             own = places_of_this_rank(len(text), text.device)
@@ -401,14 +385,9 @@ class TextToImageGAN(LightningModule):
                 raise ValueError(
                     f"text={text!r}: expected a sentence with at least one of the {len(known) - 2} known words"
                 )
-            if strange:
-                near = {word: get_close_matches(word, self.vocab, 1) for word in strange}
-                hints = [
-                    f"{word!r}" + (f" (did you mean {found[0]!r}?)" if found else "") for word, found in near.items()
-                ]
-                warnings.warn(
-                    f"text={text!r}: drawn without {', '.join(hints)}, which no training sentence has", stacklevel=3
-                )
+            for word in strange:
+                hint = nearest(word, self.vocab, cutoff=0.6)
+                warnings.warn(f"text={text!r}: drawn without {word!r}, an unknown word{hint}", stacklevel=3)
             kept.append(" ".join(word for word in words if word in known))
         ids, lengths = encode(kept, self.vocab)
         return self.embedding.text(ids.to(self.device), lengths)
@@ -422,8 +401,7 @@ class TextToImageGAN(LightningModule):
         Raises:
             ValueError: ``n`` is below 1; a sentence has no known word.
         """
-        if n < 1:
-            raise ValueError(f"n={n}: expected at least 1")
+        at_least(1, n=n)
         texts = [text] if isinstance(text, str) else list(text)
         with evaluating(self):
             encoded = self.encode_text(texts)
@@ -434,8 +412,7 @@ class TextToImageGAN(LightningModule):
     @torch.no_grad()
     def interpolate(self, a: str, b: str, steps: int = 8, seed: int | None = None) -> Tensor:
         """Images (steps, C, S, S) in 0..1 on the straight way between two sentences' encodings, at one noise."""
-        if steps < 2:
-            raise ValueError(f"steps={steps}: expected at least 2, the two sentences")
+        at_least(2, steps=steps)
         with evaluating(self):
             start, end = self.encode_text([a, b])
             share = torch.linspace(0, 1, steps, dtype=start.dtype, device=self.device)[:, None]

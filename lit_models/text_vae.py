@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, more_than, one_of, within
 from common.distributed import global_mean
 from common.randomness import normal_of_samples, uniform_of_samples
 from common.vocabulary import encode_chars
@@ -43,7 +44,7 @@ from lit_models.parts.evaluating import evaluating
 from lit_models.parts.latent import gaussian_kl
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
-from lit_models.parts.sequences import State, remember, split_state, with_end, within
+from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask, with_end
 from lit_models.scores.vae import PosteriorScores
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class TextVAE(LightningModule):
         longest: int,
         latent_dim: int = 32,
         hidden: int = 256,
-        cell: Literal["lstm", "gru"] = "lstm",
+        cell: Cell = "lstm",
         embedding_dim: int = 64,
         keep_rate: float = 0.75,
         annealing: Annealing = "logistic",
@@ -105,20 +106,12 @@ class TextVAE(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.02),
     ) -> None:
         super().__init__()
-        for name, number in (("longest", longest), ("hidden", hidden), ("embedding_dim", embedding_dim)):
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        if latent_dim < 0:
-            raise ValueError(f"latent_dim={latent_dim}: expected at least 1, or 0 for the language model")
-        if cell not in ("lstm", "gru"):
-            raise ValueError(f"cell={cell!r}: expected 'lstm' or 'gru'")
-        if not 0 <= keep_rate <= 1:
-            raise ValueError(f"keep_rate={keep_rate}: expected a share in [0, 1]")
-        if annealing not in get_args(Annealing):
-            raise ValueError(f"annealing={annealing!r}: expected one of {', '.join(get_args(Annealing))}")
-        for name, steps in (("kl_center", kl_center), ("kl_width", kl_width)):
-            if not steps > 0:
-                raise ValueError(f"{name}={steps}: expected more than 0 steps")
+        at_least(1, longest=longest, hidden=hidden, embedding_dim=embedding_dim)
+        at_least(0, "which is the language model", latent_dim=latent_dim)
+        one_of(Cell, cell=cell)
+        one_of(Annealing, annealing=annealing)
+        within("[0, 1]", keep_rate=keep_rate)
+        more_than(0, kl_center=kl_center, kl_width=kl_width)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.vocab, self.longest, self.latent_dim, self.keep_rate = list(vocab), longest, latent_dim, keep_rate
         self.annealing, self.kl_center, self.kl_width = annealing, kl_center, kl_width
@@ -174,7 +167,7 @@ class TextVAE(LightningModule):
         start = torch.full_like(targets[:, :1], self.end)
         logits, _ = self(torch.cat([start, targets[:, :-1] if read is None else read], 1), z)
         nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
-        return -(nats * within(steps, targets.shape[1])).sum(1)
+        return -(nats * step_mask(steps, targets.shape[1])).sum(1)
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> dict[str, Tensor]:
         key = (self.seed, self.current_epoch, batch_idx)
@@ -280,8 +273,7 @@ class TextVAE(LightningModule):
 
     def sample(self, n: int = 1, temperature: float = 1.0, seed: int | None = None) -> list[str]:
         """``n`` lines of codes from the prior, or, without a code, of the decoder alone; see :meth:`decode`."""
-        if n < 1:
-            raise ValueError(f"n={n}: expected at least 1")
+        at_least(1, n=n)
         generator = self._generator(seed)
         return self._written(self._normal((n, self.latent_dim), generator), temperature, generator)
 
@@ -297,8 +289,7 @@ class TextVAE(LightningModule):
         self, a: str, b: str, steps: int = 8, temperature: float = 0.0, seed: int | None = None
     ) -> list[str]:
         """A homotopy: ``steps`` lines on the straight line from the code of ``a`` to that of ``b``, ends included."""
-        if steps < 2:
-            raise ValueError(f"steps={steps}: expected at least 2, both ends")
+        at_least(2, steps=steps)
         generator = self._generator(seed)
         first, last = self._code([a, b], False, generator)
         t = torch.linspace(0, 1, steps, dtype=first.dtype, device=self.device)[:, None]
@@ -332,7 +323,7 @@ class TextVAE(LightningModule):
             return lines.values.to(self.device), lines.lengths.to(self.device)
         lines = [lines] if isinstance(lines, str) else list(lines)
         if not lines or not all(isinstance(line, str) for line in lines):
-            raise ValueError(f"lines={lines!r:.60}: expected at least one line of text, and nothing else")
+            raise ValueError(f"lines={lines!r:.60}: expected a line of text, or a list of at least one")
         rows = [encode_chars(line, self.vocab) for line in lines]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return pad_sequence(rows, batch_first=True).to(self.device), lengths

@@ -13,8 +13,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from common.checks import one_of
 from lit_models.networks.encoders import Stem, image_encoder
-from lit_models.scores.pca import PCA
+from lit_models.scores.pca import find_components
+
+Representation = Literal["pixels", "pca", "random"]
 
 
 class Untrained(LightningModule):
@@ -36,14 +39,13 @@ class Untrained(LightningModule):
     def __init__(
         self,
         image_shape: Sequence[int],
-        representation: Literal["pixels", "pca", "random"],
+        representation: Representation,
         encoder: str = "conv",
         stem: Stem | None = None,
         width: int | None = None,
     ) -> None:
         super().__init__()
-        if representation not in ("pixels", "pca", "random"):
-            raise ValueError(f"representation={representation!r}: expected 'pixels', 'pca' or 'random'")
+        one_of(Representation, representation=representation)
         self.save_hyperparameters(logger=False)
         self.representation = representation
         network = image_encoder(encoder, image_shape, stem=stem, width=width)
@@ -64,12 +66,8 @@ class Untrained(LightningModule):
         if self.representation != "pca":
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        pca = PCA(len(self.mean), self.device)
-        for batch in data.plain_loader("train"):
-            pca.update(data.to_float(batch).images.to(self.device).flatten(1))
-        mean, components = pca.compute(len(self.components))
-        self.mean.copy_(mean)
-        self.components.copy_(components)
+        images = (data.to_float(batch).images for batch in data.plain_loader("train"))
+        find_components(images, self.mean, self.components)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.nothing.sum()

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +35,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, more_than, one_of, within
 from common.distributed import global_mean, mean_over_ranks
 from common.randomness import coins_of_samples, normal_of_samples
 from lit_models.networks.encoders import image_encoder
-from lit_models.networks.image_coders import conv_decoder, conv_encoder, mlp
+from lit_models.networks.image_coders import Activation, conv_decoder, conv_encoder, mlp
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.latent import gaussian_kl, slerp
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 LOG_2PI = math.log(2 * math.pi)
 MEANS = ("elbo", "bound", "reconstruction", "kl", "nll")
+Network = Literal["conv", "mlp"]
 Likelihood = Literal["bernoulli", "gaussian", "discretized_logistic"]
 
 
@@ -135,12 +137,12 @@ class VAE(LightningModule):
     def __init__(
         self,
         image_shape: Sequence[int],
-        network: Literal["conv", "mlp"] = "conv",
+        network: Network = "conv",
         encoder: str | None = None,
         width: int | None = None,
         channels: Sequence[int] = (32, 64),
         hidden: Sequence[int] = (200, 200),
-        activation: Literal["tanh", "relu"] = "tanh",
+        activation: Activation = "tanh",
         latent_dim: int = 16,
         likelihood: Likelihood = "bernoulli",
         sigma: float | None = None,
@@ -155,29 +157,22 @@ class VAE(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.02),
     ) -> None:
         super().__init__()
-        for name, number in (("latent_dim", latent_dim), ("samples", samples), ("test_samples", test_samples)):
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        if network not in ("conv", "mlp"):
-            raise ValueError(f"network={network!r}: expected 'conv' or 'mlp'")
+        one_of(Network, network=network)
+        one_of(Activation, activation=activation)
+        one_of(Likelihood, likelihood=likelihood)
+        at_least(1, latent_dim=latent_dim, samples=samples, cycles=cycles, test_samples=test_samples)
+        at_least(0, beta=beta, free_bits=free_bits)
+        within("[0, 1]", warmup=warmup)
+        more_than(0, "or null to learn it", sigma=sigma)
         if encoder is not None and network != "conv":
             raise ValueError(f"encoder={encoder!r}: expected null with network={network!r}")
-        if likelihood not in get_args(Likelihood):
-            raise ValueError(f"likelihood={likelihood!r}: expected one of {', '.join(get_args(Likelihood))}")
-        for name, value in (("beta", beta), ("free_bits", free_bits)):
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
-        if not 0 <= warmup <= 1 or cycles < 1:
-            raise ValueError(f"warmup={warmup}, cycles={cycles}: expected a share in [0, 1] and at least one cycle")
-        if sigma is not None and not sigma > 0:
-            raise ValueError(f"sigma={sigma}: expected more than 0, or null to learn it")
         if binarize and likelihood != "bernoulli":
             raise ValueError(
-                f"binarize with likelihood={likelihood!r}: expected 'bernoulli', which is of binary pixels"
+                f"likelihood={likelihood!r} with binarize=true: expected 'bernoulli', the likelihood of binary pixels"
             )
         if samples > 1 and (beta, warmup, free_bits) != (1.0, 0.0, 0.0):
             raise ValueError(
-                f"samples={samples} with beta, warmup or free_bits: expected samples=1, whose bound has a KL"
+                f"samples={samples} with beta, warmup or free_bits: expected samples=1, whose bound has a KL of its own"
             )
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.image_shape, self.network = list(image_shape), network
@@ -368,8 +363,7 @@ class VAE(LightningModule):
     @torch.inference_mode()
     def sample(self, count: int, temperature: float = 1.0, seed: int | None = None) -> Tensor:
         """(count, C, H, W): the expected images of codes from the prior, its deviation times ``temperature``."""
-        if count < 1:
-            raise ValueError(f"count={count}: expected at least 1")
+        at_least(1, count=count)
         with evaluating(self):
             return self.decode(temperature * self._normal((count, self.latent_dim), seed))
 

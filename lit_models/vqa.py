@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, one_of, within
 from common.distributed import global_mean
 from common.vocabulary import encode
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from datamodules.parts.visual_questions import VQABatch
+
+
+Fusion = Literal["product", "concat", "attention", "relation"]
 
 
 def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
@@ -164,7 +168,7 @@ class VQA(LightningModule):
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: ``blind`` and ``image_only`` at once; an unknown encoder or fusion.
+        ValueError: ``blind`` and ``image_only`` at once; an unknown encoder; an argument out of range.
     """
 
     def __init__(
@@ -181,7 +185,7 @@ class VQA(LightningModule):
         embedding_dim: int = 64,
         hidden_dim: int = 128,
         lstm_layers: int = 1,
-        fusion: Literal["product", "concat", "attention", "relation"] = "concat",
+        fusion: Fusion = "concat",
         fact_dim: int = 256,
         pooling: Pooling = "max",
         relation_layers: int = 4,
@@ -195,7 +199,13 @@ class VQA(LightningModule):
     ) -> None:
         super().__init__()
         if blind and image_only:
-            raise ValueError("blind and image_only are both true: expected at most one, or there is nothing to go by")
+            raise ValueError("blind=true with image_only=true: expected at most one, or the model sees nothing at all")
+        one_of(Norm, norm=norm)
+        one_of(Fusion, fusion=fusion)
+        one_of(Pooling, pooling=pooling)
+        at_least(1, embedding_dim=embedding_dim, hidden_dim=hidden_dim, lstm_layers=lstm_layers, fact_dim=fact_dim)
+        at_least(1, relation_layers=relation_layers, classifier_dim=classifier_dim)
+        within("[0, 1)", dropout=dropout)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.vocab, self.answers, self.question_types = list(vocab), list(answers), list(question_types)
         self.image_shape = list(image_shape)
@@ -300,10 +310,9 @@ class VQA(LightningModule):
         Raises:
             TypeError, ValueError: what was given is not an image, the question has no word, or ``top`` is not positive.
         """
-        if top < 1:
-            raise ValueError(f"top={top}: expected at least 1")
+        at_least(1, top=top)
         if isinstance(self.encoder, nn.Identity):
-            raise ValueError("encoder='features': expected a model that reads images, not cached features of them")
+            raise ValueError("encoder='features': expected a model that reads images, not their cached features")
         if not isinstance(question, str):
             raise TypeError(f"question of type {type(question).__name__}: expected text")
         tokens, lengths = encode([question], self.vocab)
@@ -359,6 +368,4 @@ def make_fact(
         return ConcatFact(image_dim, question_dim, fact_dim, pooling)
     if fusion == "attention":
         return AttentionFact(image_dim, question_dim, fact_dim)
-    if fusion == "relation":
-        return RelationFact(image_dim, question_dim, fact_dim, relation_layers)
-    raise ValueError(f"fusion={fusion!r}: expected 'product', 'concat', 'attention' or 'relation'")
+    return RelationFact(image_dim, question_dim, fact_dim, relation_layers)

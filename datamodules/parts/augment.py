@@ -15,6 +15,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from common.checks import at_least, within
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 LUMA = (0.2989, 0.587, 0.114)
@@ -94,8 +96,7 @@ class Augmentation:
     """uniform draws for one sample: the same whatever is used of them, so that an option moves no other draw"""
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"size={self.size}: expected at least 1, or null for the images' own")
+        at_least(1, "or null for the images' own", size=self.size)
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"scale={low, high}: expected 0 < low <= high <= 1")
@@ -103,14 +104,10 @@ class Augmentation:
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
                 raise ValueError(f"{name}={low, high}: expected 0 < low <= high")
-        for name in ("flip", "jitter_probability", "grayscale", "blur", "solarize"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ValueError(f"{name}={value}: expected a probability in [0, 1]")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name}={value}: expected at least 0")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue={self.hue}: expected at least 0 and at most 0.5, half a turn")
+        within("[0, 1]", flip=self.flip, jitter_probability=self.jitter_probability, grayscale=self.grayscale)
+        within("[0, 1]", blur=self.blur, solarize=self.solarize)
+        within("[0, inf)", brightness=self.brightness, contrast=self.contrast, saturation=self.saturation)
+        within("[0, 0.5]", hue=self.hue)
 
     def __call__(self, images: Tensor, draws: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, C, H, W) → (B, C, size, size) in 0..1, channels last.

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from common.files import cache_file, nearest_path, state_of, write_whole
 
 PARTS = ("train", "val", "test")
+Broken = Literal["error", "skip"]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 CACHE_SECONDS = 2.0
@@ -250,7 +251,7 @@ class Tree:
             raise ValueError(f"{self.files.where(name)}: cannot be decoded: {reason}") from error
 
     def decode_all(
-        self, size: int | None, grayscale: bool = False, broken: Literal["error", "skip"] = "error"
+        self, size: int | None, grayscale: bool = False, broken: Broken = "error"
     ) -> tuple[np.ndarray, np.ndarray]:
         """All images (N, C, H, W) uint8, and which of them are whole, (N,) bool; the others are black.
 

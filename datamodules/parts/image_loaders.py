@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from common.checks import at_least
 from datamodules.parts.loader import TensorLoader
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ class ImageLoaders(LightningDataModule):
 
     def __init__(self, batch_size: int) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        at_least(1, batch_size=batch_size)
         self.batch_size = batch_size
         self.order_seed = torch.initial_seed()  # of seed_everything
 
@@ -73,8 +73,7 @@ class WrappedImages(LightningDataModule):
 
     def __init__(self, source: Images, batch_size: int, least: int = 1) -> None:
         super().__init__()
-        if batch_size < least:
-            raise ValueError(f"batch_size={batch_size}: expected at least {least}")
+        at_least(least, batch_size=batch_size)
         self.source = source
         self.batch_size = source.batch_size = batch_size
 

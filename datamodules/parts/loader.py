@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from common.checks import at_least
 from common.distributed import rank_and_world_size
 from common.randomness import draws_of_place, keyed_generator
 
@@ -85,8 +86,7 @@ class TensorLoader:
         seed: int = 0,
         pin_memory: bool | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        at_least(1, batch_size=batch_size)
         if isinstance(source, tuple):
             lengths = {len(tensor) for tensor in source}
             if len(lengths) != 1:

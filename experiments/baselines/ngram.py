@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.checks import at_least
+
 FALLBACK_DISCOUNTS = np.array([0.0, 0.5, 1.0, 1.5])
 
 
@@ -133,8 +135,7 @@ class NGram:
     """
 
     def __init__(self, order: int) -> None:
-        if order < 1:
-            raise ValueError(f"order={order}: expected at least 1")
+        at_least(1, order=order)
         self.order = order
 
     def fit(self, codes: np.ndarray, vocab_size: int) -> NGram:

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from common.modes import modes_kept
 from experiments.callbacks.checkpoints import BestCheckpoint
 from experiments.callbacks.exact_resume import generator_states, restore_generators
 from experiments.representations import FRACTIONS, alignment, probe
@@ -241,12 +242,10 @@ def from_all_ranks(rows: Tensor, num_samples: int, trainer: Trainer | None) -> T
 @contextmanager
 def undisturbed(module: LightningModule) -> Iterator[None]:
     """Evaluation mode inside; afterwards each part's mode and all random generators are as before."""
-    modes = {part: part.training for part in module.modules()}
     generators = generator_states()
-    module.eval()
     try:
-        yield
+        with modes_kept(module):
+            module.eval()
+            yield
     finally:
-        for part, training in modes.items():
-            part.training = training
         restore_generators(generators)

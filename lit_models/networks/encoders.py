@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from math import ceil, log2
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from common.checks import at_least, nearest, one_of
 from lit_models.networks.batch_norm import GlobalBatchNorm2d
 from lit_models.parts.evaluating import evaluating
 
@@ -31,6 +31,7 @@ class ConvEncoder(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, channels: Sequence[int], ground: float = 0.5, norm: Norm = "batch") -> None:
+        one_of(Norm, norm=norm)
         layers: list[nn.Module] = [Rescale((ground,))]
         for before, after in zip([in_channels, *channels], channels, strict=False):
             layers.append(nn.Conv2d(before, after, 3, 2, 1, bias=norm == "none"))
@@ -107,8 +108,7 @@ def _torchvision_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
     builders = {known: models.get_model_builder(known) for known in models.list_models()}
     resnets = [known for known, builder in builders.items() if builder.__module__ == models.resnet.__name__]
     if name not in resnets:
-        near = get_close_matches(name, resnets, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name, ["conv", "features", *resnets])
         raise ValueError(
             f"encoder={name!r}: expected 'conv', 'features', a ResNet of torchvision or 'timm/<name>'{hint}"
         )
@@ -204,8 +204,9 @@ def image_encoder(
     """
     channels, *size = image_shape
     asked = f"encoder={name!r}"
-    if width is not None and width < 1:
-        raise ValueError(f"width={width}: expected at least 1")
+    at_least(1, width=width)
+    if stem is not None:
+        one_of(Stem, stem=stem)
     if stem is not None and name not in RESNETS:
         raise ValueError(f"stem={stem!r}: {asked} has none to choose, expected null or one of {', '.join(RESNETS)}")
     if name == "conv":
@@ -266,8 +267,7 @@ class ResNet(nn.Module):
         from torchvision.models.resnet import BasicBlock, Bottleneck
 
         super().__init__()
-        if stem not in ("cifar", "imagenet"):
-            raise ValueError(f"stem={stem!r}: expected 'cifar' or 'imagenet'")
+        one_of(Stem, stem=stem)
         if pretrained and (stem, width) != ("imagenet", 64):
             raise ValueError(f"pretrained=True: expected stem='imagenet' and width=64, not {stem!r} and {width}")
         block: type[BasicBlock | Bottleneck] = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
@@ -347,8 +347,7 @@ def _headless(name: str, in_channels: int, pretrained: bool) -> nn.Module:
 
     known = models.list_models(models)
     if name not in known:
-        near = get_close_matches(name, ["conv", *known], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name, ["conv", *known])
         raise ValueError(f"encoder={name!r}: expected 'conv', a classifier of torchvision or 'timm/<name>'{hint}")
     network = models.get_model(name, weights="DEFAULT" if pretrained else None)
     linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from torch import nn
 
+from common.checks import one_of
 from lit_models.networks.batch_norm import GlobalBatchNorm1d
 
 
@@ -19,8 +20,7 @@ def projection_head(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2,
     Raises:
         ValueError: not one to three layers.
     """
-    if not 1 <= layers <= 3:
-        raise ValueError(f"head_layers={layers}: expected 1, 2 or 3")
+    one_of((1, 2, 3), head_layers=layers)
     sizes = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
     modules: list[nn.Module] = []
     for before, after in pairwise(sizes):

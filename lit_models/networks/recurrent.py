@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from common.checks import at_least, one_of, within
 
 Cell = Literal["rnn", "lstm", "gru"]
 State = list[tuple[Tensor, ...]]
@@ -27,7 +29,7 @@ class RecurrentStack(nn.Module):
         layer_norm: normalize each layer's output.
 
     Raises:
-        ValueError: an unknown cell, or a size or share that is none.
+        ValueError: an unknown cell, or a size or share out of range.
     """
 
     def __init__(
@@ -42,14 +44,9 @@ class RecurrentStack(nn.Module):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        if cell not in CELLS:
-            raise ValueError(f"cell={cell!r}: expected one of {', '.join(get_args(Cell))}")
-        for name, size in (("hidden", hidden), ("layers", layers)):
-            if size < 1:
-                raise ValueError(f"{name}={size}: expected at least 1")
-        for name, share in (("dropout", dropout), ("weight_drop", weight_drop)):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name}={share}: expected a share in [0, 1)")
+        one_of(Cell, cell=cell)
+        at_least(1, hidden=hidden, layers=layers)
+        within("[0, 1)", dropout=dropout, weight_drop=weight_drop)
         self.cell = cell
         self.dropout, self.locked, self.weight_drop = dropout, locked, weight_drop
         sizes = [input_dim] + [hidden] * (layers - 1)
@@ -106,8 +103,7 @@ class SteppedLSTM(nn.LSTM):
 
     def __init__(self, input_dim: int, hidden: int, layer_norm: bool = False, recurrent_dropout: float = 0.0) -> None:
         super().__init__(input_dim, hidden, batch_first=True, bias=not layer_norm)
-        if not 0 <= recurrent_dropout < 1:
-            raise ValueError(f"recurrent_dropout={recurrent_dropout}: expected a share in [0, 1)")
+        within("[0, 1)", recurrent_dropout=recurrent_dropout)
         self.recurrent_dropout = recurrent_dropout
         self.gate_scale = nn.Parameter(torch.ones(4 * hidden)) if layer_norm else None
         self.gate_bias = nn.Parameter(torch.zeros(4 * hidden)) if layer_norm else None

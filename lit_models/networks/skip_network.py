@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.checks import one_of
 from common.distributed import rows_of_this_rank
+
+Upsample = Literal["bilinear", "nearest"]
 
 
 class SkipNetwork(nn.Module):
@@ -46,22 +49,23 @@ class SkipNetwork(nn.Module):
         skip: Sequence[int],
         kernel_down: int = 3,
         kernel_up: int = 3,
-        upsample: Literal["bilinear", "nearest"] = "bilinear",
+        upsample: Upsample = "bilinear",
     ) -> None:
         super().__init__()
         if not down or not len(down) == len(up) == len(skip):
             raise ValueError(
-                f"down={list(down)}, up={list(up)}, skip={list(skip)}: expected as many numbers in each, at least one"
+                f"down={list(down)}, up={list(up)}, skip={list(skip)}: expected the same number of levels in each, at "
+                "least one"
             )
         if min(*down, *up) < 1 or min(skip) < 0:
             raise ValueError(
-                f"down={list(down)}, up={list(up)}, skip={list(skip)}: expected channels, a skip 0 or more"
+                f"down={list(down)}, up={list(up)}, skip={list(skip)}: expected at least 1 channel in down and up, "
+                "and at least 0 in skip"
             )
         for name, value in (("kernel_down", kernel_down), ("kernel_up", kernel_up)):
             if value < 1 or value % 2 == 0:
                 raise ValueError(f"{name}={value}: expected an odd number")
-        if upsample not in ("bilinear", "nearest"):
-            raise ValueError(f"upsample={upsample!r}: expected 'bilinear' or 'nearest'")
+        one_of(Upsample, upsample=upsample)
         n = num_images
         widths = [in_channels, *down]
         below = [*up[1:], down[-1]]  # channels that each level gets from the one below it

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.checks import at_least
+
 State = tuple[Tensor, ...]
 """what a model carries from step to step, each with a row a sentence"""
 
@@ -54,14 +56,10 @@ def beam_search(
     Raises:
         ValueError: a number is out of range; more sentences are wanted than the beam has.
     """
-    if beam_size < 1:
-        raise ValueError(f"beam_size={beam_size}: expected at least 1")
+    at_least(1, beam_size=beam_size, longest=longest)
+    at_least(0, length_penalty=length_penalty)
     if not 1 <= count <= beam_size:
         raise ValueError(f"n={count}: expected 1 to beam_size={beam_size}")
-    if longest < 1:
-        raise ValueError(f"longest={longest}: expected at least 1")
-    if not length_penalty >= 0:
-        raise ValueError(f"length_penalty={length_penalty}: expected 0 or more")
     batch, device = len(state[0]), state[0].device
     state = tuple(s.repeat_interleave(beam_size, 0) for s in state)
     row = torch.arange(batch, device=device)[:, None]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from common.checks import at_least
+
 
 def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
     """KL(N(mean, exp(log_var)) ‖ N(0, 1)) of each element, in nats: Kingma & Welling 2014, appendix B."""
@@ -17,8 +19,7 @@ def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
     A straight line between two draws from a unit Gaussian leads through codes that are shorter than any draw; this does
     not (Shoemake 1985; White 2016).
     """
-    if steps < 2:
-        raise ValueError(f"steps={steps}: expected at least 2, both ends")
+    at_least(2, steps=steps)
     t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device)[:, None]
     length_a, length_b = a.norm().clamp_min(1e-12), b.norm().clamp_min(1e-12)
     angle = torch.arccos((a / length_a @ (b / length_b)).clamp(-1, 1))

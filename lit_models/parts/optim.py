@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from common.checks import at_least, within
+
 
 class WarmupCosine(LRScheduler):
     """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017), one step an optimizer step.
@@ -27,8 +29,7 @@ class WarmupCosine(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.0, total_steps: int | None = None) -> None:
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup={warmup}: expected a share of the training in [0, 1)")
+        within("[0, 1)", warmup=warmup)
         self.warmup = warmup
         self.total_steps = total_steps
         super().__init__(optimizer)
@@ -80,11 +81,8 @@ class LARS(Optimizer):
     def __init__(
         self, params: Any, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 1e-6, trust: float = 1e-3
     ) -> None:
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("trust", trust)):
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: expected 0 or more and less than 1")
+        at_least(0, lr=lr, weight_decay=weight_decay, trust=trust)
+        within("[0, 1)", momentum=momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
     @torch.no_grad()
@@ -139,10 +137,8 @@ class DecayToFloor(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, decay: float = 0.9999, floor: float = 1e-5) -> None:
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay={decay}: expected a factor in (0, 1]")
-        if not floor >= 0:
-            raise ValueError(f"floor={floor}: expected 0 or more")
+        within("(0, 1]", decay=decay)
+        at_least(0, floor=floor)
         self.decay, self.floor = decay, floor
         super().__init__(optimizer)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from common.checks import at_least, within
+
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raises a ValueError for a temperature below 0, a ``top_k`` below 1, or a ``top_p`` outside (0, 1]."""
-    if not temperature >= 0:
-        raise ValueError(f"temperature={temperature}: expected 0 (the likeliest symbol) or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k}: expected at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: expected a share in (0, 1]")
+    at_least(0, "which takes the likeliest symbol", temperature=temperature)
+    at_least(1, top_k=top_k)
+    within("(0, 1]", top_p=top_p)
 
 
 def draw(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Cell = Literal["lstm", "gru"]
 State = tuple[Tensor, Tensor] | Tensor
 """(h, c) of an LSTM, h of a GRU; each (layers, B, H)"""
 
 
-def within(lengths: Tensor, steps: int) -> Tensor:
+def step_mask(lengths: Tensor, steps: int) -> Tensor:
     """(B, steps) bool: which steps are part of sequences of so many."""
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
 def with_end(tokens: Tensor, lengths: Tensor, end: int) -> tuple[Tensor, Tensor]:
     """Lines (B, T) with the token ``end`` from each one's end on, (B, T + 1), and their lengths with one such token."""
-    inside = F.pad(within(lengths, tokens.shape[1]), (0, 1))
+    inside = F.pad(step_mask(lengths, tokens.shape[1]), (0, 1))
     return torch.where(inside, F.pad(tokens, (0, 1)), end), lengths + 1
 
 

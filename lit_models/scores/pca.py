@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -38,3 +40,17 @@ class PCA:
         mean = total / count
         _, vectors = torch.linalg.eigh(products / count - mean.outer(mean))
         return mean, vectors.T.flip(0)[:components]
+
+
+def find_components(samples: Iterable[Tensor], mean: Tensor, components: Tensor) -> None:
+    """Writes the mean and the principal components of batches of samples (B, …), those of all ranks.
+
+    Args:
+        mean: (dim,); the sums are kept on its device.
+        components: (K, dim), the strongest ones.
+    """
+    pca = PCA(len(mean), mean.device)
+    for batch in samples:
+        pca.update(batch.to(mean.device).flatten(1))
+    for there, found in zip((mean, components), pca.compute(len(components)), strict=True):
+        there.copy_(found)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_models.parts.latent import gaussian_kl
+
 ACTIVE = 0.01
 """a dimension is active if its posterior mean varies more than this over images (Burda et al. 2016, variance)"""
 
@@ -51,7 +53,7 @@ class PosteriorScores(Metric):
         mean, log_var, z = (
             torch.cat(state) if isinstance(state, list) else state for state in (self.mean, self.log_var, self.z)
         )
-        kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
+        kl = gaussian_kl(mean, log_var)
         active = mean.var(0, correction=0) > ACTIVE
         # Some that do not depend on which rank had which images.
         some = z[:, 0].argsort()[torch.linspace(0, len(z) - 1, min(MOST, len(z)), device=z.device).long()]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.checks import at_least
+
 
 class WindowedVariance(nn.Module):
     """Of each of N images: the windowed variance of the outputs, and what was there at its lowest point.
@@ -47,10 +49,8 @@ class WindowedVariance(nn.Module):
 
     def __init__(self, num_images: int, shape: list[int], window: int = 100, patience: int | None = 1000) -> None:
         super().__init__()
-        if window < 2:
-            raise ValueError(f"window={window}: expected at least 2 outputs")
-        if patience is not None and patience < 1:
-            raise ValueError(f"patience={patience}: expected at least 1 step, or null to never stop")
+        at_least(2, window=window)
+        at_least(1, "or null to never stop", patience=patience)
         self.window, self.patience = window, patience
         self.register_buffer("ring", torch.zeros(window, num_images, *shape))
         self.register_buffer("norms", torch.zeros(window, num_images))

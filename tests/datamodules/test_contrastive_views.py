@@ -321,8 +321,8 @@ def test_the_command_line_makes_them(tmp_path: Path) -> None:
         ("views=0", "views=0: expected at least 1"),
         ("batch_size=0", "batch_size=0: expected at least 1"),
         ("small_views=-1", "small_views=-1: expected at least 0"),
-        ("small_views=2", "small_size=null: expected the pixels of a side, for small_views=2"),
-        ("small_size=4", "small_size=4: expected null, for small_views=0"),
+        ("small_views=2", "small_size=null with small_views=2: expected the pixels of a side"),
+        ("small_size=4", "small_size=4 with small_views=0: expected null"),
     ],
 )
 def test_mistakes_are_one_line(option: str, message: str, tmp_path: Path, mistake: Callable[..., str]) -> None:

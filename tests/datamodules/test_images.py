@@ -220,7 +220,7 @@ def test_limit_takes_a_share_of_each_class_of_the_training_part_only() -> None:
         ({"batch_size": 0}, "batch_size=0"),
         ({"val_fraction": 0.0}, "val_fraction=0.0"),
         ({"val_fraction": 1.0}, "val_fraction=1.0"),
-        ({"val_fraction": 1e-5}, "val_fraction=1e-05: 0 of 1438"),
+        ({"val_fraction": 1e-5}, "val_fraction=1e-05: takes 0 of 1438"),
         ({"val_fraction": 1 - 1e-5}, "1438 of 1438"),
         ({"limit": 0}, "limit=0"),
     ],
@@ -230,7 +230,7 @@ def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -
 
 
 def test_a_part_that_is_not_there_is_named() -> None:
-    assert "part 'valid': there is none, expected 'train' or 'val' or 'test'" in error_of(
+    assert "part='valid': expected 'train', 'val' or 'test'; did you mean 'val'?" in error_of(
         lambda: Digits().part("valid")
     )
 
@@ -278,7 +278,7 @@ def test_unlabeled_images_train_only_and_are_never_asked_for_labels() -> None:
     assert len(labels) == 38
     assert labels[halves.labeled_subset(1.0)].bincount().tolist() == [9, 9]
     assert halves.test_dataloader() == []
-    assert "there is none, expected 'train' or 'val'" in error_of(lambda: halves.plain_loader("test"))
+    assert "part='test': expected 'train' or 'val'" in error_of(lambda: halves.plain_loader("test"))
     assert "no training image has a label" in error_of(lambda: Halves(labeled=False).labeled_subset(0.5))
 
 
@@ -582,7 +582,7 @@ def test_stl10_trains_on_labeled_and_unlabeled_images(
 
 
 def test_stl10_refuses_another_part() -> None:
-    assert "train_on='test': expected 'train' or 'train+unlabeled' or 'unlabeled'" in error_of(
+    assert "train_on='test': expected 'train', 'train+unlabeled' or 'unlabeled'" in error_of(
         lambda: STL10(train_on="test")  # type: ignore[arg-type]
     )
 

@@ -383,8 +383,8 @@ def test_augmentation_is_of_training_images_and_of_each_by_itself() -> None:
     ("options", "message"),
     [
         ({"batch_size": 1}, "batch_size=1: expected at least 2"),
-        ({"samples_per_class": 1}, "samples_per_class=1: expected at least 2, or null"),
-        ({"samples_per_class": 2, "groups": "pairs"}, "samples_per_class=2: expected null beside groups='pairs'"),
+        ({"samples_per_class": 1}, "samples_per_class=1: expected at least 2, or null for any number"),
+        ({"samples_per_class": 2, "groups": "pairs"}, "samples_per_class=2 with groups='pairs': expected null"),
         ({"unseen_classes": ["ten"]}, "unseen_classes='ten': expected of 0, 1, 2"),
         ({"unseen_classes": list(range(9))}, "expected to leave at least two classes"),
         ({"unseen_classes": ["9"]}, r"unseen_classes=\['9'\]: expected at least two"),
@@ -400,5 +400,6 @@ def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
 def test_a_missing_group_file_is_named() -> None:
     data = digits(groups="pair")
     data.setup()
-    with pytest.raises(ValueError, match="groups=pair: no such file; expected 'pairs', 'triplets' or a CSV file"):
+    message = "groups=pair: no such file; expected 'pairs', 'triplets' or a CSV file; did you mean 'pairs'"
+    with pytest.raises(FileNotFoundError, match=message):
         data.train_dataloader()

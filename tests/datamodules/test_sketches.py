@@ -345,14 +345,14 @@ def test_evaluation_sees_each_sketch_once_in_order_and_as_it_is() -> None:
     [
         ({"batch_size": -1}, "batch_size=-1: expected at least 1"),
         ({"batch_size": 0}, "batch_size=0: expected at least 1"),
-        ({"random_scale": -0.1}, r"random_scale=-0.1: expected a share in \[0, 1\)"),
-        ({"point_drop": 1.0}, r"point_drop=1.0: expected a share in \[0, 1\)"),
+        ({"random_scale": -0.1}, r"random_scale=-0.1: expected a number in \[0, 1\)"),
+        ({"point_drop": 1.0}, r"point_drop=1.0: expected a number in \[0, 1\)"),
         ({"characters": ""}, "characters='': expected at least one, each once"),
         ({"characters": "aba"}, "characters='aba': expected at least one, each once"),
         ({"characters": "aж"}, "characters='aж': 'ж' is not in cmr10.ttf, expected letters, digits"),
         ({"characters": "a "}, "characters='a ': ' ' has no outline, expected letters, digits"),
-        ({"epsilon": 0.0}, "epsilon=0.0: expected a distance above 0"),
-        ({"epsilon": float("nan")}, "epsilon=nan: expected a distance above 0"),
+        ({"epsilon": 0.0}, "epsilon=0.0: expected more than 0"),
+        ({"epsilon": float("nan")}, "epsilon=nan: expected more than 0"),
         ({"variants": -1}, "variants=-1: expected at least 0"),
     ],
 )
@@ -880,8 +880,8 @@ def test_offline_the_error_says_what_to_put_where(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("categories", "message"),
     [
-        (["elefant"], "categories='elefant': QuickDraw has none of that name; did you mean 'elephant'"),
-        (["cat", "qqqq"], "categories='qqqq': QuickDraw has none of that name$"),
+        (["elefant"], "categories='elefant': expected a category of QuickDraw; did you mean 'elephant'"),
+        (["cat", "qqqq"], "categories='qqqq': expected a category of QuickDraw$"),
         (["cat", "cat"], r"categories=\['cat', 'cat'\]: expected a list of names, each once"),
         ([], r"categories=\[\]: expected a list of names, each once"),
         ("cat", "categories='cat': expected a list of names, each once"),
@@ -987,4 +987,4 @@ def test_a_mistake_is_one_line(mistake: Callable[..., str], tmp_path: Path) -> N
     line = mistake(*model, "--data", "datamodules.sketches.SketchNPZ", "--data.source", str(file))
     assert line.startswith(f"{file}: train.npy: cannot be read: its pickle wants {os.name}.system, which was refused")
     line = mistake(*model, "--data", "datamodules.sketches.QuickDraw", "--data.categories", "['kat']")
-    assert line.startswith("categories='kat': QuickDraw has none of that name; did you mean ")
+    assert line.startswith("categories='kat': expected a category of QuickDraw; did you mean ")

@@ -283,7 +283,7 @@ def test_vocabulary_is_that_of_the_training_part_alone(make: Make, tmp_path: Pat
 
 def test_old_vocabulary_serves_a_new_text(make: Make, tmp_path: Path) -> None:
     vocab = ["<unk>", "a", "b", "c", "z"]
-    torch.save({"hyper_parameters": {"vocab": vocab}}, tmp_path / "old.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {"vocab": vocab}}, tmp_path / "old.ckpt")
     (tmp_path / "old.json").write_text(json.dumps(vocab))
     for options in ({"vocab": vocab}, {"vocab_from": "old.ckpt"}, {"vocab_from": str(tmp_path / "old.json")}):
         data = make("cab" * 40, **options)
@@ -299,21 +299,28 @@ def test_old_vocabulary_serves_a_new_text(make: Make, tmp_path: Path) -> None:
     for broken in (["a", "bc"], ["a", "a"], []):
         with pytest.raises(ValueError, match="expected single characters, each once"):
             make("cab" * 40, vocab=broken)
-    with pytest.raises(ValueError, match="expected null where vocab is given"):
+    with pytest.raises(ValueError, match=r"vocab_from=.* with a vocab: expected only one of them"):
         make("cab" * 40, vocab=vocab, vocab_from="old.json")
 
 
 def test_broken_vocabulary_files_are_refused(make: Make, tmp_path: Path) -> None:
     (tmp_path / "numbers.json").write_text("[1, 2]")
     (tmp_path / "broken.ckpt").write_text("no checkpoint")
-    torch.save({"hyper_parameters": {}}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "other.ckpt")
     # Lists alone are harmless, but no checkpoint may bring code along.
-    torch.save({"hyper_parameters": {"vocab": ["a", "b", "c"]}, "code": print}, tmp_path / "code.ckpt")
-    with pytest.raises(ValueError, match=r"vocab_from='numbers.json': its vocabulary is \[1, 2\], expected a list"):
+    content = {"state_dict": {}, "hyper_parameters": {"vocab": ["a", "b", "c"]}, "code": print}
+    torch.save(content, tmp_path / "code.ckpt")
+    with pytest.raises(ValueError, match=r"vocab_from=numbers.json: its vocabulary is \[1, 2\], expected a list"):
         make("cab" * 40, vocab_from="numbers.json")
-    for name in ("broken.ckpt", "other.ckpt", "code.ckpt"):
-        with pytest.raises(ValueError, match=f"vocab_from='{name}': expected a checkpoint with a vocabulary"):
+    for name, reason in {
+        "broken.ckpt": "broken",
+        "other.ckpt": "its vocabulary is None, expected a list",
+        "code.ckpt": "refused, because it holds more than tensors and plain data",
+    }.items():
+        with pytest.raises(ValueError, match=f"vocab_from={name}: {reason}"):
             make("cab" * 40, vocab_from=name)
+    with pytest.raises(FileNotFoundError, match=r"vocab_from=brken.ckpt: no such file; .*did you mean 'broken.ckpt'"):
+        make("cab" * 40, vocab_from="brken.ckpt")
     with pytest.raises(FileNotFoundError, match=r"no such file; did you mean 'numbers.json'"):
         make("cab" * 40, vocab_from="number.json")
 
@@ -537,10 +544,13 @@ def test_large_texts_are_never_held_whole(tmp_path: Path) -> None:
         ({"split": "row"}, "split='row': expected 'contiguous' or 'rows'"),
         ({"windows": "all"}, "windows='all': expected 'stateful' or 'random'"),
         ({"unknown": "skip"}, "unknown='skip': expected 'error' or 'unk'"),
-        ({"val_fraction": 0.0}, "val_fraction=0.0: expected a share between 0 and 1, both excluded"),
-        ({"val_fraction": 1.5}, "val_fraction=1.5: expected a share between 0 and 1, both excluded"),
-        ({"test_fraction": -0.1}, "test_fraction=-0.1: expected at least 0 and, with val_fraction, below 1"),
-        ({"val_fraction": 0.6, "test_fraction": 0.5}, "test_fraction=0.5: expected at least 0 and"),
+        ({"val_fraction": 0.0}, "val_fraction=0.0: expected a number in (0, 1)"),
+        ({"val_fraction": 1.5}, "val_fraction=1.5: expected a number in (0, 1)"),
+        ({"test_fraction": -0.1}, "test_fraction=-0.1: expected a number in [0, 1)"),
+        (
+            {"val_fraction": 0.6, "test_fraction": 0.5},
+            "val_fraction=0.6 and test_fraction=0.5: expected less than 1 together",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_named(make: Make, options: dict[str, Any], message: str) -> None:

@@ -549,7 +549,7 @@ def test_captioning_leaves_mode_weights_and_generator_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"method": "best"}, ValueError, "method='best': expected one of greedy"),
+        ({"method": "best"}, ValueError, "method='best': expected 'greedy', 'beam'"),
         ({"n": 0}, ValueError, "n=0"),
         ({"n": 2}, ValueError, "n=2 with method='greedy'"),
         ({"method": "beam", "n": 6}, ValueError, "n=6: expected 1 to beam_size=5"),

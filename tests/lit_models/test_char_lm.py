@@ -127,18 +127,19 @@ def test_weights_start_in_their_range() -> None:
 def test_tied_weights_are_one_matrix() -> None:
     model = make(tied=True, embedding_dim=12)
     assert model.decoder.weight is model.embedding.weight
-    with pytest.raises(ValueError, match="tied with embedding_dim=None: expected the state's size, hidden=12"):
+    with pytest.raises(ValueError, match="embedding_dim=None with tied=true: expected 12, as hidden is"):
         make(tied=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cell": "lsmt"}, "cell='lsmt': expected one of rnn, lstm, gru"),
+        ({"cell": "lsmt"}, "cell='lsmt': expected 'rnn', 'lstm' or 'gru'; did you mean 'lstm'"),
         ({"hidden": 0}, "hidden=0: expected at least 1"),
         ({"layers": 0}, "layers=0: expected at least 1"),
-        ({"dropout": 1.0}, r"dropout=1.0: expected a share in \[0, 1\)"),
-        ({"weight_drop": -0.1}, r"weight_drop=-0.1: expected a share"),
+        ({"embedding_dim": 0}, "embedding_dim=0: expected at least 1, or null for one-hot input"),
+        ({"dropout": 1.0}, r"dropout=1.0: expected a number in \[0, 1\)"),
+        ({"weight_drop": -0.1}, r"weight_drop=-0.1: expected a number in \[0, 1\)"),
     ],
 )
 def test_impossible_sizes_are_refused(options: dict, message: str) -> None:
@@ -334,10 +335,10 @@ def test_unknown_characters() -> None:
     ("options", "message"),
     [
         ({"length": 0}, "length=0: expected at least 1"),
-        ({"temperature": -1.0}, "temperature=-1.0: expected 0"),
-        ({"temperature": math.nan}, "temperature=nan: expected 0"),
+        ({"temperature": -1.0}, "temperature=-1.0: expected at least 0"),
+        ({"temperature": math.nan}, "temperature=nan: expected at least 0"),
         ({"top_k": 0}, "top_k=0: expected at least 1"),
-        ({"top_p": 0.0}, r"top_p=0.0: expected a share in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p=0.0: expected a number in \(0, 1\]"),
     ],
 )
 def test_impossible_ways_to_sample(options: dict, message: str) -> None:

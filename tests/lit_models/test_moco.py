@@ -257,7 +257,7 @@ def test_what_cannot_be_is_refused(mistake: Callable[..., str]) -> None:
     ("options", "message"),
     [
         ({"queue_size": 0}, "queue_size=0: expected at least 1"),
-        ({"momentum": 1.1}, "momentum=1.1: expected 0 to 1"),
+        ({"momentum": 1.1}, r"momentum=1.1: expected a number in \[0, 1\]"),
         ({"momentum_schedule": "linear"}, "momentum_schedule='linear': expected 'constant' or 'cosine'"),
         ({"temperature": 0}, "temperature=0: expected more than 0"),
         ({"bn_splits": 0}, "bn_splits=0: expected at least 1"),

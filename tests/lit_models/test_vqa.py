@@ -305,9 +305,13 @@ def test_predictions_are_answers_in_words() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"blind": True, "image_only": True}, "blind and image_only"),
+        ({"blind": True, "image_only": True}, "blind=true with image_only=true: expected at most one"),
         ({"fusion": "sum"}, "fusion='sum'"),
         ({"encoder": "resnet19"}, "encoder='resnet19'"),
+        ({"norm": "layer"}, "norm='layer': expected 'batch', 'group' or 'none'"),
+        ({"pooling": "avg"}, "pooling='avg': expected 'max', 'mean' or 'flatten'"),
+        ({"relation_layers": 0}, "relation_layers=0: expected at least 1"),
+        ({"dropout": 1.0}, r"dropout=1.0: expected a number in \[0, 1\)"),
     ],
 )
 def test_mistakes_name_the_argument(options: dict[str, Any], words: str) -> None:
