@@ -5,23 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.distributed import rank_and_world_size
 from common.randomness import draws_of_place
 from datamodules.images import ImageBatch, Images
 from datamodules.parts.augment import Augmentation
-from datamodules.parts.image_loaders import WrappedImages
 from datamodules.parts.loader import TensorLoader, training_draws
+from datamodules.parts.wrapped_images import WrappedImages
 
 
 class ViewBatch(NamedTuple):
     """V views of each of B images, in 0..1 and the model's precision, and V′ small ones."""
 
     images: Tensor
-    """(B, C, H, W) uint8: the images as they are stored"""
+    """(B, C, S, S) in evaluation, as large as the views; in training (B, C, H, W) uint8, as they are stored"""
     labels: Tensor
     """(B,) int64: the class, or -1 where it is not known"""
     views: Tensor
@@ -95,8 +93,7 @@ class ContrastiveViews(WrappedImages):
     def train_dataloader(self) -> TensorLoader:
         loader = super().train_dataloader()
         if self.label_fraction != 1:
-            rows = self.labeled_subset(self.label_fraction)
-            loader.source, loader.num_samples = self.part("train").take(rows), len(rows)
+            loader = loader.over(self.part("train").take(self.labeled_subset(self.label_fraction)))
         return loader
 
     def val_dataloader(self) -> TensorLoader:
@@ -107,12 +104,9 @@ class ContrastiveViews(WrappedImages):
         return self._evaluated(loader) if isinstance(loader, TensorLoader) else loader
 
     def _evaluated(self, loader: TensorLoader) -> TensorLoader:
-        """Without the last batch if it is not full, where images have several views: a contrastive loss depends on how
-        many negatives there are."""
-        if self.views + self.small_views > 1:
-            loader.batch_size = min(loader.batch_size, loader.num_samples // rank_and_world_size()[1])
-            loader.drop_last = True
-        return loader
+        """In full batches where images have several views: a contrastive loss depends on how many negatives there
+        are."""
+        return loader.in_full_batches() if self.views + self.small_views > 1 else loader
 
     def to_float(self, batch: Any) -> Any:
         """:meth:`Images.to_float`, of either kind of batch, and its images as large as views are."""
@@ -127,11 +121,13 @@ class ContrastiveViews(WrappedImages):
         num_draws = (self.views + self.small_views) * each
         if self.trainer is not None and self.trainer.training:
             draws = training_draws(self.trainer, count, num_draws, self.source.order_seed)
+            images = batch.images  # nothing looks at them
         else:
             draws = draws_of_place(count, num_draws, "views")
+            images = self.to_float(batch).images
         for_views, for_small = draws.split([self.views * each, self.small_views * each], 1)
         return ViewBatch(
-            images=batch.images,
+            images=images,
             labels=batch.labels,
             views=self._augmented(batch.images, for_views, self.augmentation),
             small=self._augmented(batch.images, for_small, self.small_augmentation),
@@ -143,6 +139,4 @@ class ContrastiveViews(WrappedImages):
         views = draws.shape[1] // each
         # All views in one go, of which each sample's row holds the draws of all of its own.
         draws = draws.view(count, views, each).transpose(0, 1).reshape(-1, each)
-        dtype = torch.float32 if self.trainer is None else self.trainer.lightning_module.dtype
-        assert isinstance(dtype, torch.dtype)
-        return augmentation(images.repeat(views, 1, 1, 1), draws, dtype).unflatten(0, (views, count))
+        return augmentation(images.repeat(views, 1, 1, 1), draws, self.dtype).unflatten(0, (views, count))

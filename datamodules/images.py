@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -204,14 +206,18 @@ class Images(ImageLoaders):
         """
         return self.loader(part)
 
+    def plain_batches(self, part: Literal["train", "val", "test"], device: torch.device) -> Iterator[ImageBatch]:
+        """The batches of :meth:`plain_loader` on a device, with images as the model takes them."""
+        for batch in self.plain_loader(part):
+            yield self.to_float(move_data_to_device(batch, device))
+
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         self.setup()
         return self.loader("test") if "test" in self.parts else []
 
     def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
         """Two views of each image by :data:`YARDSTICK`, as two batches: the same ones at one place in the batch."""
-        dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
-        assert isinstance(dtype, torch.dtype)
+        dtype = self.dtype if batch.images.dtype == torch.uint8 else batch.images.dtype
         draws = draws_of_place(len(batch.images), 2 * Augmentation.num_draws, "two views")
         first, second = (YARDSTICK(batch.images, each, dtype) for each in draws.chunk(2, 1))
         return batch._replace(images=first), batch._replace(images=second)

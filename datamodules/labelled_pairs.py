@@ -14,8 +14,8 @@ from common.distributed import rank_and_world_size
 from common.randomness import keyed_generator
 from datamodules.images import ImageBatch, Images, Part
 from datamodules.parts.augment import Augmentation
-from datamodules.parts.image_loaders import WrappedImages
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum, training_draws
+from datamodules.parts.wrapped_images import WrappedImages
 
 GROUPS = ("pairs", "triplets")
 COLUMNS = (["anchor", "other", "same"], ["anchor", "positive", "negative"])
@@ -317,10 +317,7 @@ class LabelledPairs(WrappedImages):
 
     def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
         """Every image of a part once, in the order of storage: of an :class:`ImageBatch`."""
-        loader = self.source.plain_loader(part)
-        loader.source = self.part(part)
-        loader.num_samples = len(self.part(part).labels)
-        return loader
+        return self.source.plain_loader(part).over(self.part(part))
 
     def _groups_of(self, file: Path) -> Groups:
         """The groups of a file, see :func:`read_groups`, of the images of the source's training part.
@@ -355,8 +352,7 @@ class LabelledPairs(WrappedImages):
         if self.groups is not None:
             rows, same = draw_groups(part.labels, self.groups, self.source.split_seed)  # type: ignore[arg-type]
             return TensorLoader(Groups(part, rows, same), self.batch_size, shuffle=True, drop_last=True, seed=seed)
-        loader.source, loader.num_samples = part, len(part.labels)
-        return loader
+        return loader.over(part)
 
     def val_dataloader(self) -> TensorLoader:
         return self.plain_loader("val")
@@ -373,9 +369,7 @@ class LabelledPairs(WrappedImages):
         flat = ImageBatch(batch.images.flatten(0, 1), batch.labels.flatten())
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
             draws = training_draws(self.trainer, count, each * Augmentation.num_draws, self.source.order_seed)
-            dtype = self.trainer.lightning_module.dtype
-            assert isinstance(dtype, torch.dtype)
-            images = self.augmentation(flat.images, draws.view(count * each, -1), dtype)
+            images = self.augmentation(flat.images, draws.view(count * each, -1), self.dtype)
         else:
             images = self.to_float(flat).images
         return batch._replace(images=images.unflatten(0, (count, each)))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from datamodules.images import ImageBatch, Images
 from datamodules.parts import loader
-from datamodules.parts.image_loaders import WrappedImages
 from datamodules.parts.loader import TensorLoader
+from datamodules.parts.wrapped_images import WrappedImages
 from datamodules.sketches import BucketedLoader, SketchBatch, Sketches
 from datamodules.text import CharText
 
@@ -232,8 +232,7 @@ class SketchSequences(LightningDataModule):
         return self.source.predict_dataloader()
 
     def on_after_batch_transfer(self, batch: SketchBatch, dataloader_idx: int) -> SequenceBatch:
-        self.source.trainer = self.trainer
-        return self._positions(self.source.on_after_batch_transfer(batch, dataloader_idx))
+        return self._positions(self.source.augmented(batch, self.trainer))
 
     def _positions(self, batch: SketchBatch) -> SequenceBatch:
         return SequenceBatch(positions_of(batch.strokes, batch.lengths), batch.lengths, batch.labels)

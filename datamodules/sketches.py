@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from common.distributed import rank_and_world_size
@@ -224,11 +224,15 @@ class Sketches(LightningDataModule):
         return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: SketchBatch, dataloader_idx: int) -> SketchBatch:
-        if self.trainer is None or not self.trainer.training or not (self.random_scale or self.point_drop):
+        return self.augmented(batch, self.trainer)
+
+    def augmented(self, batch: SketchBatch, trainer: Trainer | None) -> SketchBatch:
+        """The batch, augmented if ``trainer`` trains on it: its draws are a function of where the training is."""
+        if trainer is None or not trainer.training or not (self.random_scale or self.point_drop):
             return batch
         # One for each point of the longest sketch there is: a sketch's draws do not depend on who else is in the batch.
         num_draws = 2 + self.longest
-        draws = loader.draws_per_sample(self.trainer, len(batch.lengths), num_draws, self.order_seed)
+        draws = loader.draws_per_sample(trainer, len(batch.lengths), num_draws, self.order_seed)
         for_scale, for_points = draws.to(batch.strokes.dtype).split([2, self.longest], 1)
         batch = batch._replace(strokes=scale_randomly(batch.strokes, for_scale, self.random_scale))
         return drop_points(batch, for_points, self.point_drop)

@@ -186,8 +186,8 @@ class Autoencoder(LightningModule):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         pca = PCA(len(self.pca_mean), self.device)
-        for batch in data.plain_loader("train"):
-            pca.update(data.to_float(batch).images.to(self.device).flatten(1))
+        for batch in data.plain_batches("train", self.device):
+            pca.update(batch.images.flatten(1))
         mean, components = pca.compute(len(self.pca_components))
         self.pca_mean.copy_(mean)
         self.pca_components.copy_(components)

@@ -65,8 +65,8 @@ class Untrained(LightningModule):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         pca = PCA(len(self.mean), self.device)
-        for batch in data.plain_loader("train"):
-            pca.update(data.to_float(batch).images.to(self.device).flatten(1))
+        for batch in data.plain_batches("train", self.device):
+            pca.update(batch.images.flatten(1))
         mean, components = pca.compute(len(self.components))
         self.mean.copy_(mean)
         self.components.copy_(components)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from copy import copy
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from lightning.pytorch import Trainer
@@ -87,16 +88,7 @@ class TensorLoader:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
-        if isinstance(source, tuple):
-            lengths = {len(tensor) for tensor in source}
-            if len(lengths) != 1:
-                raise ValueError(f"tensors of {sorted(lengths)} samples: expected the same number in each")
-            self.num_samples = lengths.pop()
-        else:
-            self.num_samples = len(source)
-        if self.num_samples == 0:
-            raise ValueError("the data set is empty: expected at least one sample")
-        self.source = source
+        self.source, self.num_samples = source, _num_samples(source)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -105,6 +97,20 @@ class TensorLoader:
         self.epoch = 0
         self._position = 0  # batches of this epoch that were handed out
         self._resumed = False  # the next iterator goes on at _position
+
+    def over(self, source: BatchSource | tuple[Tensor, ...]) -> Self:
+        """The same loader over another source: some rows of its own, say."""
+        loader = copy(self)
+        loader.source, loader.num_samples = source, _num_samples(source)
+        return loader
+
+    def in_full_batches(self) -> Self:
+        """The same loader without the last batch if it is not full; where there are too few samples for one full batch,
+        the batches are as large as all of them."""
+        loader = copy(self)
+        loader.batch_size = min(self.batch_size, self.num_samples // rank_and_world_size()[1])
+        loader.drop_last = True
+        return loader
 
     batch_sampler = None  # Lightning asks every loader that has a sampler
 
@@ -194,6 +200,19 @@ class TensorLoader:
         if not self.pin_memory:
             return batch
         return getattr(type(batch), "_make", tuple)([tensor.pin_memory() for tensor in batch])
+
+
+def _num_samples(source: BatchSource | tuple[Tensor, ...]) -> int:
+    if isinstance(source, tuple):
+        lengths = {len(tensor) for tensor in source}
+        if len(lengths) != 1:
+            raise ValueError(f"tensors of {sorted(lengths)} samples: expected the same number in each")
+        count = lengths.pop()
+    else:
+        count = len(source)
+    if count == 0:
+        raise ValueError("the data set is empty: expected at least one sample")
+    return count
 
 
 class WorkerLoader(TensorLoader):

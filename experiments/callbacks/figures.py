@@ -35,7 +35,7 @@ class Figures(Callback):
         if trainer.sanity_checking or not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         epoch = trainer.current_epoch + 1
-        due = bool(self.every_n_epochs) and epoch % self.every_n_epochs == 0
+        due = self.every_n_epochs and epoch % self.every_n_epochs == 0
         if due or epoch == trainer.max_epochs:
             self.write(trainer, pl_module, f"epoch_{epoch:04d}")
 

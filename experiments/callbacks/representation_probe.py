@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -211,8 +210,7 @@ def collect(
     """
     loader = data.plain_loader(part)
     if rows is not None and len(rows) < loader.num_samples:
-        loader = copy.copy(loader)
-        loader.source, loader.num_samples = loader.source.take(rows), len(rows)
+        loader = loader.over(loader.source.take(rows))
     device = trainer.strategy.root_device if trainer else torch.device("cpu")
     features, labels = [], []
     for batch in loader:
