@@ -30,7 +30,7 @@ def more_than(low: float, note: str = "", /, **numbers: float | None) -> None:
 
 
 def within(interval: str, /, **numbers: float | None) -> None:
-    """Raises ValueError for the first number outside of an interval such as ``"[0, 1)"``: brackets include an end."""
+    """Raises ValueError for the first number outside an interval such as ``"[0, 1)"``; brackets include the end."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     for name, number in numbers.items():
         if number is None:
@@ -53,7 +53,7 @@ def one_of(choices: Any, /, **values: object) -> None:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """``; did you mean 'x'?`` for the known name that is closest, or nothing."""
+    """``; did you mean 'x'?`` for the closest known name, or nothing."""
     found = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {found[0]!r}?" if found else ""
 

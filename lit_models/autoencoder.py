@@ -184,7 +184,7 @@ class Autoencoder(LightningModule):
         if not self.compares or self.trainer.ckpt_path is not None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        images = (data.to_float(batch).images for batch in data.plain_loader("train"))
+        images = (batch.images for batch in data.plain_batches("train", self.device))
         find_components(images, self.pca_mean, self.pca_components)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:

@@ -133,8 +133,7 @@ class LinearProbe(LightningModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: ViewBatch, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        logits = self(data.to_float(batch).images)
+        logits = self(batch.images)
         self.loss.update(F.cross_entropy(logits, batch.labels, reduction="none"))
         self.accuracy.update(logits, batch.labels)
         self.confusion.update(logits, batch.labels)
@@ -148,8 +147,7 @@ class LinearProbe(LightningModule):
 
     def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[int]:
         """The class of each image of the batch."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self(data.to_float(batch).images).argmax(1).tolist()
+        return self(batch.images).argmax(1).tolist()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
@@ -347,8 +346,7 @@ class MetricLearning(LightningModule):
             data.labeled_subset(1.0)
         except ValueError:  # how it says that no training image is of a class of the test's
             return
-        for batch in data.plain_loader("train"):
-            batch = data.to_float(move_data_to_device(batch, self.device))
+        for batch in data.plain_batches("train", self.device):
             with self.trainer.precision_plugin.forward_context():  # as Lightning does around test_step
                 self._evaluated.append((self.embed(batch.images), batch.labels))
         gallery, classes = self._collected()

@@ -185,8 +185,7 @@ class SimCLR(LightningModule):
 
     def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[list[float]]:
         """The representation of each image of the batch, without augmentation."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.encode(data.to_float(batch).images).tolist()
+        return self.encode(batch.images).tolist()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler, self.decay_vectors)

@@ -66,7 +66,7 @@ class Untrained(LightningModule):
         if self.representation != "pca":
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        images = (data.to_float(batch).images for batch in data.plain_loader("train"))
+        images = (batch.images for batch in data.plain_batches("train", self.device))
         find_components(images, self.mean, self.components)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -239,8 +239,8 @@ class VAE(LightningModule):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         total, count = torch.zeros_like(bias), torch.zeros(1).to(bias)
-        for batch in data.plain_loader("train"):
-            total += data.to_float(batch).images.to(bias).flatten(1).sum(0)
+        for batch in data.plain_batches("train", self.device):
+            total += batch.images.to(bias).flatten(1).sum(0)
             count += len(batch.images)
         mean = mean_over_ranks(total) / mean_over_ranks(count)
         bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))

@@ -1,6 +1,6 @@
 """Sentences about scenes as people might say them: synonyms, relations, counts, ellipsis; all of them true.
 
-What they are made of is in :mod:`datamodules.parts.scene_grammar`.
+:mod:`datamodules.parts.scene_grammar` has their words.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def describe(
 ) -> list[list[str]]:
     """Five different true sentences about each of the scenes (N, K, A + 2).
 
-    Of a scene of one object, at least three name its shape and its color.
+    For a scene of one object, at least three name its shape and color.
     """
     draw = random.Random(int(rng.integers(2**62)))  # draws single numbers many times faster than NumPy
     names = list(attributes)
@@ -111,12 +111,12 @@ def _where(place: str, draw: random.Random) -> str:
 
 
 def _pick(values: Mapping[str, str], draw: random.Random, always: Sequence[str], share: float = 0.5) -> dict[str, str]:
-    """Some of the values but the place: ``always`` these, and of the rest each with this probability."""
+    """Some of the values except the place: ``always`` these, and each of the others with this probability."""
     return {n: v for n, v in values.items() if n != "place" and (n in always or draw.random() < share)}
 
 
 def _look(values: Mapping[str, str], draw: random.Random) -> dict[str, str]:
-    """What one says of an object among others: mostly its shape and color."""
+    """What one says about an object among others: mostly its shape and color."""
     return _pick(values, draw, ("shape", "color") if draw.random() < 0.67 else ("shape",), 0.3)
 
 

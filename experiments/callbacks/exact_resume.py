@@ -1,4 +1,4 @@
-"""What Lightning's checkpoint lacks for a resumed run to equal an uninterrupted one bit for bit."""
+"""Adds to Lightning's checkpoint what a resumed run needs to equal an uninterrupted one bit for bit."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ExactResume(Callback):
         found = [loader.fingerprint() if isinstance(loader, Fingerprinted) else None for loader in loaders]
         if self._fingerprints not in (None, found) and not self.allow_changed_data:
             raise ValueError(
-                "the training data are not those that the checkpoint was saved with; expected the same data, or "
+                "the training data differ from those that the checkpoint was saved with; use the same data, or "
                 "--allow_changed_data true"
             )
         self._fingerprints = found
@@ -87,9 +87,9 @@ def _loader_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _complete_epoch(loop: dict[str, Any]) -> None:
-    """Completes the epoch in the state of the fit loop, which was saved right before Lightning does so itself.
+    """Completes the epoch in the state of the fit loop, which was saved just before Lightning would do so itself.
 
-    With ``max_steps`` Lightning takes such a state for one in mid-epoch, finds no batch left, and ends the run there.
+    With ``max_steps``, Lightning would treat such a state as mid-epoch, find no batch left, and end the run there.
     """
     epochs = loop["epoch_progress"]
     for counts in (epochs["total"], epochs["current"]):
@@ -101,7 +101,7 @@ def _complete_epoch(loop: dict[str, Any]) -> None:
 
 
 def generator_states() -> dict[str, Any]:
-    """Of this process, as tensors and numbers only."""
+    """The generator states of this process, as plain tensors and numbers."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     states = {
@@ -121,7 +121,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Puts this process's generators into ``states``."""
+    """Sets the generators of this process to ``states``."""
     python, numpy = states["python"], states["numpy"]
     random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)

@@ -1,4 +1,4 @@
-"""What a run leaves behind besides metrics and checkpoints: its configuration, manifest and summary."""
+"""Records a run's configuration, manifest and summary, besides its metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from experiments.run_folder import RunFolder, read_record, write_manifest
 class RunRecord(Callback):
     """Writes ``config.yaml`` and ``manifest.json`` when a run starts and keeps ``summary.json`` up to date.
 
-    In the summary, ``best`` are the validation metrics of the checkpoint that was chosen (by ``best.monitor``),
-    ``last`` those of the last validation, ``test`` the test metrics; ``wall_seconds`` counts training and validation
-    over all restarts.
+    In the summary, ``best`` holds the validation metrics of the checkpoint chosen by ``best.monitor``, ``last`` those
+    of the last validation, and ``test`` the test metrics; ``wall_seconds`` counts training and validation over all
+    restarts.
 
     Args:
         folder: the run's.
@@ -133,6 +133,6 @@ class RunRecord(Callback):
 
 
 def _metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
-    """The Trainer's metrics of one stage as plain numbers; NaN, which JSON does not know, as None."""
+    """The Trainer's metrics of one stage as plain numbers; NaN, which JSON does not have, becomes None."""
     values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
     return {name: None if math.isnan(value) else value for name, value in sorted(values.items())}  # type: ignore[misc]

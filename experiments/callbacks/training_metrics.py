@@ -1,4 +1,4 @@
-"""Training metrics without a log call per step, and the end of a run whose loss is no number any more."""
+"""Training metrics without a log call per step; also stops a run whose loss is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TrainingMetrics(Callback):
             first = int(broken.nonzero()[0]) if broken.any() else len(losses) - 1
             step = trainer.global_step - len(losses) + first + 1
             raise NonFiniteLoss(
-                f"the loss is {float(losses[first])} in step {step}; stopped, the last checkpoint is from before it"
+                f"the loss is {float(losses[first])} in step {step}; stopped, the last checkpoint is from before that"
             )
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,7 +132,7 @@ class TrainingMetrics(Callback):
 
 
 def _learning_rates(trainer: Trainer) -> dict[str, float]:
-    """``train/lr``, with a number behind it where there are several optimizers; of each one's first group."""
+    """``train/lr`` of the first parameter group, followed by a number if there are several optimizers."""
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
     if len(rates) == 1:
         return {"train/lr": rates[0]}

@@ -1,12 +1,12 @@
-"""Compares runs by what is in their folders: no server, nothing of Lightning.
+"""Compares runs by the contents of their folders, without a server and without Lightning.
 
     python train.py compare runs/vqa/easy_vqa                                     every run in a folder
     python train.py compare 'runs/*/digits/*' --metric val/knn_accuracy           those that a glob matches
     python train.py compare runs/vqa --by model.fusion --format markdown          by the values of these keys
 
-Runs whose configurations differ in nothing but the seed (and in labels, places and what is shown meanwhile) are one
-group: n runs, mean ± sample standard deviation. A run that is broken or unfinished is in no group but in the list
-below the table. The picture shows the means of the metric over the steps, with ± one standard deviation.
+Runs whose configurations differ only in the seed (and in labels, paths and progress output) form one group: n runs,
+mean ± sample standard deviation. Broken and unfinished runs belong to no group and are listed below the table. The
+picture shows the means of the metric over the steps, with ± one standard deviation.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from experiments.compare.views import VIEWS, below
 
 
 def choose_metric(runs: list[Run], asked: str | None) -> str:
-    """``asked``, or what the runs' best checkpoints are chosen by: on the test set where all were tested.
+    """``asked``, or the metric that chooses the runs' best checkpoints: on the test set if all runs were tested.
 
     Raises:
-        Mistake: no run has it, or the runs watch different ones.
+        Mistake: no run has it, or the runs monitor different metrics.
     """
     known = {name.removeprefix("best/").removeprefix("last/") for run in runs for name in run.metrics()}
     if asked:
@@ -37,14 +37,14 @@ def choose_metric(runs: list[Run], asked: str | None) -> str:
         return asked
     monitors = {str(run.config.get("best.monitor")) for run in runs}
     if len(monitors) > 1:
-        raise Mistake(f"the runs watch different metrics ({', '.join(sorted(monitors))}); expected --metric NAME")
+        raise Mistake(f"the runs monitor different metrics ({', '.join(sorted(monitors))}); choose with --metric NAME")
     monitor = monitors.pop()
     test = monitor.replace("val/", "test/", 1)
     return test if all(test in run.metrics() for run in runs) else monitor
 
 
 def with_numbers(runs: list[Run], metric: str, left_out: dict[str, str]) -> tuple[list[Run], list[str]]:
-    """The runs that have the metric as finite numbers, and by which names; the others go to ``left_out``."""
+    """The runs in which the metric is finite, and the names of their metrics; the others go to ``left_out``."""
     names = [metric, f"best/{metric}", f"last/{metric}"]
     names = [name for name in names if any(name in run.metrics() for run in runs)]
     whole = []
@@ -77,20 +77,20 @@ def _is_number(value: Any) -> bool:
 
 
 def main(args: list[str]) -> int:
-    """Reads, groups and shows.
+    """Reads, groups and shows runs.
 
     Raises:
-        Mistake: in the arguments.
+        Mistake: an argument is wrong.
     """
     parser = ArgumentParser("compare", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN_OR_GLOB", help="a run's folder, a folder above runs, or a glob")
+    parser.add_argument("runs", nargs="+", metavar="RUN_OR_GLOB", help="a run folder, a folder above runs, or a glob")
     parser.add_argument("--by", nargs="+", action="extend", metavar="KEY", help="group by the values of these keys")
-    parser.add_argument("--metric", help="default: best.monitor, on the test set where all runs were tested")
+    parser.add_argument("--metric", help="default: best.monitor, on the test set if all runs were tested")
     parser.add_argument(
-        "--columns", nargs="+", action="extend", default=[], metavar="NAME", help="further numbers, such as parameters"
+        "--columns", nargs="+", action="extend", default=[], metavar="NAME", help="further columns, such as parameters"
     )
     parser.add_argument("--format", choices=list(VIEWS), default="table")
-    parser.add_argument("--picture", metavar="FILE", help="default: compare_METRIC.png; '' for none")
+    parser.add_argument("--picture", metavar="FILE", help="default: compare_METRIC.png; '' means no picture")
     options = parser.parse_intermixed_args(args)
 
     left_out: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""How a comparison is shown: a table for people, CSV, JSON, Markdown."""
+"""Formats of a comparison: a table for people, CSV, JSON, Markdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIGITS = {"wall_seconds": 1, "samples_per_second": 0, "characters_per_second": 0
 
 
 def _rows(groups: list[Group]) -> list[list[str]]:
-    """The heading and a row a group."""
+    """The heading and one row per group."""
     if not groups:
         return []
     rows = [[*map(short, groups[0].keys), "n", *groups[0].metrics]]
@@ -68,7 +68,7 @@ def as_markdown(groups: list[Group], left_out: dict[str, str], notes: list[str],
 
 
 def as_csv(groups: list[Group], *_: object) -> str:
-    """A column a key (in full), ``n``, and two a figure: its mean by its own name, and ``…_std``."""
+    """One column per key (in full), ``n``, and two per metric: its mean under its own name, and ``…_std``."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     names = list(groups[0].metrics) if groups else []

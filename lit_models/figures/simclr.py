@@ -26,7 +26,7 @@ def figures(model: Any, batch: ViewBatch, project: Callable[[Tensor], Tensor]) -
         model: has ``encode``.
         project: views (V, B, C, H, W) → unit vectors (V, B, D), as the loss compares them.
     """
-    images = batch.images.to(batch.views.dtype) / 255
+    images = batch.images
     with evaluating(model), torch.no_grad():
         features = F.normalize(model.encode(images).float(), dim=1)
         return {

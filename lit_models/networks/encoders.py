@@ -25,8 +25,8 @@ class ConvEncoder(nn.Sequential):
     Each layer halves the map: 64×64 becomes 4×4 after four.
 
     Args:
-        ground: the brightness that becomes 0, as the padding is. Where images are drawn on an even ground, its own
-            brightness keeps the frame of the image from being the strongest edge in it.
+        ground: the brightness that becomes 0, like the padding. For images with a uniform background, using its
+            brightness keeps the image's border from being its strongest edge.
         norm: over the batch, over four groups of channels of each image, or none.
     """
 
@@ -47,8 +47,8 @@ class ConvEncoder(nn.Sequential):
 class Rescale(nn.Module):
     """Pixels in 0..1 to zero mean and unit deviation, channel by channel; by default 0..1 to -1..1.
 
-    Weights that come with a mean and a deviation of their own, as those of another library's network do, replace these,
-    and the two are part of the weights from then on.
+    Weights that come with their own mean and deviation, such as those of another library's network, replace these, and
+    the two are then part of the weights.
     """
 
     mean: Tensor
@@ -75,10 +75,10 @@ class Backbone(nn.Module):
     Args:
         name: ``resnet18`` and the like for torchvision's ResNets, or ``timm/<name>`` for anything in timm.
         pretrained: start from the library's ImageNet weights (downloaded by it).
-        frozen: keep the weights *and* the batch-norm statistics as they are.
+        frozen: keep the weights *and* the batch-norm statistics fixed.
 
     Raises:
-        ValueError: an unknown name, or timm is asked for and not installed.
+        ValueError: an unknown name, or a timm model although timm is not installed.
     """
 
     def __init__(self, name: str, pretrained: bool = False, frozen: bool = False) -> None:
@@ -136,7 +136,7 @@ def _timm_network(name: str, pretrained: bool, **options: Any) -> Any:
 def grid_encoder(
     name: str, image_shape: Sequence[int], channels: Sequence[int], norm: Norm, pretrained: bool, frozen: bool
 ) -> tuple[nn.Module, int]:
-    """The image encoder and the channels of the map that it gives."""
+    """The image encoder and the number of channels of its output map."""
     if name == "features":
         return nn.Identity(), image_shape[0]
     if name == "conv":
@@ -147,7 +147,7 @@ def grid_encoder(
 
 
 def grid_size(encoder: nn.Module, image_shape: Sequence[int]) -> int:
-    """The numbers in the grid of one image."""
+    """The number of values in the grid of one image."""
     with evaluating(encoder), torch.no_grad():
         return encoder(torch.zeros(1, *image_shape)).numel()
 
@@ -158,7 +158,7 @@ Pooling = Literal["max", "mean", "flatten"]
 def pool(grid: Tensor, how: Pooling) -> Tensor:
     """(I, C, h, w) → one vector an image: each channel's maximum or mean (I, C), or all of the grid (I, C·h·w).
 
-    The maximum does not care where a thing is, which is right for what a thing is; *where* needs the whole grid.
+    The maximum ignores where a thing is, which is right for recognizing it; its *place* needs the whole grid.
     """
     if how == "flatten":
         return grid.flatten(1)
@@ -166,7 +166,7 @@ def pool(grid: Tensor, how: Pooling) -> Tensor:
 
 
 def with_coordinates(grid: Tensor) -> Tensor:
-    """(I, C + 2, h, w): two channels more, the row and the column of each cell from -1 to 1."""
+    """(I, C + 2, h, w): adds two channels, the row and the column of each cell from -1 to 1."""
     images, _, height, width = grid.shape
     rows = torch.linspace(-1, 1, height, dtype=grid.dtype, device=grid.device)
     columns = torch.linspace(-1, 1, width, dtype=grid.dtype, device=grid.device)
@@ -200,7 +200,7 @@ def image_encoder(
         pretrained: start from the library's ImageNet weights (downloaded by it).
 
     Raises:
-        ValueError: an unknown name; an option that does not go with it; a network that takes no images of that shape.
+        ValueError: an unknown name; an option that does not fit it; a network that does not take images of that shape.
     """
     channels, *size = image_shape
     asked = f"encoder={name!r}"
@@ -208,10 +208,10 @@ def image_encoder(
     if stem is not None:
         one_of(Stem, stem=stem)
     if stem is not None and name not in RESNETS:
-        raise ValueError(f"stem={stem!r}: {asked} has none to choose, expected null or one of {', '.join(RESNETS)}")
+        raise ValueError(f"stem={stem!r}: {asked} has no choice of stems, expected null or one of {', '.join(RESNETS)}")
     if name == "conv":
         if pretrained:
-            raise ValueError(f"pretrained=True: there are no weights of {asked}, expected false")
+            raise ValueError(f"pretrained=True: there are no pretrained weights for {asked}, expected false")
         return PooledConv(image_shape, width or 32)
     if channels not in (1, 3):
         raise ValueError(f"{asked}: expected images of 1 or 3 channels, not {channels}; 'conv' takes any number")
@@ -248,13 +248,13 @@ class PooledConv(ConvEncoder):
 class ResNet(nn.Module):
     """torchvision's ResNet without its classifier, of any width and for small images: (B, C, H, W) → (B, out_dim).
 
-    Its parameters have the names of torchvision's, so that either loads the other's. Pixels come in 0..1, and become
-    ImageNet's mean and deviation where the weights are ImageNet's, and else -1..1.
+    Its parameters have torchvision's names, so that either can load the other's. Pixels in 0..1 are normalized with
+    ImageNet's mean and deviation if the weights are ImageNet's, and otherwise mapped to -1..1.
 
     Args:
         name: of :data:`RESNETS`.
-        in_channels: 1 or 3. Pretrained weights of the first layer are summed over the channels for 1, so that a gray
-            image gives what its three equal channels gave.
+        in_channels: 1 or 3. For 1, pretrained weights of the first layer are summed over the channels, so that a gray
+            image gives the same result as three equal channels.
         width: channels of the first stage.
         stem: "imagenet", 7×7 of stride 2 and a maximum over 3×3 of stride 2; or "cifar", one 3×3 of stride 1 (Chen et
             al. 2020, appendix B.9), which leaves 32×32 images at 32, 16, 8 and 4 pixels in the four stages.
@@ -315,10 +315,10 @@ class ResNet(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A network of torchvision or timm that ends in a vector, tried on one black image: (B, C, H, W) → (B, out_dim).
+    """A network of torchvision or timm that outputs a vector, tried on one black image: (B, C, H, W) → (B, out_dim).
 
     Raises:
-        ValueError: it does not take images of that shape.
+        ValueError: the network does not take images of that shape.
     """
 
     def __init__(self, body: nn.Module, image_shape: Sequence[int], name: str, rescale: Rescale) -> None:
@@ -334,7 +334,7 @@ class Pooled(nn.Module):
                 self.out_dim = self(torch.zeros(1, *image_shape)).shape[1]
         except (RuntimeError, AssertionError, ValueError) as error:
             shape = "×".join(map(str, image_shape))
-            raise ValueError(f"encoder={name!r}: takes no images of {shape} ({error})") from error
+            raise ValueError(f"encoder={name!r}: does not take images of {shape} ({error})") from error
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -342,7 +342,7 @@ class Pooled(nn.Module):
 
 
 def _headless(name: str, in_channels: int, pretrained: bool) -> nn.Module:
-    """A classifier of torchvision whose last linear layer is left out and whose first convolution fits."""
+    """A torchvision classifier without its last linear layer, with its first convolution adapted."""
     from torchvision import models
 
     known = models.list_models(models)
@@ -364,7 +364,7 @@ def _headless(name: str, in_channels: int, pretrained: bool) -> nn.Module:
 
 
 def _fitted(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Weights whose first convolution is summed over its channels where the network's has one channel only."""
+    """Sums the first convolution of weights over its channels if the network has only one input channel."""
     own = network.state_dict()
     return {
         key: value.sum(1, keepdim=True)
@@ -375,7 +375,7 @@ def _fitted(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]
 
 
 def library_weights(encoder: nn.Module) -> dict[str, Tensor]:
-    """The weights of an :func:`image_encoder` under the names that torchvision or timm give them."""
+    """The weights of an :func:`image_encoder` under torchvision's or timm's names."""
     network = encoder.body if isinstance(encoder, Pooled) else encoder
     return {key: value.detach().clone() for key, value in network.state_dict().items()}
 

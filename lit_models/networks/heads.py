@@ -1,4 +1,4 @@
-"""Projection heads: what stands between a representation and a contrastive loss."""
+"""Projection heads, between a representation and a contrastive loss."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def projection_head(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2,
     """``layers`` linear layers with ReLU between them: (B, in_dim) → (B, out_dim).
 
     Args:
-        norm: batch normalization behind each layer (behind the last without a ReLU, as SimCLR's code has it), whose
-            bias it makes useless.
+        norm: batch normalization after each layer (after the last one without a ReLU, as in SimCLR's code), which makes
+            the layer's bias useless.
 
     Raises:
         ValueError: not one to three layers.

@@ -1,4 +1,4 @@
-"""Recurrent layers: trained by PyTorch's fused kernels, opened by a step-by-step twin on the same weights."""
+"""Recurrent layers: trained with PyTorch's fused kernels, inspected by a step-by-step twin on the same weights."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
 class RecurrentStack(nn.Module):
-    """Recurrent layers on top of each other: (B, T, I) → (B, T, H), with the state after the last step.
+    """Stacked recurrent layers: (B, T, I) → (B, T, H), with the state after the last step.
 
     Args:
         input_dim, hidden, layers: sizes.
         dropout: on each layer's output.
-        locked: one dropout mask for all time steps of a sequence (Gal & Ghahramani 2016) instead of one for each.
+        locked: use one dropout mask for all time steps of a sequence (Gal & Ghahramani 2016) instead of one per step.
         weight_drop: DropConnect on the recurrent matrices, one mask for all time steps (Merity et al. 2018).
         layer_norm: normalize each layer's output.
 
@@ -78,7 +78,7 @@ class RecurrentStack(nn.Module):
         return outputs * F.dropout(torch.ones_like(outputs[:, :1]), self.dropout, self.training)
 
     def open(self, inputs: Tensor, state: State | None = None) -> list[dict[str, list[Tensor]]]:
-        """What :func:`unroll` gives of each layer; without dropout, as in evaluation."""
+        """The result of :func:`unroll` for each layer; without dropout, as in evaluation."""
         opened = []
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             opened.append(unroll(layer, inputs, state[i] if state else None))
@@ -87,18 +87,18 @@ class RecurrentStack(nn.Module):
 
 
 class SteppedLSTM(nn.LSTM):
-    """An LSTM of one layer with what no fused kernel has: norms inside the cell, and dropout of its candidate.
+    """An LSTM of one layer with features that no fused kernel has: norms inside the cell, and dropout of its candidate.
 
         i, f, g, o = LN(U x_t + W h_{t-1})      each gate normalized over its units (Ba, Kiros & Hinton 2016)
         c_t = f ⊙ c_{t-1} + i ⊙ dropout(g)      recurrent dropout without memory loss (Semeniuta et al. 2016)
         h_t = o ⊙ tanh LN(c_t)
 
     It is called like ``nn.LSTM(input_dim, hidden, batch_first=True)``. Without norms it has the same parameters, and
-    computes the same where nothing is dropped. U x_t is one product for all steps; the rest is a loop over them.
+    computes the same if nothing is dropped. U x_t is one product for all steps; the rest is a loop over them.
 
     Args:
-        layer_norm: the norms, whose own biases take the place of the LSTM's.
-        recurrent_dropout: share of the candidates that is dropped in training, another one in each step.
+        layer_norm: use the norms, whose own biases replace the LSTM's.
+        recurrent_dropout: share of the candidates that is dropped in training, drawn anew in each step.
     """
 
     def __init__(self, input_dim: int, hidden: int, layer_norm: bool = False, recurrent_dropout: float = 0.0) -> None:
@@ -132,16 +132,16 @@ class SteppedLSTM(nn.LSTM):
 
 
 def unroll(layer: nn.Module, inputs: Tensor, state: tuple[Tensor, ...] | None = None) -> dict[str, list[Tensor]]:
-    """A layer's computation written out, one step at a time, on the layer's own weights.
+    """A layer's computation, written out one step at a time on the layer's own weights.
 
     Args:
         layer: ``nn.RNN`` (tanh), ``nn.LSTM`` or ``nn.GRU`` of one layer and direction.
         inputs: (B, T, I).
-        state: (h,) or (h, c), each (1, B, H); zeros when left out.
+        state: (h,) or (h, c), each (1, B, H); zeros if left out.
 
     Returns:
-        lists over the time steps of (B, H): the state ``h``; of an LSTM also the gates ``i``, ``f``, ``o``, the
-        candidate ``g`` and the cell state ``c``; of a GRU the gates ``r`` and ``z`` and the candidate ``n``.
+        lists of (B, H) over the time steps: the state ``h``; for an LSTM also the gates ``i``, ``f``, ``o``, the
+        candidate ``g`` and the cell state ``c``; for a GRU the gates ``r`` and ``z`` and the candidate ``n``.
     """
     weights: dict[str, Tensor] = dict(layer.named_parameters())
     recurrent, recurrent_bias = weights["weight_hh_l0"], weights["bias_hh_l0"]
@@ -173,7 +173,7 @@ def unroll(layer: nn.Module, inputs: Tensor, state: tuple[Tensor, ...] | None = 
 
 
 def cell_jacobian_terms(layer: nn.LSTM, steps: dict[str, list[Tensor]], t: int) -> dict[str, Tensor]:
-    """The four terms of ∂C_t/∂C_{t-1} of an LSTM, each (B, H, H), whose sum it is.
+    """The four terms that sum to ∂C_t/∂C_{t-1} of an LSTM, each (B, H, H).
 
     C_t = f_t ⊙ C_{t-1} + i_t ⊙ g_t depends on C_{t-1} directly, and through h_{t-1} = o_{t-1} ⊙ tanh C_{t-1}, which
     each of f_t, i_t and g_t reads. With D = diag(o_{t-1} ⊙ (1 − tanh² C_{t-1})) and U the recurrent matrices:

@@ -24,19 +24,19 @@ class SkipNetwork(nn.Module):
         skip: conv 1×1, norm, LeakyReLU, beside all that lies below
         up:   [skip, what comes from below × 2], norm, conv, norm, LeakyReLU, conv 1×1, norm, LeakyReLU
 
-    with reflection padding, and a 1×1 convolution and a sigmoid at the end. Where a side is odd, what comes back is
-    cropped to it, so images of any size keep theirs. Network i is initialized, trained and normalized as if it were
-    alone; a rank of several runs only those of its images.
+    with reflection padding, and a 1×1 convolution and a sigmoid at the end. If a side is odd, the upsampled map is
+    cropped to it, so images of any size keep their size. Network i is initialized, trained and normalized as if it were
+    alone; each of several ranks runs only the networks of its images.
 
     Args:
         num_images: N.
         in_channels, out_channels: of an image's input and output.
-        down, up, skip: channels of each level, from the finest; a skip of 0 is none.
+        down, up, skip: channels of each level, starting with the finest; a skip of 0 means none.
         kernel_down, kernel_up: sides of the kernels.
         upsample: ``bilinear`` or ``nearest``.
 
     Raises:
-        ValueError: levels that do not go together; an argument out of range.
+        ValueError: the levels do not match; an argument is out of range.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class SkipNetwork(nn.Module):
         self.padding = max(kernel_down, kernel_up) // 2
 
     def least_side(self) -> int:
-        """The fewest pixels of a side: the coarsest map needs two numbers a channel to be normalized, and its padding
-        reflects more pixels than it adds."""
+        """The smallest side in pixels: normalizing the coarsest map needs two values per channel, and its reflection
+        padding needs more pixels than it adds."""
         side = 1 + max(1, self.padding)  # of the coarsest map
         return (side - 1) * 2 ** len(self.levels) + 1
 
@@ -113,7 +113,7 @@ def block(n: int, in_channels: int, out_channels: int, kernel: int, stride: int 
 
 
 class Conv(nn.Conv2d):
-    """A convolution (B, C, H, W) → (B, C′, H′, W′) with weights of its own for each of N images."""
+    """A convolution (B, C, H, W) → (B, C′, H′, W′) with separate weights for each of N images."""
 
     def __init__(self, n: int, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__(n * in_channels, n * out_channels, kernel, stride, groups=n)
@@ -129,10 +129,10 @@ class Conv(nn.Conv2d):
 
 
 class Norm(nn.Module):
-    """Batch norm of one image: by the mean and the variance of its own channels, also when it is evaluated.
+    """Batch norm of one image: by the mean and the variance of its own channels, even in evaluation.
 
-    So there are no running averages, which a network that is fitted to one image would only lag behind, and which
-    taking a step back would have to restore.
+    So there are no running averages, which would only lag behind in a network fitted to one image, and which a step
+    back would have to restore.
     """
 
     def __init__(self, n: int, channels: int) -> None:
@@ -148,6 +148,6 @@ class Norm(nn.Module):
 
 
 def of_this_rank(parameter: Tensor | None, n: int) -> Tensor:
-    """Of a parameter (N · K, …) the part of this rank's images; all of it, and the same, where there is one rank."""
+    """The part of a parameter (N · K, …) for this rank's images; the parameter itself if there is one rank."""
     assert parameter is not None
     return rows_of_this_rank(parameter.unflatten(0, (n, -1))).flatten(0, 1)

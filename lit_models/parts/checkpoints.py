@@ -1,4 +1,4 @@
-"""A trained module out of its checkpoint, for techniques that build on another."""
+"""Loads a trained module from its checkpoint, for techniques that build on another."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def trained_module(checkpoint: str, argument: str = "checkpoint") -> tuple[dict[
 
 
 def rebuilt(made_of: dict[str, Any]) -> LightningModule:
-    """A module of such a class and arguments, with new weights."""
+    """A module of this class with these arguments and new weights."""
     package, _, name = made_of["class_path"].rpartition(".")
     # What a file says is imported from here only, and called only if it is a technique.
     made = getattr(import_module(package), name, None) if package.startswith("lit_models.") else None
     if not (isinstance(made, type) and issubclass(made, LightningModule) and made.__module__ == package):
-        raise ValueError(f"checkpoint: holds a {made_of['class_path']}, expected a module of lit_models")
+        raise ValueError(f"checkpoint: contains a {made_of['class_path']}, expected a module of lit_models")
     known = signature(made).parameters  # a checkpoint also holds facts of the data that this class did not ask for
     return made(**{key: value for key, value in made_of["init_args"].items() if key in known})

@@ -1,4 +1,4 @@
-"""Using a model in evaluation mode, whatever mode it is in."""
+"""Using a model in evaluation mode, whatever its current mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gaussian codes: their KL from the prior, and paths between them."""
+"""Gaussian codes: their KL divergence from the prior, and paths between them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """(steps, D): from code ``a`` (D,) to ``b`` along the great circle, both included, the length changing evenly.
+    """(steps, D): from code ``a`` (D,) to ``b`` along the great circle, including both, with evenly changing length.
 
-    A straight line between two draws from a unit Gaussian leads through codes that are shorter than any draw; this does
-    not (Shoemake 1985; White 2016).
+    A straight line between two draws from a unit Gaussian passes through codes that are shorter than typical draws;
+    this path does not (Shoemake 1985; White 2016).
     """
     at_least(2, steps=steps)
     t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device)[:, None]

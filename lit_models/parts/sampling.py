@@ -22,12 +22,12 @@ def draw(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """(B, V) → (B,): one symbol a row, from softmax(logits / temperature) cut to its likeliest symbols.
+    """(B, V) → (B,): one symbol per row, from softmax(logits / temperature) restricted to the likeliest symbols.
 
     Args:
         temperature: 0 takes the likeliest symbol.
-        top_k: only the k likeliest.
-        top_p: only the fewest likeliest that together reach this probability (Holtzman et al. 2020).
+        top_k: use only the k likeliest.
+        top_p: use only the fewest likeliest symbols that together reach this probability (Holtzman et al. 2020).
     """
     if temperature == 0:
         return logits.argmax(1)
@@ -38,7 +38,7 @@ def draw(
 
 
 def cut(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Logits (B, V) divided by a temperature above 0, those of symbols that :func:`draw` leaves out being −∞."""
+    """Logits (B, V) divided by a temperature above 0; −∞ for symbols that :func:`draw` leaves out."""
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[1]:
         kept = logits.topk(top_k, 1)

@@ -1,4 +1,4 @@
-"""Principal components of more images than fit memory as floats."""
+"""Principal components of more images than fit in memory as floats."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from common.distributed import world_size
 
 
 class PCA:
-    """Principal component analysis from sums: of the samples and of their products, in double precision.
+    """Principal component analysis from sums of the samples and of their products, in double precision.
 
     Args:
-        dim: numbers of a sample.
-        device: where the sums are kept; they take dim² numbers.
+        dim: number of values in a sample.
+        device: where the sums, dim² numbers, are kept.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -25,7 +25,7 @@ class PCA:
         self.products = torch.zeros(dim, dim, dtype=torch.double, device=device)
 
     def update(self, samples: Tensor) -> None:
-        """(B, dim) samples of this rank."""
+        """Adds samples (B, dim) of this rank."""
         samples = samples.double()
         self.count += len(samples)
         self.total += samples.sum(0)
