@@ -10,8 +10,8 @@ from torch import Tensor
 
 from common.checks import at_least
 from common.randomness import draws_of_place
-from datamodules.images import ImageBatch, Images
 from datamodules.parts.augment import Augmentation
+from datamodules.parts.image_sets import ImageBatch, Images
 from datamodules.parts.loader import TensorLoader, training_draws
 from datamodules.parts.wrapped_images import WrappedImages
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from common.checks import at_least, one_of, within
-from datamodules.images import ImageBatch, Images, Part, parts_of, stratified_order
 from datamodules.parts.image_files import Archive, Broken, Tree
+from datamodules.parts.image_sets import ImageBatch, Images, Part, parts_of, stratified_order
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
 
 

@@ -14,8 +14,8 @@ from common.checks import at_least
 from common.distributed import rank_and_world_size
 from common.files import nearest_path
 from common.randomness import keyed_generator
-from datamodules.images import ImageBatch, Images, Part
 from datamodules.parts.augment import Augmentation
+from datamodules.parts.image_sets import ImageBatch, Images, Part
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum, training_draws
 from datamodules.parts.wrapped_images import WrappedImages
 

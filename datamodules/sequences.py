@@ -11,8 +11,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from common.checks import at_least
-from datamodules.images import ImageBatch, Images
 from datamodules.parts import loader
+from datamodules.parts.image_sets import ImageBatch, Images
 from datamodules.parts.loader import TensorLoader
 from datamodules.parts.wrapped_images import WrappedImages
 from datamodules.sketches import BucketedLoader, SketchBatch, Sketches

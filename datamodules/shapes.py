@@ -8,7 +8,7 @@ import torch
 
 from common.checks import one_of
 from datamodules.easy_vqa import COLORS, SHAPES, attributes, read_images
-from datamodules.images import ImageBatch, Images, Part
+from datamodules.parts.image_sets import ImageBatch, Images, Part
 
 Label = Literal["shape", "color"]
 
@@ -21,7 +21,7 @@ class Shapes(Images):
 
     Args:
         label: whether the classes are shapes or colors.
-        batch_size, root, val_fraction, split_seed, limit: as in :class:`~datamodules.images.Images`.
+        batch_size, root, val_fraction, split_seed, limit: as in :class:`~datamodules.parts.image_sets.Images`.
 
     Raises:
         ValueError: an unknown label.

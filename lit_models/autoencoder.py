@@ -38,7 +38,7 @@ from lit_models.scores.pca import find_components
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from datamodules.images import ImageBatch
+    from datamodules.parts.image_sets import ImageBatch
 
 PCA_MOST = 4096
 """numbers of an image above which its principal components, whose cost grows with the cube, are left out"""

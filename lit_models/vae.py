@@ -49,7 +49,7 @@ from lit_models.scores.vae import PosteriorScores
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from datamodules.images import ImageBatch
+    from datamodules.parts.image_sets import ImageBatch
 
 LOG_2PI = math.log(2 * math.pi)
 MEANS = ("elbo", "bound", "reconstruction", "kl", "nll")

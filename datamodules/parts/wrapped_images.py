@@ -10,8 +10,8 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from common.checks import at_least
-from datamodules.images import ImageBatch, Images, Part
 from datamodules.parts.image_loaders import FloatImages
+from datamodules.parts.image_sets import ImageBatch, Images, Part
 from datamodules.parts.loader import TensorLoader
 
 

@@ -12,7 +12,7 @@ from lit_models.figures.grids import map_figure, rows_figure
 from lit_models.parts.evaluating import evaluating
 
 if TYPE_CHECKING:
-    from datamodules.images import ImageBatch
+    from datamodules.parts.image_sets import ImageBatch
     from lit_models.autoencoder import Autoencoder
 
 COLUMNS = 12

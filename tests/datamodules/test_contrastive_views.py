@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from datamodules.contrastive_views import ContrastiveViews, ViewBatch
 from datamodules.easy_vqa import COLORS, SHAPES, _read_questions, read_images
 from datamodules.image_tree import ImageTree
-from datamodules.images import Digits, ImageBatch
+from datamodules.images import Digits
 from datamodules.parts.augment import Augmentation
+from datamodules.parts.image_sets import ImageBatch
 from datamodules.parts.loader import WorkerLoader
 from datamodules.shapes import Shapes
 from experiments.callbacks.representation_probe import RepresentationProbe

@@ -26,19 +26,10 @@ from torchvision import datasets
 
 from datamodules import image_tree
 from datamodules.image_tree import ImageTree
-from datamodules.images import (
-    CIFAR10,
-    CIFAR100,
-    MNIST,
-    STL10,
-    Digits,
-    FashionMNIST,
-    ImageBatch,
-    Images,
-    stratified_order,
-)
+from datamodules.images import CIFAR10, CIFAR100, MNIST, STL10, Digits, FashionMNIST
 from datamodules.parts import image_files
 from datamodules.parts.image_files import Tree, decode_image
+from datamodules.parts.image_sets import ImageBatch, Images, stratified_order
 from datamodules.parts.loader import WorkerLoader, checksum
 from tests.conftest import DATA
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.images import Digits, ImageBatch
+from datamodules.images import Digits
 from datamodules.labelled_pairs import ClassBalancedLoader, ExampleBatch, LabelledPairs, draw_groups, read_groups
 from datamodules.parts.augment import Augmentation
+from datamodules.parts.image_sets import ImageBatch
 
 Ranks = Callable[[int, int], None]
 

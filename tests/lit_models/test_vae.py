@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from common.randomness import coins_of_samples, normal_of_samples
-from datamodules.images import ImageBatch
+from datamodules.parts.image_sets import ImageBatch
 from experiments.cli import CLI
 from lit_models.networks.image_coders import conv_decoder, conv_encoder
 from lit_models.parts.latent import slerp

@@ -22,7 +22,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from datamodules.images import Digits, ImageBatch, Part
+from datamodules.images import Digits
+from datamodules.parts.image_sets import ImageBatch, Part
 from experiments import representations
 from experiments.callbacks import representation_probe
 from experiments.callbacks.exact_resume import generator_states
