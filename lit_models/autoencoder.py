@@ -36,8 +36,6 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.scores.pca import find_components
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.parts.image_sets import ImageBatch
 
 PCA_MOST = 4096
@@ -137,7 +135,6 @@ class Autoencoder(LightningModule):
         self.register_buffer("pca_components", torch.zeros(min(self.code_dim, pixels) * self.compares, pixels))
 
         self.val_loss, self.mse, self.pca_mse = MeanMetric(), MeanMetric(), MeanMetric()
-        self._shown: ImageBatch | None = None  # for illustrate(): the first batch that was last evaluated
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -188,14 +185,12 @@ class Autoencoder(LightningModule):
         find_components(images, self.pca_mean, self.pca_components)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "test")
+        self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: ImageBatch, batch_idx: int, stage: str) -> None:
-        if batch_idx == 0:
-            self._shown = batch
+    def _evaluate(self, batch: ImageBatch, stage: str) -> None:
         output = self(batch.images)
         self.val_loss.update(reconstruction_loss(self.loss, output, batch.images))
         self.mse.update(reconstruction_loss("mse", self.to_pixels(output), batch.images))
@@ -237,9 +232,3 @@ class Autoencoder(LightningModule):
 
     def _batch(self, image: object) -> Tensor:
         return to_image_batch(image, self.image_shape, self.device).to(self.dtype)
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Reconstructions beside PCA's, with their errors; interpolations; a map of the codes."""
-        from lit_models.figures.autoencoder import figures
-
-        return {} if self._shown is None else figures(self, self._shown)

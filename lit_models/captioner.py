@@ -49,8 +49,6 @@ from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
 from lit_models.scores.captions import CaptionScores, fingerprints
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.captions import CaptionBatch
 
 END = 0
@@ -189,9 +187,9 @@ class Captioner(LightningModule):
         self.scores = CaptionScores(vocab)
         self.compared: Any = nn.ModuleDict()  # in the test: scores of each other way to decode
         self.taught: Tensor | None = None  # fingerprints of the training captions, to know which caption is novel
-        self._shown: CaptionBatch | None = None  # for illustrate(): the first batch of the last evaluation,
-        self._by_length: dict[int, tuple[int, float, float]] = {}  # how good captions of each length were,
-        self._table: dict[str, dict[str, float]] = {}  # and how each way to decode did
+        # Of the last evaluation, for its figures:
+        self.by_length: dict[int, tuple[int, float, float]] = {}  # how good captions of each length were
+        self.by_method: dict[str, dict[str, float]] = {}  # and, of a test, how each way to decode did
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -397,7 +395,7 @@ class Captioner(LightningModule):
         self.taught = checkpoint.get("taught_captions")
 
     def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, "val")
 
     def on_test_start(self) -> None:
         self.compared = nn.ModuleDict(
@@ -406,7 +404,7 @@ class Captioner(LightningModule):
         self.compared.to(self.device)
 
     def test_step(self, batch: CaptionBatch, batch_idx: int) -> None:
-        references = self._evaluate(batch, batch_idx, "test")
+        references = self._evaluate(batch, "test")
         for method in ("beam", "nucleus", "sample"):
             key = (self.seed, "test", method, batch_idx)
             draws = uniform_of_samples(len(batch.images), self.longest, *key, device=self.device)[:, None]
@@ -426,10 +424,8 @@ class Captioner(LightningModule):
             first = [list(sentences[0]) for sentences in references]
             self._score(self.compared["people"], first, [sentences[1:] for sentences in references], batch)
 
-    def _evaluate(self, batch: CaptionBatch, batch_idx: int, stage: str) -> list[list[list[int]]]:
+    def _evaluate(self, batch: CaptionBatch, stage: str) -> list[list[list[int]]]:
         """Adds a batch to the scores; the references of each image."""
-        if batch_idx == 0:
-            self._shown = batch
         _, targets, inside = shifted(batch.captions, batch.lengths)
         told = inside & self.is_known(targets)
         self.nats.update(F.cross_entropy(self(batch)[told], targets[told], reduction="none"))
@@ -461,36 +457,23 @@ class Captioner(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         found = self._log_scores("test")
-        self._table = {"greedy": found}
+        self.by_method = {"greedy": found}
         for name, scores in self.compared.items():
             if scores.rows:
-                self._table[name] = {key: float(value) for key, value in scores.compute().items()}
+                self.by_method[name] = {key: float(value) for key, value in scores.compute().items()}
         self.compared = nn.ModuleDict()
-        for name, values in self._table.items():
+        for name, values in self.by_method.items():
             self.log_dict({f"test/{name}/{key}": values[key] for key in COMPARED if key in values})
 
     def _log_scores(self, stage: str) -> dict[str, float]:
         # Every rank computes the same figures from what all have gathered.
         scores = self.scores.compute()
-        self._by_length = self.scores.by_length
+        self.by_length = self.scores.by_length
         self.scores.reset()
         main = "truthful" if "truthful" in scores else "cider_d"
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != main})
         self.log(f"{stage}/{main}", scores[main], prog_bar=True)
         return {name: float(value) for name, value in scores.items()}
-
-    @torch.no_grad()
-    def illustrate(self) -> dict[str, Figure]:
-        """Images with captions; where it looks for each word; scores by length; diversity of the ways to decode.
-
-        Made of the last evaluation, the last one of a test. Empty before any.
-        """
-        from lit_models.figures.captioner import figures
-
-        if self._shown is None:
-            return {}
-        with evaluating(self):
-            return figures(self, self._shown, self._by_length, self._table)
 
 
 def inverse_cdf(logits: Tensor, draws: Tensor) -> Tensor:

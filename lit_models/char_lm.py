@@ -44,12 +44,10 @@ from lit_models.parts.optim import DecayAfter, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.text import TextBatch
 
 PASSAGE = 2000
-"""characters of the evaluated text that :meth:`CharLM.illustrate` looks at"""
+"""characters of the evaluated text that are kept for the figures"""
 
 
 def nats_per_character(logits: Tensor, targets: Tensor) -> Tensor:
@@ -141,7 +139,7 @@ class CharLM(LightningModule):
         self.nats = MeanMetric()  # over the characters of all ranks
         self._state: State | None = None  # of the training rows, carried from window to window
         self._evaluated: State | None = None  # likewise in evaluation
-        self._passage: list[Tensor] = []  # for illustrate(): the beginning of what was last evaluated
+        self.passage: list[Tensor] = []  # the beginning of what was last evaluated, for the figures
 
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Codes (B, T) → logits of each next character (B, T, V), and the state after the last one."""
@@ -178,9 +176,9 @@ class CharLM(LightningModule):
         nats = nats_per_character(logits, batch.targets)
         self.nats.update(nats[batch.targets != -100])
         if batch_idx == 0:
-            self._passage = []
-        if sum(map(len, self._passage)) < PASSAGE:
-            self._passage.append(batch.inputs[0][batch.targets[0] != -100])
+            self.passage = []
+        if sum(map(len, self.passage)) < PASSAGE:
+            self.passage.append(batch.inputs[0][batch.targets[0] != -100])
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -291,12 +289,3 @@ class CharLM(LightningModule):
         with evaluating(self):
             logits, _ = self(codes[None, :-1])
         return nats_per_character(logits, codes[None, 1:])[0, -len(text) :]
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Samples, surprise over a passage, cells with a meaning, saturated gates, and how far the gradient reaches.
-
-        Made of the beginning of what was last evaluated. Empty before any.
-        """
-        from lit_models.figures.char_lm import figures
-
-        return figures(self, torch.cat(self._passage)[:PASSAGE]) if self._passage else {}

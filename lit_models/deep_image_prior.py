@@ -42,8 +42,6 @@ from lit_models.parts.total_variation import total_variation, tv_restore_noisy
 from lit_models.scores.windowed_variance import WindowedVariance
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.restoration import Restoration, RestorationBatch
 
 TRACE = ("misfit", "variance", "psnr_raw_db", "psnr_average_db")
@@ -159,7 +157,6 @@ class DeepImagePrior(LightningModule):
         self._trace: list[Tensor] = []  # (N, len(TRACE)) of each iteration
         self._good: dict[str, Any] = {}  # the state to go back to
         self._references: dict[str, Tensor] = {}  # what the network has to beat
-        self._shown: RestorationBatch | None = None  # for illustrate()
 
     def on_fit_start(self) -> None:
         if (count := self.trainer.accumulate_grad_batches) != 1:
@@ -279,7 +276,6 @@ class DeepImagePrior(LightningModule):
         return torch.stack([row.to(self.device) for row in self._trace])
 
     def _evaluate(self, batch: RestorationBatch, stage: str) -> None:
-        self._shown = batch
         images = {"": self.stop.kept, "_average": self.average, "_raw": self.stop.newest()}
         if self.copies > 1:
             images["_mean_of_copies"] = self.restored.repeat_interleave(self.copies, 0)
@@ -346,12 +342,6 @@ class DeepImagePrior(LightningModule):
             str(write_restored(image, name, file))
             for image, name, file in zip(self.restored, self.data.names, self.data.files, strict=True)
         ]
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Degraded, restored and true with a part enlarged; PSNR and variance over iterations; outputs on the way."""
-        from lit_models.figures.deep_image_prior import figures
-
-        return {} if self._shown is None else figures(self, self._shown)
 
 
 def write_restored(image: Tensor, name: str, file: Path | None) -> Path:

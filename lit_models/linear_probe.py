@@ -28,8 +28,6 @@ from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.contrastive_views import ViewBatch
 
 
@@ -98,7 +96,7 @@ class LinearProbe(LightningModule):
         self.train()  # Lightning leaves each part in the mode that it finds
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.confusion = MulticlassConfusionMatrix(num_classes)
-        self._confusion: Tensor | None = None  # for illustrate(): of what was last evaluated
+        self.confusions: Tensor | None = None  # (K, K) counts of the last evaluation: class by what it was taken for
 
     def _train_what_encodes(self, trained: bool) -> int:
         """Lets those parameters be trained, if any, that ``encode`` depends on; returns how many numbers it gives."""
@@ -140,7 +138,7 @@ class LinearProbe(LightningModule):
         self.log_dict({f"{stage}/loss": self.loss, f"{stage}/accuracy": self.accuracy})
 
     def on_validation_epoch_end(self) -> None:
-        self._confusion = self.confusion.compute()
+        self.confusions = self.confusion.compute()
         self.confusion.reset()
 
     on_test_epoch_end = on_validation_epoch_end
@@ -161,23 +159,3 @@ class LinearProbe(LightningModule):
             probabilities = self(batch).softmax(1)[0].tolist()
         names = self.class_names or [str(i) for i in range(len(probabilities))]
         return dict(sorted(zip(names, probabilities, strict=True), key=lambda item: -item[1]))
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Which classes are taken for which."""
-        return {} if self._confusion is None else {"confusion": confusion_figure(self._confusion, self.class_names)}
-
-
-def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
-    """Which class (K rows) was taken for which, as shares of each row of counts (K, K)."""
-    from matplotlib.figure import Figure
-
-    shares = counts.float().cpu() / counts.sum(1, keepdim=True).clamp_min(1).cpu()
-    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(names) <= 20:
-        axis.set_xticks(range(len(names)), names, rotation=90)
-        axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel="taken for", ylabel="class")
-    figure.colorbar(image, label="share of the class")
-    return figure

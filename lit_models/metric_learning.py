@@ -55,8 +55,6 @@ from lit_models.scores.retrieval import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.labelled_pairs import ExampleBatch
 
 SHOWN = 400
@@ -258,8 +256,9 @@ class MetricLearning(LightningModule):
 
         self._evaluated: list[tuple[Tensor, Tensor]] = []  # embeddings and labels, on this rank
         self.register_buffer("threshold", torch.tensor(torch.nan))  # between pairs that are alike and others
-        self._verification: Verification | None = None  # for illustrate(): of what was last evaluated, and some of it
-        self._shown: list[tuple[Tensor, Tensor]] = []
+        # Of the last evaluation, for its figures:
+        self.verification: Verification | None = None  # of all pairs
+        self.examples: list[tuple[Tensor, Tensor]] = []  # some images and their labels
         self.train()  # Lightning leaves each part in the mode that it finds
 
     def train(self, mode: bool = True) -> MetricLearning:
@@ -320,7 +319,7 @@ class MetricLearning(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._shown, self._evaluated = [], []
+        self.examples, self._evaluated = [], []
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -334,7 +333,7 @@ class MetricLearning(LightningModule):
         images, labels = batch.images[:, 0], batch.labels[:, 0]
         self._evaluated.append((self.embed(images), labels))
         rows = torch.arange(0, len(images), max(1, len(images) * num_batches // SHOWN))  # data may be sorted by class
-        self._shown.append((images[rows], labels[rows]))
+        self.examples.append((images[rows], labels[rows]))
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -373,7 +372,7 @@ class MetricLearning(LightningModule):
             if not self.normalize:  # comparable to embeddings of length 1, whose order by distance is that by cosine
                 by_cosine = retrieval_scores(F.normalize(z, dim=1), labels)
                 found |= {f"cosine_{name}": float(values.mean()) for name, values in by_cosine.items()}
-        pairs = self._verification = verification(z, labels)
+        pairs = self.verification = verification(z, labels)
         if stage == "val":
             self.threshold.fill_(pairs.best_threshold())
         found["verification_auc"] = pairs.auc()
@@ -433,12 +432,3 @@ class MetricLearning(LightningModule):
     def export(self) -> dict[str, Tensor]:
         """The encoder's weights by the names of torchvision or timm: see :meth:`lit_models.simclr.SimCLR.export`."""
         return library_weights(self.encoder)
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Neighbors with hits and misses; a map; the distances of positive and negative pairs; the hardest pairs."""
-        from lit_models.figures.metric_learning import figures
-
-        if self._verification is None:
-            return {}
-        images, labels = (torch.cat(parts) for parts in zip(*self._shown, strict=True))
-        return figures(self, images, labels, self._verification)

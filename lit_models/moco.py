@@ -48,8 +48,6 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.precision import full_precision
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.contrastive_views import ViewBatch
 
 
@@ -167,7 +165,6 @@ class MoCo(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [f"queue.{name}" for name, _ in self.queue.named_buffers()]
         self.steps = 1  # of the training, for the cosine
         self.scores = ContrastiveScores()
-        self._shown: ViewBatch | None = None  # for illustrate(): the first batch that was last evaluated
 
     def setup(self, stage: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -252,20 +249,14 @@ class MoCo(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def test_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def _evaluate(self, batch: ViewBatch, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._shown = batch
         first, second = batch.views
         q, k = unit(self.query(first)), unit(self.key(second))
         logits = self.logits(q, k)
         scores = similarities(logits, self.zeros(logits), self.temperature)
         loss = cross_entropy_of_positives(logits, self.zeros(logits))
         self.scores.add({"loss": loss, **scores, "projection_std": spread(q)})
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         self.scores.log(self, "val")
@@ -285,11 +276,3 @@ class MoCo(LightningModule):
     def export(self) -> dict[str, Tensor]:
         """The query encoder's weights, named and to be used as those of :meth:`lit_models.simclr.SimCLR.export`."""
         return library_weights(self.query.encoder)  # type: ignore[arg-type]
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Views; nearest neighbors; a map of the representation; similarities of positives and of negatives."""
-        from lit_models.figures.simclr import figures
-
-        if self._shown is None:
-            return {}
-        return figures(self, self._shown, lambda views: unit(self.query(views.flatten(0, 1))).unflatten(0, (2, -1)))

@@ -21,7 +21,7 @@ whether it was the last.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,6 @@ from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
 from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask, with_end
 from lit_models.parts.sketch import Sketch, to_strokes
 from lit_models.scores.pca import find_components
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 END_WEIGHT = 0.1
 """of the cross-entropy of the end beside the squared error, for sequences of real numbers"""
@@ -212,8 +209,7 @@ class SequenceAutoencoder(LightningModule):
             names += ["length_accuracy"] + ["pca_mse"] * self.compares + ["resampled_mse"] * (code_dim >= self.dim)
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in names})
         self.of_length = MeanOfLength(longest)
-        self._by_length: Tensor | None = None  # what it said last, for illustrate(),
-        self._shown: SequenceBatch | None = None  # and the first sequences that were last evaluated
+        self.by_length: Tensor | None = None  # what it said last, for the figures
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -383,14 +379,6 @@ class SequenceAutoencoder(LightningModule):
         return F.pad(values, (0, 0, 0, like.shape[1] - values.shape[1]))
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def test_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def _evaluate(self, batch: SequenceBatch, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._shown = batch
         values, lengths, _ = batch
         code = self.code_of(values, lengths)
         targets, steps = self.targets_of(values, lengths)
@@ -415,6 +403,8 @@ class SequenceAutoencoder(LightningModule):
             resampled = self.resampled_reconstruction(values, lengths)
             self.means["resampled_mse"].update(squared_error(resampled, values, lengths))
 
+    test_step = validation_step
+
     def accuracy(self, code: Tensor, targets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The share of each line's characters (B,) that free running writes at their place, counted from where it
         starts, and whether the line is right as a whole, its end included. An empty line has no wrong character."""
@@ -435,7 +425,7 @@ class SequenceAutoencoder(LightningModule):
 
     def _log_scores(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": metric.compute() for name, metric in self.means.items()})
-        self._by_length = self.of_length.compute()
+        self.by_length = self.of_length.compute()
         for metric in (*self.means.values(), self.of_length):
             metric.reset()
 
@@ -515,10 +505,3 @@ class SequenceAutoencoder(LightningModule):
         points = points.float().cpu()
         offsets = points[:, :2].diff(dim=0, prepend=torch.zeros(1, 2)) * self.scale_factor
         return Sketch(torch.cat([offsets, (points[:, 2:] > 0.5).float()], 1))
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Sequences and their reconstructions, paths between two codes, the score against the length, and a map of the
-        codes. Empty before any evaluation."""
-        from lit_models.figures.seq_autoencoder import figures
-
-        return {} if self._shown is None or self._by_length is None else figures(self, self._shown, self._by_length)

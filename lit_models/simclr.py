@@ -36,8 +36,6 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.precision import full_precision
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.contrastive_views import ViewBatch
 
 
@@ -126,7 +124,6 @@ class SimCLR(LightningModule):
         features = int(self.encoder.out_dim)  # type: ignore[arg-type]
         self.head = projection_head(features, head_dim or features, out_dim, head_layers, head_norm)
         self.scores = ContrastiveScores()
-        self._shown: ViewBatch | None = None  # for illustrate(): the first batch that was last evaluated
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -167,15 +164,9 @@ class SimCLR(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def test_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def _evaluate(self, batch: ViewBatch, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._shown = batch
         self.scores.add(self._contrast(batch))
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         self.scores.log(self, "val")
@@ -198,11 +189,3 @@ class SimCLR(LightningModule):
         Without a classifier's. A ResNet that was not pretrained takes pixels in −1..1.
         """
         return library_weights(self.encoder)
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Views; nearest neighbors; a map of the representation; similarities of positives and of negatives."""
-        from lit_models.figures.simclr import figures
-
-        if self._shown is None:
-            return {}
-        return figures(self, self._shown, self.project)

@@ -45,8 +45,6 @@ from lit_models.parts.sketch import Sketch, to_strokes
 from lit_models.scores.vae import PosteriorScores
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.sketches import SketchBatch
 
 START = (0.0, 0.0, 1.0, 0.0, 0.0)
@@ -155,8 +153,7 @@ class SketchRNN(LightningModule):
 
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in MEANS})
         self.posterior = PosteriorScores()
-        self._shown: SketchBatch | None = None  # for illustrate(): the first drawings that were last evaluated,
-        self._kl: Tensor | None = None  # and the mean KL of each dimension
+        self.mean_kl: Tensor | None = None  # (D,) nats of each dimension in the last evaluation
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -232,8 +229,6 @@ class SketchRNN(LightningModule):
         self._evaluate(batch, batch_idx, "test")
 
     def _evaluate(self, batch: SketchBatch, batch_idx: int, stage: str) -> None:
-        if batch_idx == 0:
-            self._shown = batch
         each = self._objective(batch, 0, stage, batch_idx)
         for name, metric in self.means.items():
             if name in each:  # a point weighs as much in a long drawing as in a short one
@@ -255,7 +250,7 @@ class SketchRNN(LightningModule):
             # What training minimizes in the end, of all drawings at once.
             scores["loss"] = scores["reconstruction"] + self.kl_weight * scores["kl"].clamp_min(self.kl_floor)
             found = self.posterior.compute()
-            self._kl = found.kl
+            self.mean_kl = found.kl
             scores |= {"active_units": found.active_units, "mutual_information": found.mutual_information}
             if found.active_units == 0:
                 rank_zero_warn(
@@ -407,13 +402,6 @@ class SketchRNN(LightningModule):
     def _needs_code(self, verb: str) -> None:
         if not self.latent_dim:
             raise ValueError(f"{verb} with latent_dim=0: expected a model with a code; this one only generates")
-
-    def illustrate(self) -> dict[str, Figure | str]:
-        """Reconstructions at several temperatures, several drawings of one, a grid of interpolations, samples,
-        completions, the map of the codes; drawings as PNG and SVG. Empty before any evaluation."""
-        from lit_models.figures.sketch_rnn import figures
-
-        return {} if self._shown is None else figures(self, self._shown, self._kl)
 
 
 def initialize(lstm: nn.LSTM) -> None:

@@ -48,8 +48,6 @@ from lit_models.parts.optim import configure_optimizers
 from lit_models.scores.generation import GenerationScores
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.captions import CaptionBatch
 
 
@@ -168,7 +166,6 @@ class TextToImageGAN(LightningModule):
         self.scores = GenerationScores(self.attributes)
         self.agreement = MeanMetric()
         self._captioners: list[Any] = []  # in a list, so that its weights are no part of this module's
-        self._shown: CaptionBatch | None = None  # for illustrate(): the first batch that was last evaluated
 
     def setup(self, stage: str) -> None:
         self._captioners = []
@@ -315,8 +312,6 @@ class TextToImageGAN(LightningModule):
 
     def _evaluate(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         """One generated image for each sentence, at the same noise in every evaluation; returned."""
-        if batch_idx == 0:
-            self._shown = batch
         text = self.embedding.text(batch.captions, batch.lengths)
         noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
         fake = self.draw(text, noise)
@@ -431,12 +426,6 @@ class TextToImageGAN(LightningModule):
         return [
             {name: values[i] for (name, values), i in zip(self.attributes.items(), row, strict=True)} for row in seen
         ]
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Sentences by samples; from sentence to sentence; one word changed at a time."""
-        from lit_models.figures.text_to_image import figures
-
-        return {} if self._shown is None else figures(self, self._shown)
 
 
 def choices(logits: Sequence[Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +46,6 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
 from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask, with_end
 from lit_models.scores.vae import PosteriorScores
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Annealing = Literal["logistic", "linear", "none"]
 MEANS = ("elbo", "reconstruction", "nats_per_token", "kl")
@@ -134,8 +131,7 @@ class TextVAE(LightningModule):
 
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in (MEANS if latent_dim else MEANS[:-1])})
         self.posterior = PosteriorScores()
-        self._shown: SequenceBatch | None = None  # for illustrate(): the first lines that were last evaluated,
-        self._kl: Tensor | None = None  # and the mean KL of each dimension
+        self.mean_kl: Tensor | None = None  # (D,) nats of each dimension in the last evaluation
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -209,8 +205,6 @@ class TextVAE(LightningModule):
         self._evaluate(batch, batch_idx, "test")
 
     def _evaluate(self, batch: SequenceBatch, batch_idx: int, stage: str) -> None:
-        if batch_idx == 0:
-            self._shown = batch
         each = self._objective(batch, (0, stage, batch_idx))
         tokens = batch.lengths + 1  # the end is one
         each["nats_per_token"] = -each["elbo"] / tokens
@@ -231,7 +225,7 @@ class TextVAE(LightningModule):
         scores["perplexity"] = scores["nats_per_token"].exp()
         if self.latent_dim:
             found = self.posterior.compute()
-            self._kl = found.kl
+            self.mean_kl = found.kl
             scores |= {"active_units": found.active_units, "mutual_information": found.mutual_information}
             if found.active_units == 0:
                 rank_zero_warn(
@@ -337,10 +331,3 @@ class TextVAE(LightningModule):
     def _needs_code(self, verb: str) -> None:
         if not self.latent_dim:
             raise ValueError(f"{verb} with latent_dim=0: expected a model with a code; this one only samples")
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Lines and their reconstructions, homotopies, samples, and what each dimension of the code holds. Empty before
-        any evaluation."""
-        from lit_models.figures.text_vae import figures
-
-        return {} if self._shown is None else figures(self, self._shown, self._kl)

@@ -47,8 +47,6 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.scores.vae import PosteriorScores
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.parts.image_sets import ImageBatch
 
 LOG_2PI = math.log(2 * math.pi)
@@ -204,8 +202,7 @@ class VAE(LightningModule):
 
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in MEANS})
         self.posterior = PosteriorScores()
-        self._shown: Tensor | None = None  # for illustrate(): the first images that were last evaluated,
-        self._kl: Tensor | None = None  # and the mean KL of each dimension
+        self.mean_kl: Tensor | None = None  # (D,) nats of each dimension in the last evaluation
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -296,8 +293,6 @@ class VAE(LightningModule):
         self.means["nll"].update(-self.log_likelihood_of(x, mean, log_var, batch_idx))
 
     def _evaluate(self, batch: ImageBatch, batch_idx: int, stage: str) -> dict[str, Tensor]:
-        if batch_idx == 0:
-            self._shown = batch.images
         _, each = self._objective(batch.images, (0, stage, batch_idx))
         for name in ("elbo", "bound", "reconstruction", "kl"):
             self.means[name].update(each[name])
@@ -326,7 +321,7 @@ class VAE(LightningModule):
         if self.likelihood != "gaussian":  # a density, whose bits depend on the unit of brightness
             scores["bits_per_dim"] = best / (math.log(2) * math.prod(self.image_shape))
         found = self.posterior.compute()
-        self._kl = found.kl
+        self.mean_kl = found.kl
         # What training minimizes, of all images at once.
         free = self.beta * found.kl.clamp_min(self.free_bits).sum() - scores["reconstruction"]
         scores["loss"] = free if self.samples == 1 else -scores["bound"]
@@ -396,9 +391,3 @@ class VAE(LightningModule):
 
     def _batch(self, image: object) -> Tensor:
         return to_image_batch(image, self.image_shape, self.device).to(self.dtype)
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Samples; reconstructions, several of each image; each dimension's effect; interpolations; the code plane."""
-        from lit_models.figures.vae import figures
-
-        return {} if self._shown is None or self._kl is None else figures(self, self._shown, self._kl)

@@ -38,8 +38,6 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.scores.vqa import VQAScores, score_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.parts.visual_questions import VQABatch
 
 
@@ -232,8 +230,7 @@ class VQA(LightningModule):
         )
         self.loss = MeanMetric()  # over the questions of all ranks, however many each has
         self.scores = VQAScores(question_types, len(answers))
-        self._shown: VQABatch | None = None  # for illustrate(): the first batch of the last evaluation,
-        self._confusions: Tensor | None = None  # and the confusions of the whole of it
+        self.confusions: Tensor | None = None  # (K, A, A) of the last evaluation, for the figures
 
     def encode_question(self, questions: Tensor, lengths: Tensor) -> Tensor:
         """Token ids (D, T) and lengths (D,) → the LSTM's state after each question's last word (D, hidden)."""
@@ -257,15 +254,13 @@ class VQA(LightningModule):
         return {"loss": global_mean(answer_loss(logits, batch.answers)), "accuracy": accuracy}
 
     def validation_step(self, batch: VQABatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: VQABatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "test")
+        self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: VQABatch, batch_idx: int, stage: str) -> None:
+    def _evaluate(self, batch: VQABatch, stage: str) -> None:
         logits = self(batch)
-        if batch_idx == 0:
-            self._shown = batch
         self.loss.update(answer_loss(logits, batch.answers))
         self.log(f"{stage}/loss", self.loss)
         self.scores.update(
@@ -286,7 +281,7 @@ class VQA(LightningModule):
     def _log_scores(self, stage: str) -> None:
         # Every rank computes the same figures from what all have gathered.
         scores = self.scores.compute()
-        self._confusions = self.scores.confusions()
+        self.confusions = self.scores.confusions()
         self.scores.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != "accuracy"})
         self.log(f"{stage}/accuracy", scores["accuracy"], prog_bar=True)
@@ -326,30 +321,6 @@ class VQA(LightningModule):
                 logits = self.classifier(self.fact(self.encoder(images), state, first, first))
         best = logits[0].float().softmax(0).topk(min(top, len(self.answers)))
         return [(self.answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-
-    @torch.no_grad()
-    def illustrate(self) -> dict[str, Figure]:
-        """Questions with their images, truths and answers; where the model attends; confusions by question type.
-
-        Made of the last evaluation. Empty before any.
-        """
-        from lit_models.figures.vqa import confusion_figure, question_figure
-
-        if self._shown is None or self._confusions is None:
-            return {}
-        batch = self._shown
-        attention = None
-        with evaluating(self):
-            logits = self(batch)
-            if isinstance(self.fact, AttentionFact) and self.encoder is not None:
-                grid = self.encoder(batch.images)
-                question = self.encode_question(batch.questions, batch.lengths)
-                attention = self.fact.attend(grid, question, batch.image_index, batch.question_index)
-                attention = attention.unflatten(1, grid.shape[2:])
-        figures = {"confusion": confusion_figure(self._confusions, self.answers, self.question_types)}
-        if batch.images.shape[1] in (1, 3):  # pictures, not cached features
-            figures["questions"] = question_figure(logits, batch, self.vocab, self.answers, attention)
-        return figures
 
 
 def make_fact(

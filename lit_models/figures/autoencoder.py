@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 COLUMNS = 12
 
 
-def figures(model: Autoencoder, batch: ImageBatch) -> dict[str, Figure]:
-    """All of them, of a batch."""
+def illustrate(model: Autoencoder, batch: ImageBatch) -> dict[str, Figure]:
+    """Reconstructions beside PCA's, with their errors; interpolations; a map of the codes."""
     with evaluating(model), torch.no_grad():
         return {
             "reconstructions": reconstructions_figure(model, batch.images[:COLUMNS]),

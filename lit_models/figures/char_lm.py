@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lit_models.char_lm import PASSAGE
 from lit_models.figures.text_probes import (
     accuracy_by_distance,
     closing_choices,
@@ -35,9 +36,13 @@ GATES = {
 BOUNDS = (1, 10, 20, 40, 80)
 
 
-def figures(model: CharLM, codes: Tensor) -> dict[str, Figure]:
-    """All of them, of the passage ``codes`` (N,)."""
-    with evaluating(model):
+def illustrate(model: CharLM, batch: object) -> dict[str, Figure]:
+    """Samples, surprise over a passage, cells with a meaning, saturated gates, and how far the gradient reaches.
+
+    The passage is the beginning of the text that was last evaluated, of which a batch has only windows.
+    """
+    codes = torch.cat(model.passage)[:PASSAGE]
+    with evaluating(model), torch.no_grad():
         characters = [model.vocab[code] for code in codes.tolist()]
         text = "".join(character if len(character) == 1 else "\ufffd" for character in characters)  # <unk> is longer
         opened = model.recurrent.open(model.embed(codes[None]))

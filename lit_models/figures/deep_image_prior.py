@@ -9,15 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from datamodules.degradations import Denoise
+from lit_models.deep_image_prior import FRAMES, TRACE, fitted
+
 if TYPE_CHECKING:
     from datamodules.restoration import RestorationBatch
     from lit_models.deep_image_prior import DeepImagePrior
 
 
-def figures(model: DeepImagePrior, batch: RestorationBatch) -> dict[str, Figure]:
-    """All of them, of the first image."""
-    from lit_models.deep_image_prior import FRAMES
-
+@torch.no_grad()
+def illustrate(model: DeepImagePrior, batch: RestorationBatch) -> dict[str, Figure]:
+    """Of the first image: degraded, restored and true, with a part enlarged; PSNR and variance over iterations; outputs
+    on the way."""
     references = model.references(batch)
     images = {"measured": batch.degraded, "trivial": references["trivial"]}
     if torch.equal(images["trivial"], images["measured"]):
@@ -103,9 +106,6 @@ def learning_curves(image: Tensor, iterations: int, **options: object) -> dict[s
 
     The noise is uniform; the shuffled pixels are the image's own.
     """
-    from datamodules.degradations import Denoise
-    from lit_models.deep_image_prior import TRACE, fitted
-
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(image.shape, generator=generator)
     order = torch.randperm(image[0].numel(), generator=generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +13,27 @@ from lit_models.figures.grids import map_figure, rows_figure
 from lit_models.parts.evaluating import evaluating
 from lit_models.scores.retrieval import Verification
 
+if TYPE_CHECKING:
+    from lit_models.metric_learning import MetricLearning
+
 COLUMNS = 12
 HIT, MISS, PLAIN = (0.2, 0.65, 0.3), (0.85, 0.2, 0.2), (1.0, 1.0, 1.0)
 
 
-def figures(model: Any, images: Tensor, labels: Tensor, pairs: Verification) -> dict[str, Figure]:
-    """All of them, of images (N, C, H, W) and their classes (N,).
+def illustrate(model: MetricLearning, batch: object) -> dict[str, Figure]:
+    """Neighbors with hits and misses; a map; the distances of positive and negative pairs; the hardest pairs.
 
-    Args:
-        model: has ``embed`` and the ``threshold`` of its distances.
-        pairs: of all that was evaluated.
+    Of examples from all batches: where data are sorted by class, one batch would be of one class.
     """
+    assert model.verification is not None
+    images, labels = (torch.cat(parts) for parts in zip(*model.examples, strict=True))
     with evaluating(model), torch.no_grad():
         z = model.embed(images).float()
     distances = torch.cdist(z, z)
     return {
         "neighbors": neighbors_figure(images, labels, distances),
         "map": map_figure(z, labels),
-        "distances": distances_figure(pairs, float(model.threshold)),
+        "distances": distances_figure(model.verification, float(model.threshold)),
         "hardest_pairs": hardest_pairs_figure(images, labels, distances),
     }
 

@@ -22,8 +22,9 @@ LINES = 16
 MAPPED = 500
 
 
-def figures(model: SequenceAutoencoder, batch: SequenceBatch, by_length: Tensor) -> dict[str, Figure]:
-    """All of them, of sequences that were evaluated and the score of each length (longest + 1,)."""
+def illustrate(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
+    """Sequences and reconstructions; paths between two codes; the score against the length; a map of the codes."""
+    assert model.by_length is not None
     # Evenly from the batch, since evaluation goes through the data in their order.
     chosen = torch.linspace(0, len(batch.lengths) - 1, min(len(batch.lengths), LINES)).long()
     some = type(batch)(*(part[chosen.to(part.device)] for part in batch))
@@ -31,7 +32,9 @@ def figures(model: SequenceAutoencoder, batch: SequenceBatch, by_length: Tensor)
         draw = text_figures if model.vocab is not None else sketch_figures if model.scale_factor else row_figures
         return {
             **draw(model, some),
-            "by_length": length_figure(by_length, "exact match" if model.vocab is not None else "mean squared error"),
+            "by_length": length_figure(
+                model.by_length, "exact match" if model.vocab is not None else "mean squared error"
+            ),
             "codes": map_figure(
                 model.encode(type(batch)(*(part[:MAPPED] for part in batch))),
                 (batch.lengths if model.vocab is not None else batch.labels)[:MAPPED],

@@ -31,11 +31,14 @@ MAPPED = 150
 INK, PREFIX = "0.1", "tab:red"
 
 
-def figures(model: SketchRNN, batch: SketchBatch, kl: Tensor | None) -> dict[str, Figure | str]:
-    """All of them, of a batch that was evaluated and the mean KL of each dimension (D,), if the model has a code.
+@torch.no_grad()
+def illustrate(model: SketchRNN, batch: SketchBatch) -> dict[str, Figure | str]:
+    """Samples and completions; of a model with a code also reconstructions at several temperatures, several drawings of
+    one, a grid of interpolations, a map of the codes, and what each of its dimensions holds.
 
     Drawings both as figures and, under the same name and ``.svg``, as SVG texts.
     """
+    kl = model.mean_kl
     drawings = [Sketch.from_rows(rows.float().cpu(), model.scale_factor) for rows in batch.strokes[:MAPPED]]
     shown = drawings[:COLUMNS]
     made = {"samples": samples_figure(model), "completions": completions_figure(model, shown)}

@@ -21,7 +21,7 @@ SENTENCES, SAMPLES, STEPS = 8, 8, 9
 BETWEEN = 0.85
 
 
-def figures(model: TextToImageGAN, batch: CaptionBatch) -> dict[str, Figure]:
+def illustrate(model: TextToImageGAN, batch: CaptionBatch) -> dict[str, Figure]:
     """Of the sentences of the first images: samples of each, the way from one to the next, and words exchanged."""
     first = (batch.image_index[:, None] == torch.arange(len(batch.images), device=batch.image_index.device)).int()
     rows = first.argmax(0)[:SENTENCES].tolist()  # the first sentence of each image

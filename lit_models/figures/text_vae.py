@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lit_models.figures.seq_autoencoder import LINES, text_figure
 from lit_models.figures.vae import kl_figure
@@ -19,17 +18,17 @@ DRAWS = 3
 """codes that are drawn for each line"""
 
 
-def figures(model: TextVAE, batch: SequenceBatch, kl: Tensor | None) -> dict[str, Figure]:
-    """All of them, of lines that were evaluated and the mean KL of each dimension (D,), if the model has a code."""
+def illustrate(model: TextVAE, batch: SequenceBatch) -> dict[str, Figure]:
+    """Samples; of a model with a code also reconstructions, homotopies, and what each dimension holds."""
     pictures = {"samples": samples_figure(model)}
-    if kl is None:
+    if model.mean_kl is None:
         return pictures
     # Evenly from the batch, since evaluation goes through the data in their order.
     chosen = torch.linspace(0, len(batch.lengths) - 1, min(len(batch.lengths), LINES)).long().tolist()
     lines = ["".join(model.vocab[code] for code in batch.values[i, : batch.lengths[i]].tolist()) for i in chosen]
     pictures["reconstructions"] = reconstructions_figure(model, lines)
     pictures["homotopies"] = homotopies_figure(model, lines)
-    return pictures | {"kl": kl_figure(kl)}
+    return pictures | {"kl": kl_figure(model.mean_kl)}
 
 
 def reconstructions_figure(model: TextVAE, lines: list[str]) -> Figure:

@@ -12,14 +12,16 @@ from lit_models.figures.grids import rows_figure
 from lit_models.parts.evaluating import evaluating
 
 if TYPE_CHECKING:
+    from datamodules.parts.image_sets import ImageBatch
     from lit_models.vae import VAE
 
 COLUMNS = 10
 
 
-def figures(model: VAE, images: Tensor, kl: Tensor) -> dict[str, Figure]:
-    """All of them, of some images (B, C, H, W) and the mean KL of each dimension (D,)."""
-    shown = images[:COLUMNS]
+def illustrate(model: VAE, batch: ImageBatch) -> dict[str, Figure]:
+    """Samples; reconstructions, several of each image; each dimension's effect; interpolations; the code plane."""
+    assert model.mean_kl is not None
+    shown, kl = batch.images[:COLUMNS], model.mean_kl
     dimensions = kl.argsort(descending=True).tolist()
     with evaluating(model), torch.no_grad():
         made = {

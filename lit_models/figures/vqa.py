@@ -6,15 +6,37 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lit_models.parts.evaluating import evaluating
 from lit_models.scores.vqa import score_of
+from lit_models.vqa import AttentionFact
 
 if TYPE_CHECKING:
     from datamodules.parts.visual_questions import VQABatch
+    from lit_models.vqa import VQA
 
 RIGHT, WRONG = "#1a7f37", "#c62828"
+
+
+def illustrate(model: VQA, batch: VQABatch) -> dict[str, Figure]:
+    """Questions with their images, truths and answers; where the model attends; confusions by question type."""
+    assert model.confusions is not None
+    figures = {"confusion": confusion_figure(model.confusions, model.answers, model.question_types)}
+    if batch.images.shape[1] not in (1, 3):  # cached features, not pictures
+        return figures
+    attention = None
+    with evaluating(model), torch.no_grad():
+        logits = model(batch)
+        if isinstance(model.fact, AttentionFact) and model.encoder is not None:
+            grid = model.encoder(batch.images)
+            question = model.encode_question(batch.questions, batch.lengths)
+            attention = model.fact.attend(grid, question, batch.image_index, batch.question_index)
+            attention = attention.unflatten(1, grid.shape[2:])
+    figures["questions"] = question_figure(logits, batch, model.vocab, model.answers, attention)
+    return figures
 
 
 def question_figure(

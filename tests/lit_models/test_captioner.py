@@ -30,6 +30,7 @@ from lit_models.captioner import (
     shifted,
     until_end,
 )
+from lit_models.figures.captioner import illustrate
 from lit_models.parts.beam_search import State, beam_search
 
 VOCAB = ["<pad>", "<unk>", "a", "red", "blue", "circle", "square", "small", "large"]
@@ -685,14 +686,13 @@ def test_judging_counts_stated_and_true_facts() -> None:
 
 @pytest.mark.parametrize("options", KINDS)
 def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(tmp_path: Path, options: Any) -> None:
-    captioner = model(dropout=0.5, **options)
-    assert captioner.illustrate() == {}
-    run = trainer(tmp_path)
-    run.test(captioner, datamodule=Pictures(), verbose=False)
+    captioner, data = model(dropout=0.5, **options), Pictures()
+    trainer(tmp_path).test(captioner, datamodule=data, verbose=False)
+    batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     for mode in (True, False):
         captioner.train(mode)
         generator = torch.get_rng_state()
-        figures = captioner.illustrate()
+        figures = illustrate(captioner, batch)
         assert torch.equal(torch.get_rng_state(), generator)
         assert all(module.training is mode for module in captioner.modules())
         expected = {"captions", "length", "diversity"} | ({"attention"} if options["attention"] else set())

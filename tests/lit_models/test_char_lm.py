@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datamodules.text import CharText, TextBatch
 from experiments.cli import CLI
 from lit_models.char_lm import CharLM, carried, nats_per_character, text_metrics
+from lit_models.figures.char_lm import illustrate
 from lit_models.figures.text_probes import (
     accuracy_by_distance,
     bracket_depth,
@@ -452,12 +453,11 @@ def test_pictures_of_any_cell(cell: str) -> None:
     text = 'def f(x):\n    return ["a", (x)]\n' * 20
     vocab = sorted(set(text))
     model = CharLM(vocab, cell=cell, hidden=10)  # type: ignore[arg-type]
-    assert model.illustrate() == {}
     rows = model.to_codes(text)[None]
-    model.validation_step(TextBatch(rows[:, :-1], rows[:, 1:], torch.ones(1, dtype=torch.bool)), 0)
+    batch = TextBatch(rows[:, :-1], rows[:, 1:], torch.ones(1, dtype=torch.bool))
+    model.validation_step(batch, 0)
     before = torch.get_rng_state()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        pictures = model.illustrate()
+    pictures = illustrate(model, batch)
     assert set(pictures) == {"samples", "surprise", "cells", "saturation", "gradient_reach", "closing"}
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -498,7 +498,7 @@ def test_pictures_leave_padding_out_and_stand_unknown_characters() -> None:
     inputs = model.to_codes(text + "é" + text)[None]
     targets = inputs.roll(-1, 1)
     inputs, targets = F.pad(inputs, (0, 60)), F.pad(targets, (0, 60), value=-100)
-    model.validation_step(TextBatch(inputs, targets, torch.ones(1, dtype=torch.bool)), 0)
-    assert sum(map(len, model._passage)) == 2 * len(text) + 1
-    with torch.no_grad():
-        assert "cells" in model.illustrate()
+    batch = TextBatch(inputs, targets, torch.ones(1, dtype=torch.bool))
+    model.validation_step(batch, 0)
+    assert sum(map(len, model.passage)) == 2 * len(text) + 1
+    assert "cells" in illustrate(model, batch)

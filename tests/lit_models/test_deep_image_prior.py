@@ -29,7 +29,7 @@ from lit_models.deep_image_prior import (
     restore,
     write_restored,
 )
-from lit_models.figures.deep_image_prior import learning_curves
+from lit_models.figures.deep_image_prior import illustrate, learning_curves
 from lit_models.networks.skip_network import Conv, Norm, SkipNetwork
 from lit_models.parts.total_variation import divergence, gradient, total_variation, tv_restore, tv_restore_noisy
 from lit_models.scores.windowed_variance import WindowedVariance
@@ -690,7 +690,7 @@ def test_without_a_ground_truth_there_is_no_figure_that_needs_one(tmp_path: Path
     trainer = train(model, data)
     names = {name for name in trainer.callback_metrics if name.startswith("val/")}
     assert names == {"val/loss", "val/iteration", "val/stop_iteration", "val/variance"}
-    assert set(model.illustrate()) == {"restored", "iterations", "frames"}
+    assert set(illustrate(model, next(iter(data.val_dataloader())))) == {"restored", "iterations", "frames"}
 
 
 def test_figures_of_each_task() -> None:
@@ -698,7 +698,7 @@ def test_figures_of_each_task() -> None:
         data = Restoration("grace_hopper", task, size=32, iterations_per_epoch=12)
         model = make(data, window=3)
         train(model, data)
-        made = model.illustrate()
+        made = illustrate(model, next(iter(data.val_dataloader())))
         assert set(made) == {"restored", "iterations", "frames"}
         titles = [axis.get_title() for axis in made["restored"].axes if axis.get_title()]
         assert [title.split("\n")[0] for title in titles] == [

@@ -18,7 +18,7 @@ from datamodules.captions import CaptionBatch, Captions, EasyVQACaptions, Scenes
 from datamodules.parts.scene_grammar import ATTRIBUTES
 from experiments.callbacks.global_batch import batch_size_of
 from lit_models.captioner import Captioner
-from lit_models.figures.text_to_image import exchanged, marked
+from lit_models.figures.text_to_image import exchanged, illustrate, marked
 from lit_models.networks.attribute_classifier import AttributeClassifier, fit_classifier
 from lit_models.networks.gan_networks import Discriminator, Generator
 from lit_models.networks.joint_embedding import JointEmbedding, fit_joint_embedding
@@ -590,9 +590,7 @@ def test_one_word_is_exchanged_at_a_time() -> None:
 
 def test_figures() -> None:
     data = scenes()
-    model = make(data)
-    model._shown = batch_of(data, "val")
-    assert {"samples", "interpolation"} <= model.illustrate().keys()
+    assert {"samples", "interpolation"} <= illustrate(make(data), batch_of(data, "val")).keys()
 
 
 def test_predictions_name_what_is_seen() -> None:

@@ -55,7 +55,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"init_args": {"hidden": [16], "test_samples": 2}},
     "data": {"init_args": {"batch_size": 32, "limit": 301, "val_fraction": 0.105}},  # 151 validate: odd, as is 301
     "trainer": {"max_epochs": 3},
-    "figures": {"every_n_epochs": 0},
+    "figures": {"every_n_epochs": None},
 }
 METRICS = {
     *("knn_accuracy", "probe_accuracy", "probe_accuracy_1pct", "probe_accuracy_10pct"),
@@ -585,8 +585,7 @@ def test_images_without_labels_are_left_out(config: list[str], monkeypatch: pyte
     assert bool((asked[0] >= 0).all())
 
 
-def test_mixed_precision(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(VAE, "illustrate")
+def test_mixed_precision(config: list[str]) -> None:
     cli = start(config, "--trainer.max_epochs", 1, "--trainer.precision", "bf16-mixed")
     assert probed(found := summary(cli)["last"], "val") == METRICS
     assert all(math.isfinite(found[f"val/{name}"]) for name in METRICS)
@@ -601,7 +600,6 @@ def test_off_where_there_is_nothing_to_probe(
         options += ("--data", f"{__name__}.Unlabeled")
     else:
         monkeypatch.delattr(VAE, "encode")
-        monkeypatch.delattr(VAE, "illustrate")
     cli = start(config, *options)
     assert not probed(summary(cli)["last"], "val")
     assert not probed(summary(cli)["test"], "test")
