@@ -5,9 +5,9 @@ Rumelhart, Hinton & Williams (1986); Hinton & Salakhutdinov, "Reducing the Dimen
 
     code = encoder(x)        x̂ = decoder(code)        loss = |x̂ − x|², or another distance
 
-A linear autoencoder finds the subspace of PCA, so the same number of principal components is what a code has to beat:
-they are computed in the same run and their error is logged beside the code's. With ``corruption`` the encoder sees a
-damaged image and has to restore the whole one (Vincent et al., "Extracting and Composing Robust Features with Denoising
+A linear autoencoder finds the subspace of PCA, so a code has to beat the same number of principal components: they are
+computed in the same run, and their error is logged beside the code's. With ``corruption``, the encoder sees a damaged
+image and has to restore the original (Vincent et al., "Extracting and Composing Robust Features with Denoising
 Autoencoders", 2008).
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from datamodules.parts.image_sets import ImageBatch
 
 PCA_MOST = 4096
-"""numbers of an image above which its principal components, whose cost grows with the cube, are left out"""
+"""number of values in an image above which PCA, whose cost grows with its cube, is left out"""
 
 Loss = Literal["mse", "l1", "bce"]
 Corruption = Literal["none", "noise", "mask"]
@@ -57,27 +57,27 @@ def reconstruction_loss(kind: Loss, output: Tensor, images: Tensor) -> Tensor:
 
 
 class Autoencoder(LightningModule):
-    """A fully convolutional autoencoder of images of any size that is no smaller than what its code was made for.
+    """A fully convolutional autoencoder of images of any size, down to the smallest that its code allows.
 
-    n layers of stride 2 take an image of H×W to a map of ⌈H/2ⁿ⌉×⌈W/2ⁿ⌉, and a last convolution that to the code. An
-    image whose sides are no multiples of 2ⁿ is padded by repeating its edge, and what comes back is cropped.
+    n layers of stride 2 map an image of H×W to ⌈H/2ⁿ⌉×⌈W/2ⁿ⌉, and a last convolution maps that to the code. If the
+    sides are not multiples of 2ⁿ, the image is padded by repeating its edge, and the output is cropped.
 
     Args:
-        image_shape: (C, H, W) of the images that it is trained on; others need the same C.
+        image_shape: (C, H, W) of the training images; other images need the same C.
         channels: of the layers of stride 2.
         code_channels: of the code.
-        code_size: the code's map is ``code_size``×``code_size`` for images of ``image_shape``, which the last
-            convolution's kernel is chosen for; ``null`` keeps the map as it is. With 1 the code is a vector.
-        encoder, width: a network of :func:`lit_models.networks.encoders.image_encoder`, which other techniques share,
-            and a linear layer in place of the encoder's convolutions; images then are of ``image_shape``.
+        code_size: the code's map is ``code_size``×``code_size`` for images of ``image_shape``, which determines the
+            kernel of the last convolution; ``null`` keeps the map unchanged. With 1 the code is a vector.
+        encoder, width: a network of :func:`lit_models.networks.encoders.image_encoder`, shared with other techniques,
+            followed by a linear layer, replaces the encoder's convolutions; images must then have ``image_shape``.
         loss: ``mse``, ``l1`` or ``bce``.
-        corruption: what the encoder sees in training: ``noise`` adds a Gaussian of deviation ``corruption_level``,
+        corruption: of the encoder's input in training: ``noise`` adds a Gaussian of deviation ``corruption_level``,
             ``mask`` blackens that share of the pixels.
-        corruption_level: see there.
+        corruption_level: see ``corruption``.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: a code size that the map does not have; an argument out of range.
+        ValueError: the code size is larger than the map; an argument is out of range.
     """
 
     pca_mean: Tensor
@@ -113,7 +113,7 @@ class Autoencoder(LightningModule):
                 f"code_size={code_size}: expected 1 to {side}, the map's size after {len(channels)} layers"
             )
         if encoder is not None and code_size != 1:
-            raise ValueError(f"code_size={code_size}: expected 1 with encoder={encoder!r}, which ends in a vector")
+            raise ValueError(f"code_size={code_size}: expected 1 with encoder={encoder!r}, whose output is a vector")
         self.kernel = kernel = 1 if code_size is None else side - code_size + 1
         layers = [self.image_shape[0], *channels]
         if encoder is None:
@@ -143,7 +143,7 @@ class Autoencoder(LightningModule):
         height, width = images.shape[2:]
         if min(height, width) <= (self.kernel - 1) * self.stride:
             least = (self.kernel - 1) * self.stride + 1
-            raise ValueError(f"images of {height}×{width}: expected at least {least}×{least}, which the code needs")
+            raise ValueError(f"images of {height}×{width}: expected at least {least}×{least} for this code")
         right, below = -width % self.stride, -height % self.stride
         return self.encoder(F.pad(images, (0, right, 0, below), mode="replicate") if right or below else images)
 
@@ -160,7 +160,7 @@ class Autoencoder(LightningModule):
         return output.sigmoid() if self.loss == "bce" else output.clamp(0, 1)
 
     def corrupted(self, images: Tensor, *key: int) -> Tensor:
-        """What the encoder sees in training: a function of ``key``."""
+        """The encoder's input in training: a function of ``key``."""
         count, device = len(images), images.device
         if self.corruption == "noise":
             noise = normal_of_samples(count, images[0].numel(), "noise", *key, device=device).view_as(images)
@@ -177,7 +177,7 @@ class Autoencoder(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Finds the principal components of the training images, unless the run goes on and has them."""
+        """Computes the principal components of the training images, unless a resumed run already has them."""
         if not self.compares or self.trainer.ckpt_path is not None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -200,7 +200,7 @@ class Autoencoder(LightningModule):
             self.log(f"{stage}/pca_mse", self.pca_mse)
 
     def pca_reconstruction(self, images: Tensor) -> Tensor:
-        """The images (B, C, H, W) from as many principal components as the code has numbers."""
+        """The images (B, C, H, W) reconstructed from as many principal components as the code has numbers."""
         centered = images.flatten(1) - self.pca_mean
         restored = self.pca_mean + centered @ self.pca_components.T @ self.pca_components
         return restored.view_as(images).clamp(0, 1)
@@ -222,7 +222,7 @@ class Autoencoder(LightningModule):
 
     @torch.inference_mode()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
-        """(steps, C, H, W): what lies between two images on a straight line between their codes."""
+        """(steps, C, H, W): images decoded on the straight line between the codes of two images."""
         at_least(2, steps=steps)
         height, width = self.image_shape[1:]
         with evaluating(self):

@@ -1,20 +1,21 @@
-"""The deep image prior: a network that never saw another image restores this one.
+"""The deep image prior: a network that has never seen another image restores this one.
 
-Ulyanov, Vedaldi & Lempitsky, "Deep Image Prior" (2018). Restoring an image x from measurements y of it, which an
-operator A and noise have made, asks for what explains y and is a likely image:
+Ulyanov, Vedaldi & Lempitsky, "Deep Image Prior" (2018). Restoring an image x from measurements y, which an operator A
+and noise have made from it, means finding a likely image that explains y:
 
     x* = argmin_x  E(x; y) + R(x)        E(x; y) = mean of m ⊙ (A x − y)² over the measurements, m the known ones
 
-Where others have a prior R, the total variation say, here the image is what a randomly initialized network f makes of a
-fixed random input z, and its weights are what is searched:
+Instead of a prior R, such as the total variation, the image is the output of a randomly initialized network f for a
+fixed random input z, and the search is over the network's weights:
 
     θ* = argmin_θ  E(f_θ(z); y)        x* = f_θ*(z)
 
-Natural content is easier to encode than noise, which has to be memorized: the network learns the undamaged part first.
-Fitted for long enough it learns the damage too, so it is stopped before. Where is found without a ground truth, from
-how much the last outputs vary (Wang et al. 2021: :class:`~lit_models.scores.windowed_variance.WindowedVariance`).
+Natural content is easier to encode than noise, which has to be memorized, so the network learns the undamaged part
+first. If fitted for too long it also learns the damage, so it is stopped before that. The stop is found without a
+ground truth, from the variance of the last outputs (Wang et al. 2021:
+:class:`~lit_models.scores.windowed_variance.WindowedVariance`).
 
-The total variation is the prior to beat: under the same operator, its solution is computed in the same run.
+The total variation is the prior to beat: its solution under the same operator is computed in the same run.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ if TYPE_CHECKING:
     from datamodules.restoration import Restoration, RestorationBatch
 
 TRACE = ("misfit", "variance", "psnr_raw_db", "psnr_average_db")
-"""what is kept of every iteration, for the curves"""
+"""what is recorded in every iteration, for the curves"""
 FRAMES = (10, 30, 100, 300, 1000, 3000)
-"""iterations whose output is kept, to be looked at"""
+"""iterations whose outputs are kept for the figures"""
 
 
 def misfit(measured: Tensor, degraded: Tensor, mask: Tensor) -> Tensor:
-    """E (B,): the mean over all measurements, known or not, of the squared error at the known ones."""
+    """E (B,): the sum of squared errors at the known measurements, divided by the number of all measurements."""
     return (mask * (measured - degraded)).square().flatten(1).mean(1)
 
 
@@ -61,7 +62,7 @@ def random_input(count: int, channels: int, size: Sequence[int], seed: int) -> T
 
 
 def mesh_grid(count: int, size: Sequence[int]) -> Tensor:
-    """z (N, 2, H, W): each pixel's place, in 0..1, from left to right and from top to bottom."""
+    """z (N, 2, H, W): the coordinates of each pixel in 0..1, from left to right and from top to bottom."""
     down, right = (torch.linspace(0, 1, side) for side in size)
     rows, columns = torch.meshgrid(down, right, indexing="ij")
     return torch.stack([columns, rows]).expand(count, -1, -1, -1).clone()
@@ -71,28 +72,28 @@ Input = Literal["noise", "meshgrid"]
 
 
 class DeepImagePrior(LightningModule):
-    """A network prior for each of N images, which are fitted side by side and do not know of each other.
+    """A network prior for each of N images; they are fitted side by side, independently of each other.
 
-    With K ``copies`` each image has K networks, of weights and inputs of their own; what is restored is the mean of
-    theirs. The paper's best denoising is that of two.
+    With K ``copies`` each image has K networks with separate weights and inputs; the restored image is the mean of
+    their outputs. The paper's best denoising result uses two.
 
     Args:
         image_shape: (C, H, W) of a restored image.
         num_images: N.
         copies: K. Network n · K + k is the k-th of image n.
         down, up, skip, kernel_down, kernel_up, upsample: of :class:`~lit_models.networks.skip_network.SkipNetwork`.
-        input: z: ``noise``, or a ``meshgrid`` of the pixels' places.
+        input: z: ``noise``, or a ``meshgrid`` of the pixel coordinates.
         input_channels: of the noise.
-        input_noise: deviation of what is added to z, anew in each iteration.
-        averaging: weight of the past in the running average of outputs; 0 is the newest output.
-        window, patience: of the stop; ``patience: null`` goes on to the Trainer's end.
-        backtrack_db: where the fit has become worse by so much since the last epoch, the weights and the optimizer go
-            back to that epoch's; ``null`` never does.
-        tv_weight: of the total variation of the output, beside the network prior.
+        input_noise: deviation of the noise added to z in each iteration.
+        averaging: weight of the past in the running average of outputs; 0 means the newest output.
+        window, patience: of the stop; ``patience: null`` continues to the Trainer's end.
+        backtrack_db: if the fit has become worse by this much since the last epoch, the weights and the optimizer are
+            reset to that epoch's; ``null`` never resets them.
+        tv_weight: weight of the output's total variation, in addition to the network prior.
         optimizer: callable, as Lightning's CLI makes it.
 
     Raises:
-        ValueError: an argument out of range; an image too small for so many levels; accumulated gradients.
+        ValueError: an argument is out of range; an image is too small for the number of levels; accumulated gradients.
     """
 
     z: Tensor
@@ -171,7 +172,7 @@ class DeepImagePrior(LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def forward(self, step: int | None = None) -> Tensor:
-        """x = f(z) (B, C, H, W) for this rank's images; in iteration ``step`` z has that one's noise added."""
+        """x = f(z) (B, C, H, W) for this rank's images; the noise of iteration ``step`` is added to z."""
         z = rows_of_this_rank(self.z)
         if step is not None and self.input_noise:
             noise = normal_of_samples(len(z), z[0].numel(), self.seed, "perturb", step, device=z.device)
@@ -193,13 +194,13 @@ class DeepImagePrior(LightningModule):
         return {"loss": loss.sum() * world_size()}
 
     def misfit(self, images: Tensor, batch: RestorationBatch) -> Tensor:
-        """:func:`misfit` of images (B, C, H, W) to what was measured."""
+        """:func:`misfit` of images (B, C, H, W) to the measurements."""
         with full_precision(images):
             return misfit(self.data.operator(images), batch.degraded, batch.mask)
 
     @torch.no_grad()
     def _observe(self, step: int, output: Tensor, fit: Tensor, batch: RestorationBatch) -> None:
-        """Takes an output into the average and the stop. All ranks get to hold those of all images."""
+        """Adds an output to the average and the stop. Every rank holds those of all images."""
         outputs = gather_rows(output)
         self.average.lerp_(outputs, 1 - self.averaging if step else 1.0)
         self.stop.update(step, outputs, self.average)
@@ -218,7 +219,7 @@ class DeepImagePrior(LightningModule):
     # ---- taking a step back ----------------------------------------------------------------------------------------
 
     def _state(self) -> list[Tensor]:
-        """All that a step changes of the networks, as it lives."""
+        """Everything in the networks that a step changes (not copies)."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         own = list(self.network.parameters())
         moments = [value for p in own for value in optimizer.state.get(p, {}).values() if isinstance(value, Tensor)]
@@ -226,9 +227,9 @@ class DeepImagePrior(LightningModule):
 
     @torch.no_grad()
     def _went_back(self, fit: Tensor) -> bool:
-        """Puts those networks back whose misfit (N · K,) has risen, and remembers the others'.
+        """Resets networks whose misfit (N · K,) has risen, and remembers the state of the others.
 
-        The gradient of a fit that has gone astray is never applied. Read by the host once an epoch.
+        The gradient of a fit that has gone astray is never applied. The host reads this once per epoch.
         """
         if self.backtrack_db is None:
             return False
@@ -261,7 +262,7 @@ class DeepImagePrior(LightningModule):
 
     @property
     def restored(self) -> Tensor:
-        """(N, C, H, W): each network's averaged outputs at its stop, or until now; of copies their mean."""
+        """(N, C, H, W): each network's averaged outputs at its stop, or so far; the mean over copies."""
         return self.of_each_image(self.stop.kept).mean(1)
 
     def of_each_image(self, networks: Tensor) -> Tensor:
@@ -306,7 +307,7 @@ class DeepImagePrior(LightningModule):
             return ssim(found, truth, data_range=1.0)  # type: ignore[return-value]
 
     def references(self, batch: RestorationBatch) -> dict[str, Tensor]:
-        """What anybody would do, and the least total variation: each (B, C, H, W), computed once."""
+        """The trivial restoration and that of least total variation, each (B, C, H, W), computed once."""
         if not self._references:
             task, operator = self.data.task, self.data.operator
             with full_precision(batch.degraded):
@@ -335,7 +336,7 @@ class DeepImagePrior(LightningModule):
     # ---- use -------------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: RestorationBatch, batch_idx: int) -> list[str]:
-        """Writes each restored image beside its file, or into the current folder where it has none."""
+        """Writes each restored image beside its file, or into the current folder if it has none."""
         if not int(self.stop.steps):
             raise ValueError("nothing is restored yet: expected --ckpt_path with the checkpoint of a run")
         return [
@@ -366,10 +367,10 @@ def restore(image: Any, task: Task, iterations: int = 3000, seed: int = 0, **opt
 
     Args:
         image: a file, or a tensor (C, H, W) or (N, C, H, W) in 0..1; with several, each has its own network.
-        task: what was done to it; ``Denoise(sigma=None)`` where the noise is not known.
-        iterations: at most; it stops before, unless ``patience=None``.
-        options: ``accelerator``, by default the best there is; ``copies``, networks of each image, whose mean is
-            returned; and further arguments of :class:`DeepImagePrior`.
+        task: what was done to the image; ``Denoise(sigma=None)`` if the noise is unknown.
+        iterations: the maximum; it stops earlier, unless ``patience=None``.
+        options: ``accelerator``, by default the best available; ``copies``, the number of networks per image, whose
+            mean is returned; and further arguments of :class:`DeepImagePrior`.
 
     Returns:
         (C, H, W) in 0..1, or (N, C, H, W) as the image is.
@@ -389,7 +390,7 @@ def fitted(
     copies: int = 1,
     **options: Any,
 ) -> DeepImagePrior:
-    """The model of :func:`restore`, of an image as :class:`~datamodules.restoration.Restoration` takes it."""
+    """The fitted model of :func:`restore`, for an image as :class:`~datamodules.restoration.Restoration` takes it."""
     from datamodules.restoration import Restoration
 
     with torch.random.fork_rng():

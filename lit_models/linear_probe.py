@@ -1,9 +1,9 @@
 """Offline evaluation of a representation: a linear classifier on a trained encoder, which is frozen or fine-tuned.
 
-The protocol of SimCLR (section 2.3) and MoCo (section 4.1): the pre-training is over, its head is thrown away, and a
-linear layer learns the classes from h = encode(x). What is frozen stays as it is: its weights and its batch
-normalization's statistics. With all labels this measures the representation; with 1 % or 10 % of them
-(``data.label_fraction``), and the encoder trained along (``frozen: false``), what it is good for when labels are few.
+The protocol of SimCLR (section 2.3) and MoCo (section 4.1): after pre-training, the head is thrown away and a linear
+layer learns the classes from h = encode(x). A frozen encoder stays fixed: its weights and its batch normalization
+statistics. With all labels this measures the representation; with 1 % or 10 % of them (``data.label_fraction``) and the
+encoder trained too (``frozen: false``), it measures its use when labels are scarce.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 
 class LinearProbe(LightningModule):
-    """A linear classifier of what any trained module's ``encode`` makes of images.
+    """A linear classifier on the features that a trained module's ``encode`` computes from images.
 
-    Training is on the first view of :class:`datamodules.contrastive_views.ContrastiveViews`, evaluation on the images
-    as they are.
+    Training uses the first view of :class:`datamodules.contrastive_views.ContrastiveViews`, evaluation the images
+    themselves.
 
     Args:
         image_shape: (C, H, W).
-        num_classes: of the labels.
-        checkpoint: of a module of this repository that has ``encode``; may hold ``~`` and variables of the environment.
-        frozen: train the linear layer only; else the encoder too.
-        standardize: normalize the features without learned scale, by batch statistics, before the linear layer: they
-            can be of any size.
-        class_names: of the classes, for :meth:`classify`.
-        encoder: the module's class and arguments, which a checkpoint of this class knows, so that it needs no other.
+        num_classes: number of classes.
+        checkpoint: of a module of this repository that has ``encode``; may contain ``~`` and environment variables.
+        frozen: train only the linear layer; otherwise the encoder too.
+        standardize: normalize the features by batch statistics, without a learned scale, before the linear layer, since
+            their scale is arbitrary.
+        class_names: names of the classes, for :meth:`classify`.
+        encoder: the module's class and arguments; a checkpoint of this class holds them, so it needs no other.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: the checkpoint is no such module's.
+        ValueError: the checkpoint is not of such a module.
     """
 
     adjustable: ClassVar = ("checkpoint", "encoder")
@@ -73,7 +73,7 @@ class LinearProbe(LightningModule):
             encoder, weights = trained_module(checkpoint)
         self.encoder = rebuilt(encoder)
         if not hasattr(self.encoder, "encode"):
-            raise ValueError(f"checkpoint={checkpoint}: holds a {encoder['class_path']}, which has no encode")
+            raise ValueError(f"checkpoint={checkpoint}: contains a {encoder['class_path']}, which has no encode")
         if weights is not None:
             try:
                 self.encoder.load_state_dict(weights)
@@ -83,7 +83,7 @@ class LinearProbe(LightningModule):
         whole_batch_norm(self.encoder)
         trained_on = list(getattr(self.encoder, "image_shape", encoder["init_args"].get("image_shape", image_shape)))
         if trained_on != list(image_shape):
-            raise ValueError(f"checkpoint={checkpoint}: was trained on images of {trained_on}, these are {image_shape}")
+            raise ValueError(f"checkpoint={checkpoint}: trained on images of {trained_on}, but these are {image_shape}")
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.hparams["encoder"] = encoder
         self.image_shape, self.frozen = list(image_shape), frozen
@@ -99,7 +99,7 @@ class LinearProbe(LightningModule):
         self.confusions: Tensor | None = None  # (K, K) counts of the last evaluation: class by what it was taken for
 
     def _train_what_encodes(self, trained: bool) -> int:
-        """Lets those parameters be trained, if any, that ``encode`` depends on; returns how many numbers it gives."""
+        """Makes the parameters that ``encode`` depends on trainable, if any; returns the size of its output."""
         with evaluating(self.encoder), torch.enable_grad():
             features = self.encoder.encode(torch.zeros(1, *self.image_shape)).flatten(1)  # type: ignore[operator]
             if features.requires_grad:

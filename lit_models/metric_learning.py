@@ -1,21 +1,20 @@
 """Metric learning: a representation supervised by examples of what is alike (+) and what is not (−).
 
 Hadsell, Chopra & LeCun, "Dimensionality Reduction by Learning an Invariant Mapping" (2006): two images go through the
-same network, a siamese one, and with d the distance of their embeddings
+same (siamese) network, and with d the distance of their embeddings
 
-    L = ½ d²   of a pair that is alike,        L = ½ max(0, m − d)²   of one that is not                     (eq. 4)
+    L = ½ d²   for a pair that is alike,       L = ½ max(0, m − d)²   for one that is not                    (eq. 4)
 
-Schroff, Kalenichenko & Philbin, "FaceNet" (2015): an anchor shall be nearer to its positive than to its negative,
+Schroff, Kalenichenko & Philbin, "FaceNet" (2015): an anchor should be nearer to its positive than to its negative,
 
     L = max(0, d(a, p)² − d(a, n)² + m)                                                                      (eq. 3)
 
-where most triplets are soon no trouble and a miner chooses those that are: the hardest of a batch (Hermans, Beyer &
-Leibe 2017), the semi-hard ones, whose negative is farther than the positive, but by less than the margin (FaceNet), or
-by distance (Wu et al. 2017). Khosla et al., "Supervised Contrastive Learning" (2020), take all positives of a batch
-into the softmax of SimCLR. Learning to classify, with the classifier thrown away, is what they all have to be better
-than.
+Most triplets soon become easy, so a miner chooses hard ones: the hardest of a batch (Hermans, Beyer & Leibe 2017), the
+semi-hard ones, whose negative is farther than the positive, but by less than the margin (FaceNet), or by distance (Wu
+et al. 2017). Khosla et al., "Supervised Contrastive Learning" (2020), put all positives of a batch into the softmax of
+SimCLR. The baseline for all of them is learning to classify and throwing the classifier away.
 
-Losses, miners, distances and reducers are those of pytorch-metric-learning, by their names there.
+Losses, miners, distances and reducers are those of pytorch-metric-learning, under their names there.
 """
 
 from __future__ import annotations
@@ -58,10 +57,10 @@ if TYPE_CHECKING:
     from datamodules.labelled_pairs import ExampleBatch
 
 SHOWN = 400
-"""images that the figures are of"""
+"""number of images in the figures"""
 COLLAPSED = 0.01
-"""mean distance of negative pairs, over the embeddings' mean length or the loss's margin, below which they are taken
-for one point"""
+"""mean distance of negative pairs, relative to the mean length of the embeddings or the margin of the loss, below which
+the embeddings count as one point"""
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -73,7 +72,7 @@ class SiameseLoss(losses.ContrastiveLoss):
     pytorch-metric-learning's ``ContrastiveLoss`` is the same without the squares.
 
     Raises:
-        ValueError: the distance is a similarity, or squared already.
+        ValueError: the distance is a similarity, or is already squared.
     """
 
     def __init__(self, margin: float = 1.0, **options: Any) -> None:
@@ -103,15 +102,15 @@ Representation = Literal["encoder", "embedding"]
 
 OWN = {"SiameseLoss": SiameseLoss, "ClassificationLoss": ClassificationLoss}
 FACENET = {"name": "LpDistance", "power": 2}
-"""the distance of TripletMarginLoss where no other is chosen: squared, which the library's own is not"""
+"""the default distance of TripletMarginLoss: squared, unlike the library's own"""
 
 
 def chosen(argument: str, spec: Mapping[str, Any], library: ModuleType, **facts: Any) -> Any:
-    """An object of pytorch-metric-learning, or of :data:`OWN`, by ``name``; what else ``spec`` holds are its arguments.
+    """An object of pytorch-metric-learning or :data:`OWN`, by ``name``; the rest of ``spec`` are its arguments.
 
     Args:
-        argument: what is chosen, for messages.
-        facts: arguments that it is given if it has them.
+        argument: name of the option, for messages.
+        facts: arguments that are passed if the object has them.
 
     Raises:
         ValueError: no such name or argument.
@@ -140,8 +139,8 @@ def chosen(argument: str, spec: Mapping[str, Any], library: ModuleType, **facts:
 
 
 def pairs_of(same: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Groups (N, G − 1), of which an anchor is alike, as pytorch-metric-learning takes pairs of embeddings (N·G, D):
-    rows of the anchors and of the others of positive pairs, and those of negative pairs."""
+    """The pairs in groups, given by likeness to the anchor (N, G − 1), as pytorch-metric-learning takes them for
+    embeddings (N·G, D): rows of the anchors and of the others of positive pairs, and those of negative pairs."""
     size = same.shape[1] + 1
     found = []
     for pairs in (same, ~same):
@@ -152,7 +151,7 @@ def pairs_of(same: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @contextmanager
 def drawing(device: torch.device, *key: int | str) -> Iterator[None]:
-    """Torch's draws inside are a function of ``key``, and change none outside: a miner's, the same on every rank."""
+    """Makes torch's draws inside (those of a miner) a function of ``key``, equal on all ranks, without side effects."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(keyed_generator(*key).initial_seed())
         yield
@@ -166,25 +165,25 @@ class MetricLearning(LightningModule):
 
     Args:
         image_shape: (C, H, W) of the images.
-        num_classes: for losses that have weights for each class.
+        num_classes: for losses with weights for each class.
         encoder, stem, width, pretrained: as :func:`lit_models.networks.encoders.image_encoder` takes them.
-        out_dim: of the embedding that the loss compares; ``null`` for the encoder's own features.
-        head_layers, head_dim: linear layers from the features to the embedding, and the hidden units of more than one.
-        normalize: embeddings of length 1.
+        out_dim: of the embedding that the loss compares; ``null`` uses the encoder's own features.
+        head_layers, head_dim: number of linear layers from the features to the embedding, and their hidden units.
+        normalize: whether embeddings have length 1.
         loss: ``name`` and arguments of one of pytorch-metric-learning's losses, of :class:`SiameseLoss` or of
             :class:`ClassificationLoss`.
-        miner: of one of its miners, which choose among the pairs or triplets of a batch; ``null`` for all.
-        distance, reducer: of its distances and reducers; ``null`` for the loss's own, and of triplets FaceNet's squared
-            distance. A miner measures as the loss does. They are of embeddings of length 1 if ``normalize`` is true or
-            the distance has ``normalize_embeddings``.
-        freeze_batch_norm: keep the batch-norm statistics of the encoder as they are, as is usual with pretrained
-            weights and small batches.
-        representation: what :meth:`encode` gives: the encoder's features, or the embedding.
+        miner: one of its miners, which choose among the pairs or triplets of a batch; ``null`` uses all.
+        distance, reducer: of its distances and reducers; ``null`` means the loss's own, and for triplets FaceNet's
+            squared distance. A miner uses the loss's distance. They apply to embeddings of length 1 if ``normalize`` is
+            true or the distance has ``normalize_embeddings``.
+        freeze_batch_norm: freeze the batch-norm statistics of the encoder, as is usual with pretrained weights and
+            small batches.
+        representation: the output of :meth:`encode`: the encoder's features, or the embedding.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: an argument out of range; no such loss, miner, distance or reducer, or one that the loss does not
-            go with.
+        ValueError: an argument is out of range; a loss, miner, distance or reducer does not exist, or does not fit the
+            loss.
     """
 
     adjustable: ClassVar = ("representation",)
@@ -294,7 +293,7 @@ class MetricLearning(LightningModule):
         return self.encoder(images) if self.representation == "encoder" else self.embed(images)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in 0..1 → the embedding (B, out_dim), whose distances are what is learned."""
+        """Images (B, C, H, W) in 0..1 → the embedding (B, out_dim), whose distances are learned."""
         z = self.head(self.encoder(images))
         z = z.to(torch.promote_types(z.dtype, torch.float))
         return F.normalize(z, dim=1) if self.normalize else z
@@ -355,7 +354,7 @@ class MetricLearning(LightningModule):
             )
 
     def _collected(self) -> tuple[Tensor, Tensor]:
-        """Embeddings and labels that were collected on all ranks."""
+        """The embeddings and labels collected on all ranks."""
         z, labels = (torch.cat(parts) for parts in zip(*self._evaluated, strict=True))
         self._evaluated = []
         if world_size() > 1:
@@ -383,7 +382,7 @@ class MetricLearning(LightningModule):
         if pairs.negative_distance <= COLLAPSED * max(float(z.norm(dim=1).mean()), self.margin):
             rank_zero_warn(
                 f"collapse: all images are embedded in nearly one point (step {self.global_step}, mean distance of "
-                f"negative pairs {pairs.negative_distance:.2g}), where a loss is its margin and has no gradient; "
+                f"negative pairs {pairs.negative_distance:.2g}), where the loss equals its margin and has no gradient; "
                 "another miner, a lower learning rate or a larger batch may help"
             )
         return z, labels
@@ -399,7 +398,7 @@ class MetricLearning(LightningModule):
 
     @torch.inference_mode()
     def embedding(self, image: object) -> Tensor:
-        """(out_dim,): of an image as :func:`~lit_models.parts.images.to_image_batch` takes it."""
+        """(out_dim,): the embedding of an image as :func:`~lit_models.parts.images.to_image_batch` takes it."""
         with evaluating(self):
             return self.embed(to_image_batch(image, self.image_shape, self.device).to(self.dtype))[0]
 
@@ -408,17 +407,17 @@ class MetricLearning(LightningModule):
         return float((self.embedding(a) - self.embedding(b)).norm())
 
     def alike(self, a: object, b: object) -> bool:
-        """Whether two images are nearer to each other than the threshold that told validation's pairs apart best.
+        """Whether two images are nearer to each other than the threshold that separated validation pairs best.
 
         Raises:
-            ValueError: the model was never validated, so that there is none.
+            ValueError: the model was never validated, so there is no threshold.
         """
         if self.threshold.isnan():
             raise ValueError("threshold=nan: expected a model that was validated")
         return self.distance(a, b) < float(self.threshold)
 
     def nearest(self, image: object, gallery: Sequence[object], k: int = 5) -> list[tuple[int, float]]:
-        """The k images of a gallery that are nearest to an image, as (number in the gallery, distance), nearest first.
+        """The k images of a gallery that are nearest to an image, as (index in the gallery, distance), nearest first.
 
         Raises:
             ValueError: the gallery is empty, or k is less than 1.
@@ -430,5 +429,5 @@ class MetricLearning(LightningModule):
         return list(zip(smallest.indices.tolist(), smallest.values.tolist(), strict=True))
 
     def export(self) -> dict[str, Tensor]:
-        """The encoder's weights by the names of torchvision or timm: see :meth:`lit_models.simclr.SimCLR.export`."""
+        """The encoder's weights under torchvision's or timm's names: see :meth:`lit_models.simclr.SimCLR.export`."""
         return library_weights(self.encoder)

@@ -1,4 +1,4 @@
-"""MoCo: contrast with a queue of earlier keys, which an encoder that follows slowly has made.
+"""MoCo: contrast with a queue of earlier keys, made by an encoder that follows slowly.
 
 He, Fan, Wu, Xie & Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning" (2020). A query is one
 view of an image, its positive key another view of it, and its negatives are the keys of earlier batches (algorithm 1):
@@ -8,13 +8,13 @@ view of an image, its positive key another view of it, and its negatives are the
     θ_k ← m θ_k + (1 − m) θ_q                                                                          (eq. 2)
 
 where the sum is over the queue.
-So there can be many more negatives than a batch has images, and as m is close to 1 they are still consistent with each
-other although encoders of different steps have made them. Version 2 (Chen, Fan, Girshick & He, "Improved Baselines with
+So there can be many more negatives than images in a batch, and since m is close to 1 they are consistent with each
+other, although encoders of different steps made them. Version 2 (Chen, Fan, Girshick & He, "Improved Baselines with
 Momentum Contrastive Learning", 2020) has SimCLR's head (``head_layers: 2``), more augmentation and a cosine schedule.
 
-Batch normalization leaks: query and positive key of a batch were normalized together with the same images, by which
-they can be told from keys of other batches. So the batch is split into groups that are normalized by themselves
-(``bn_splits``), and for the keys it is shuffled before (section 3.3).
+Batch normalization leaks: the query and the positive key of a batch are normalized with the same images, which
+distinguishes them from keys of other batches. So the batch is split into groups that are normalized separately
+(``bn_splits``), and is shuffled first for the keys (section 3.3).
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def momentum_at(step: int, steps: int, momentum: float, cosine: bool) -> float:
 
 
 class KeyQueue(nn.Module):
-    """The ``size`` newest keys (size, D), the oldest overwritten first, in the checkpoint.
+    """The ``size`` newest keys (size, D), stored in the checkpoint; the oldest are overwritten first.
 
-    Nothing in it counts before it is a key: at first there are no negatives, then those of one batch, and so on.
+    Unfilled places do not count: at first there are no negatives, then those of one batch, and so on.
     """
 
     keys: Tensor
@@ -73,7 +73,7 @@ class KeyQueue(nn.Module):
         self.register_buffer("enqueued", torch.zeros((), dtype=torch.long))  # keys so far
 
     def logits(self, queries: Tensor, temperature: float) -> Tensor:
-        """(B, D) → (B, size): q·k/τ, −inf where there is no key yet."""
+        """(B, D) → (B, size): q·k/τ; −inf if there is no key yet."""
         there = torch.arange(len(self.keys), device=queries.device) < self.enqueued
         with full_precision(queries):
             logits = queries @ self.keys.T.to(queries.dtype) / temperature
@@ -81,7 +81,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, step: int) -> None:
-        """Adds keys (N, D), which may be more than there is room for."""
+        """Adds keys (N, D), which may be more than the queue holds."""
         total = self.enqueued + len(keys)
         newest = keys[-len(self.keys) :]
         places = (total - len(newest) + torch.arange(len(newest), device=keys.device)) % len(self.keys)
@@ -91,7 +91,7 @@ class KeyQueue(nn.Module):
         self.enqueued = total
 
     def age(self, step: int) -> Tensor:
-        """Mean number of steps since the keys were enqueued."""
+        """The mean number of steps since the keys were enqueued."""
         there = torch.arange(len(self.keys), device=self.keys.device) < self.enqueued
         return ((step - self.steps) * there).sum() / there.sum().clamp_min(1)
 
@@ -108,19 +108,18 @@ class MoCo(LightningModule):
         pretrained: start from the library's ImageNet weights.
         head_layers: linear layers of the projection: 1 (v1) or 2 (v2).
         out_dim: of queries and keys.
-        queue_size: K, keys that are negatives.
-        momentum: m, of the key encoder.
+        queue_size: K, the number of keys that serve as negatives.
+        momentum: m of the key encoder.
         momentum_schedule: ``constant``, or ``cosine``, rising to 1 (MoCo v3).
         temperature: τ: 0.07 in v1, 0.2 in v2.
-        bn_splits: groups of the global batch that are normalized by themselves, as many as the authors have GPUs; a
-            multiple of the number of ranks. 1 normalizes the whole batch, and the keys are not shuffled.
-        symmetric: each view is query once and key once, and both keys are enqueued.
-        decay_vectors: whether biases and the weights of norms have the optimizer's weight decay: in the authors' code
-            they have.
+        bn_splits: number of groups of the global batch that are normalized separately, the authors' number of GPUs; a
+            multiple of the number of ranks. 1 normalizes the whole batch, and keys are not shuffled.
+        symmetric: each view is the query once and the key once, and both keys are enqueued.
+        decay_vectors: whether weight decay applies to biases and the weights of norms, as it does in the authors' code.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: an argument out of range; a queue that holds more keys than there are training images.
+        ValueError: an argument is out of range; the queue holds more keys than there are training images.
     """
 
     def __init__(
@@ -182,7 +181,7 @@ class MoCo(LightningModule):
             )
         if self.momentum_schedule == "cosine":
             if self.trainer.estimated_stepping_batches == math.inf:
-                raise ValueError("momentum_schedule='cosine': expected trainer.max_epochs or max_steps, its length")
+                raise ValueError("momentum_schedule='cosine': needs trainer.max_epochs or max_steps as its length")
             self.steps = int(self.trainer.estimated_stepping_batches)
 
     # ---- the model -----------------------------------------------------------------------------------------------
@@ -223,9 +222,9 @@ class MoCo(LightningModule):
 
     @torch.no_grad()
     def keys(self, views: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """The keys (B, D) of this rank's views (B, C, H, W), and those of all ranks in the global batch's order.
+        """The keys (B, D) of this rank's views (B, C, H, W), and those of all ranks in the order of the global batch.
 
-        Other images share a group of batch normalization than shared it as queries: the global batch is shuffled.
+        The global batch is shuffled, so that images share batch-norm groups with different images than as queries.
         """
         if self.bn_splits == 1:
             k = unit(self.key(views))
@@ -243,7 +242,7 @@ class MoCo(LightningModule):
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Eq. 2: the key encoder and its head move towards the query's."""
+        """Eq. 2: moves the key encoder and its head toward the query's."""
         torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - momentum)
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
@@ -274,5 +273,5 @@ class MoCo(LightningModule):
     # ---- use -----------------------------------------------------------------------------------------------------
 
     def export(self) -> dict[str, Tensor]:
-        """The query encoder's weights, named and to be used as those of :meth:`lit_models.simclr.SimCLR.export`."""
+        """The query encoder's weights, named and used like those of :meth:`lit_models.simclr.SimCLR.export`."""
         return library_weights(self.query.encoder)  # type: ignore[arg-type]

@@ -1,13 +1,13 @@
-"""SimCLR: two augmented views of an image should have the same representation, and those of other images another.
+"""SimCLR: two augmented views of an image should have the same representation, views of other images different ones.
 
 Chen, Kornblith, Norouzi & Hinton, "A Simple Framework for Contrastive Learning of Visual Representations" (2020). Each
-of N images is augmented twice, which gives 2N views; the two of an image are a positive pair, and the other 2(N − 1)
-are its negatives. With an encoder f and a projection head g, an MLP that is thrown away afterwards:
+of N images is augmented twice, which gives 2N views; the two views of an image are a positive pair, and the other
+2(N − 1) are its negatives. With an encoder f and a projection head g, an MLP that is thrown away afterwards:
 
     h = f(x)        z = g(h)        ℓ(i, j) = −log  exp(sim(z_i, z_j)/τ) / Σ_{k ≠ i} exp(sim(z_i, z_k)/τ)        (eq. 1)
 
-averaged over all positive pairs, where sim is the cosine. What is learned is what the augmentations leave: see
-docs/simclr.md for an experiment.
+averaged over all positive pairs, where sim is the cosine. The network learns what the augmentations leave unchanged:
+see docs/simclr.md for an experiment.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def pairwise_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         z: unit vectors (V, B, D): V views of this rank's B images.
 
     Returns:
-        logits (V·B, V·N), sim/τ of each view to all views of the N images of all ranks, −inf to itself; and the columns
-        (V·B, V − 1) of its positives, the other views of the same image.
+        logits (V·B, V·N), sim/τ of each view with all views of the N images of all ranks, −inf with itself; and the
+        columns (V·B, V − 1) of its positives, the other views of the same image.
     """
     views, count, _ = z.shape
     everyone = gather_rows_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (V, N, D)
@@ -62,9 +62,9 @@ def pairwise_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """The normalized temperature-scaled cross-entropy of projections (V, B, D): eq. 1, its mean over positive pairs.
+    """The normalized temperature-scaled cross-entropy of projections (V, B, D): eq. 1, averaged over positive pairs.
 
-    Of more than two views, every two of an image are a pair, and the other positives stay among the candidates.
+    With more than two views, every two views of an image are a pair, and the other positives stay among the candidates.
     """
     return cross_entropy_of_positives(*pairwise_logits(unit(z), temperature))
 
@@ -80,13 +80,13 @@ class SimCLR(LightningModule):
         encoder, stem, width: f, as :func:`lit_models.networks.encoders.image_encoder` takes them.
         pretrained: start from the library's ImageNet weights.
         head_layers: linear layers of g (2 in the paper, 3 in its authors' code).
-        head_dim: hidden units of g; by default as many as h has numbers.
-        head_norm: batch normalization in g.
-        out_dim: of z.
+        head_dim: hidden units of g; by default the size of h.
+        head_norm: use batch normalization in g.
+        out_dim: size of z.
         temperature: τ.
-        representation: what :meth:`encode` gives: h, or z, which has less of what the augmentation changes (section
-            4.2).
-        decay_vectors: whether biases and the weights of norms have the optimizer's weight decay.
+        representation: the output of :meth:`encode`: h, or z, which keeps less of what the augmentation changes
+            (section 4.2).
+        decay_vectors: whether weight decay applies to biases and the weights of norms.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -128,20 +128,20 @@ class SimCLR(LightningModule):
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if getattr(data, "views", 2) + getattr(data, "small_views", 0) < 2:
-            raise ValueError(f"views={data.views}: SimCLR expects at least 2 of an image")
+            raise ValueError(f"views={data.views}: SimCLR expects at least 2 per image")
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in 0..1 → h (B, D), the representation: the head is for the loss alone."""
+        """Images (B, C, H, W) in 0..1 → h (B, D), the representation; the head is only for the loss."""
         h = self.encoder(images)
         return h if self.representation == "encoder" else self.head(h)
 
     def project(self, views: Tensor) -> Tensor:
         """(V, B, C, H, W) → (V, B, D): z, as unit vectors.
 
-        All views go through the network together: with batch normalization each of them by itself would be another
-        function, with another gradient.
+        All views go through the network together: with batch normalization, separate passes would be a different
+        function with a different gradient.
         """
         z = self.head(self.encoder(views.flatten(0, 1)))
         return unit(z).unflatten(0, views.shape[:2])
@@ -184,8 +184,8 @@ class SimCLR(LightningModule):
     # ---- use -----------------------------------------------------------------------------------------------------
 
     def export(self) -> dict[str, Tensor]:
-        """The encoder's weights by the names of torchvision or timm, for ``load_state_dict(…, strict=False)`` there.
+        """The encoder's weights under torchvision's or timm's names, for ``load_state_dict(…, strict=False)`` there.
 
-        Without a classifier's. A ResNet that was not pretrained takes pixels in −1..1.
+        They do not include a classifier. A ResNet that was not pretrained takes pixels in −1..1.
         """
         return library_weights(self.encoder)

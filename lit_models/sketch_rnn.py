@@ -14,8 +14,8 @@ gives the distribution of the next move: a mixture of bivariate Gaussians, and a
     L_KL = −1/(2 N_z) Σ (1 + σ̂ − μ² − exp σ̂)
     loss = L_R + w · max(L_KL, floor)                   w = end − (end − start) · decay^step
 
-L_R is of a density, so it may well be negative. Since both the code and each move are drawn, one drawing gives several
-similar ones; how similar, the temperature says. Without a code (``latent_dim: 0``) the decoder alone is an
+L_R is based on a density, so it can be negative. Since both the code and each move are drawn, one drawing gives several
+similar ones; the temperature determines how similar. Without a code (``latent_dim: 0``), the decoder alone is an
 unconditional model that starts from zeros.
 """
 
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from datamodules.sketches import SketchBatch
 
 START = (0.0, 0.0, 1.0, 0.0, 0.0)
-"""what the decoder reads before the first move"""
+"""the decoder's input before the first move"""
 CANDIDATES = 512
-"""codes that :meth:`SketchRNN.complete` chooses from"""
+"""number of codes that :meth:`SketchRNN.complete` chooses from"""
 MEANS = ("reconstruction", "offset_reconstruction", "pen_reconstruction", "nats_per_point", "kl", "kl_nats")
 
 LSTMState = tuple[Tensor, Tensor]
@@ -58,9 +58,9 @@ LSTMState = tuple[Tensor, Tensor]
 
 
 def nats_of_drawings(mixture: Mixture, strokes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """−ln p of the offsets and of the pen states of each drawing, summed over it: two of (B,), in nats.
+    """−ln p of the offsets and of the pen states, summed over each drawing: two tensors (B,), in nats.
 
-    Offsets count at the N points of ``strokes`` (B, T, 5), the pen there and at the end row after them.
+    Offsets count at the N points of ``strokes`` (B, T, 5), the pen also at the end row after them.
     """
     # The paper counts the pen's loss over all N_max rows, the padding included. Here it ends with the one row that says
     # that the drawing has ended: batches are padded to their own longest drawing, which differs between ranks.
@@ -86,17 +86,17 @@ class SketchRNN(LightningModule):
     """A sequence-to-sequence variational autoencoder of drawings.
 
     Args:
-        scale_factor: units of the data that 1 stands for in a batch: the standard deviation of the training offsets.
-        longest: N_max, points of the longest drawing; by which L_R is divided, and where drawing stops.
-        class_names: of the data's labels, for the map of the codes.
+        scale_factor: what 1 means in a batch, in units of the data: the standard deviation of the training offsets.
+        longest: N_max, number of points in the longest drawing; L_R is divided by it, and drawing stops there.
+        class_names: names of the data's labels, for the map of the codes.
         encoder_hidden, decoder_hidden: sizes of the LSTMs' states; the encoder has one for each direction.
         latent_dim: N_z, size of the code z; 0 for the unconditional model, a decoder alone.
         components: M, Gaussians of the mixture.
         layer_norm: normalize the gates and the cell of the decoder: :class:`lit_models.networks.recurrent.SteppedLSTM`.
-        recurrent_dropout: share of the decoder's candidates that is dropped. With neither of these two the decoder is
-            PyTorch's fused LSTM, as the encoder always is.
-        kl_weight, kl_weight_start, kl_decay: w goes from ``kl_weight_start`` to ``kl_weight``, by ``kl_decay`` a step.
-        kl_floor: of L_KL, mean nats of a dimension of z that cost nothing.
+        recurrent_dropout: share of the decoder's candidates that is dropped. Without layer norm and recurrent dropout,
+            the decoder is PyTorch's fused LSTM, as the encoder always is.
+        kl_weight, kl_weight_start, kl_decay: w goes from ``kl_weight_start`` to ``kl_weight``, ``kl_decay`` per step.
+        kl_floor: of L_KL: the mean nats per dimension of z that cost nothing.
         optimizer, scheduler: callables, as Lightning's CLI makes them; by default the paper's.
 
     Raises:
@@ -180,7 +180,7 @@ class SketchRNN(LightningModule):
         return h[None].contiguous(), c[None].contiguous()
 
     def forward(self, moves: Tensor, z: Tensor, state: LSTMState | None = None) -> tuple[Mixture, LSTMState]:
-        """Moves (B, T, 5), the start token first, and codes (B, D) → each next move's distribution, and the state."""
+        """Moves (B, T, 5), start token first, and codes (B, D) → each next move's distribution, and the state."""
         inputs = torch.cat([moves, z[:, None].expand(-1, moves.shape[1], -1)], 2)
         outputs, state = self.decoder(inputs, self.initial_state(z) if state is None else state)
         return to_mixture(self.head(outputs)), state
@@ -205,7 +205,7 @@ class SketchRNN(LightningModule):
         return {"loss": loss, **parts}
 
     def _objective(self, batch: SketchBatch, *key: int | str) -> dict[str, Tensor]:
-        """Of each drawing (B, …) what the loss and the evaluation average; ``key`` determines ε."""
+        """The values of each drawing (B, …) that the loss and the evaluation average; ``key`` determines ε."""
         strokes, lengths, _ = batch
         if self.latent_dim:
             mean, log_var = self.posterior_of(strokes, lengths)
@@ -288,7 +288,7 @@ class SketchRNN(LightningModule):
     def decode(
         self, z: Tensor, temperature: float = 0.5, seed: int | None = None, max_points: int | None = None
     ) -> list[Sketch]:
-        """Codes (B, D) → a drawing of each.
+        """Codes (B, D) → one drawing for each.
 
         Args:
             temperature: τ of :func:`lit_models.networks.mixture_density.draw_move`: near 0 the likeliest moves, 1 the
@@ -305,23 +305,23 @@ class SketchRNN(LightningModule):
     def generate(
         self, n: int = 1, temperature: float = 0.5, seed: int | None = None, max_points: int | None = None
     ) -> list[Sketch]:
-        """``n`` drawings of codes from the prior, or, without a code, of the decoder alone; see :meth:`decode`."""
+        """``n`` drawings for codes from the prior, or, without a code, from the decoder alone; see :meth:`decode`."""
         generator = self._generator(seed)
         return self._drawn(self._prior(n, generator), None, temperature, generator, max_points)
 
     def reconstruct(
         self, sketch: Sketch, temperature: float = 0.5, sample: bool = False, seed: int | None = None
     ) -> Sketch:
-        """A drawing that is like ``sketch``: from the posterior's mean, or with ``sample`` from a draw of it.
+        """A drawing similar to ``sketch``: from the posterior's mean, or with ``sample`` from a draw of it.
 
-        Each seed gives another one; only at temperature 0, and from the mean, they are all the same.
+        Each seed gives a different one; only from the mean at temperature 0 are they all the same.
         """
         return self.decode(self.encode(sketch, sample, seed), temperature, seed)[0]
 
     def interpolate(
         self, a: Sketch, b: Sketch, steps: int = 8, temperature: float = 0.1, seed: int | None = None
     ) -> list[Sketch]:
-        """``steps`` drawings from ``a`` to ``b``, of codes on the great circle between theirs."""
+        """``steps`` drawings from ``a`` to ``b``, for codes on the great circle between theirs."""
         first, last = self.encode([a, b])
         return self.decode(slerp(first, last, steps), temperature, seed)
 
@@ -334,10 +334,10 @@ class SketchRNN(LightningModule):
         seed: int | None = None,
         max_points: int | None = None,
     ) -> list[Sketch]:
-        """``n`` drawings that all begin with ``prefix``, which is a part of them, and end in different ways.
+        """``n`` drawings that all start with ``prefix``, included in them, and end in different ways.
 
-        The prefix is no whole drawing, so the encoder cannot tell its code. By Bayes' rule p(z|prefix) is proportional
-        to p(z) p(prefix|z): codes are drawn from the prior and chosen by how likely they make the prefix.
+        The prefix is not a whole drawing, so the encoder cannot give its code. By Bayes' rule, p(z|prefix) is
+        proportional to p(z) p(prefix|z): codes are drawn from the prior and chosen by how likely they make the prefix.
         """
         strokes, lengths = self._strokes(prefix)
         rows = strokes[:, :-1]
@@ -360,7 +360,7 @@ class SketchRNN(LightningModule):
         generator: torch.Generator | None,
         max_points: int | None,
     ) -> list[Sketch]:
-        """A drawing of each code (B, D), all beginning with the rows ``prefix`` (1, P, 5)."""
+        """One drawing for each code (B, D), all starting with the rows ``prefix`` (1, P, 5)."""
         check_sampling(temperature, None, None)
         limit = self.longest if max_points is None else max_points
         at_least(1, max_points=max_points)
@@ -405,7 +405,7 @@ class SketchRNN(LightningModule):
 
 
 def initialize(lstm: nn.LSTM) -> None:
-    """Glorot's input weights, orthogonal recurrent ones, and forget gates that remember (bias 1; others 0)."""
+    """Glorot initialization for input weights, orthogonal for recurrent ones, forget bias 1, other biases 0."""
     hidden = lstm.hidden_size
     for name, parameter in lstm.named_parameters():
         if name.startswith("weight_ih"):

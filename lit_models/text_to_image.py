@@ -8,7 +8,7 @@ of Zhang et al., "StackGAN" (ICCV 2017). With φ the text encoder, t the sentenc
     L_D = −log s_r − ½ (log(1 − s_w) + log(1 − s_f))                              Algorithm 1
     L_G = −log s_f + kl_weight · KL(N(μ, σ²) ‖ N(0, 1))
 
-Without s_w a discriminator has no reason to read: any real image would do.
+Without s_w the discriminator would have no reason to read: any real image would do.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 def discriminator_loss(real: Tensor, wrong: Tensor, fake: Tensor) -> Tensor:
     """(B,): −log s_r − ½ (log(1 − s_w) + log(1 − s_f)) of logits (B,), s being their sigmoid.
 
-    ``wrong`` may be (K, B), of K wrong sentences for each image, whose terms are averaged.
+    ``wrong`` may be (K, B) for K wrong sentences per image, whose terms are averaged.
     """
     of_wrong = F.softplus(wrong)
     return F.softplus(-real) + 0.5 * (of_wrong if wrong.dim() == 1 else of_wrong.mean(0)) + 0.5 * F.softplus(fake)
@@ -74,38 +74,38 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
 class TextToImageGAN(LightningModule):
     """GAN-CLS on :mod:`datamodules.captions` of images with attributes.
 
-    What is validated, kept and used is the generator's moving average. Before the GAN's first step a classifier learns
-    the attributes of the real training images, and an embedding of sentences and images which of them belong together;
-    then neither changes, and both are part of the checkpoint. The classifier, which the GAN never sees, judges what is
-    generated: see :class:`lit_models.scores.generation.GenerationScores`.
+    Validation, checkpoints and use refer to the generator's moving average. Before the GAN's first step, a classifier
+    learns the attributes of the real training images, and an embedding learns which sentences and images belong
+    together; then both are frozen, and both are part of the checkpoint. The classifier, which gives the GAN no
+    gradient, judges generated images: see :class:`lit_models.scores.generation.GenerationScores`.
 
-    What the Trainer counts as a step is one of both networks.
+    One step of the Trainer is a step of both networks.
 
     Args:
-        vocab: the words that sentences are made of, ``<pad>`` and ``<unk>`` first.
-        attributes: the values of each attribute that the classifier tells apart.
+        vocab: the words of sentences, ``<pad>`` and ``<unk>`` first.
+        attributes: the values of each attribute that the classifier distinguishes.
         image_shape: (C, S, S), S a power of two, at least 8.
         embedding_dim, text_dim: of words and of sentences.
         condition_dim: of the conditioning augmentation, and of the sentence within the discriminator.
         noise_dim: of z.
         width: channels next to the image, in both networks.
-        wrong_sentences: for each image, those of the images before it in the batch. One in the paper; more cost little,
-            as the image is looked at once.
+        wrong_sentences: number of wrong sentences per image, taken from the images before it in the batch. One in the
+            paper; more cost little, since the image is processed once.
         kl_weight: of the conditioning augmentation's divergence (StackGAN: 2 on the mean over dimensions).
-        matching_weight: λ of the generator's second loss: its image is to be recognized as the sentence's among those
-            of the batch, by the frozen embedding. Not in Reed et al.; AttnGAN's L_DAMSM (Xu et al. 2018) is its model.
-        spectral_norm: of the discriminator's layers, in place of batch norm.
-        r1_weight: γ of the gradient penalty on real images; 0 for none.
+        matching_weight: λ of the generator's second loss: among the sentences of the batch, the frozen embedding should
+            match its image to its own. Not in Reed et al.; modeled on AttnGAN's L_DAMSM (Xu et al. 2018).
+        spectral_norm: use spectral norm in the discriminator's layers instead of batch norm.
+        r1_weight: γ of the gradient penalty on real images; 0 means none.
         ema_decay: share of the past that each step keeps in the generator's average.
-        accumulate_grad_batches: batches whose gradients make one step.
-        gradient_clip_norm: largest norm of either network's gradient; null for any.
-        classifier_epochs, embedding_epochs: of their trainings.
-        captioner: a checkpoint of :class:`lit_models.captioner.Captioner` that judges the test's images as well.
+        accumulate_grad_batches: number of batches whose gradients make one step.
+        gradient_clip_norm: largest norm of either network's gradient; null means no limit.
+        classifier_epochs, embedding_epochs: length of their pre-training.
+        captioner: a checkpoint of :class:`lit_models.captioner.Captioner` that also judges the test's images.
         optimizer, scheduler: callables, as Lightning's CLI makes them, called once for each network.
 
     Raises:
-        ValueError: an argument out of range; data without attributes, of several objects, or with several sentences of
-            an image in a batch; another precision than 32-true, 64-true or bf16-mixed; ``ReduceLROnPlateau``.
+        ValueError: an argument is out of range; the data have no attributes, several objects in an image, or several
+            sentences per image in a batch; the precision is not 32-true, 64-true or bf16-mixed; ``ReduceLROnPlateau``.
     """
 
     adjustable: ClassVar = ("captioner",)
@@ -185,16 +185,16 @@ class TextToImageGAN(LightningModule):
         if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
             raise ValueError(
                 f"trainer.precision={self.trainer.precision!r}: expected '32-true', '64-true' or 'bf16-mixed'; "
-                "float16 has one scale for the losses of both networks"
+                "float16 has only one scale for the losses of both networks"
             )
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if getattr(data, "captions_per_image", None) != 1:
             raise ValueError(
                 f"captions_per_image={getattr(data, 'captions_per_image', None)}: expected 1, so that the sentences of "
-                "a batch are of different images"
+                "a batch belong to different images"
             )
         if data.tables["train"].objects.shape[1] != 1:
-            raise ValueError("the training images show several objects: expected one in each, such as max_objects=1")
+            raise ValueError("the training images show several objects: expected one in each, as with max_objects=1")
         if self.wrong_sentences >= (size := data.batch_size * world_size()):
             raise ValueError(f"wrong_sentences={self.wrong_sentences}: expected less than the global batch of {size}")
         # All of the training part on each rank, where the loader would give each its share.
@@ -210,7 +210,7 @@ class TextToImageGAN(LightningModule):
     # ---- the model -----------------------------------------------------------------------------------------------
 
     def noise(self, num_images: int, *key: int | str) -> Tensor:
-        """(num_images, noise_dim + condition_dim), standard normal: a function of ``key`` and of each image's place."""
+        """(num_images, noise_dim + condition_dim), standard normal: a function of ``key`` and each image's place."""
         width = self.generator.noise_dim + self.generator.condition_dim
         return normal_of_samples(num_images, width, *key, device=self.device)
 
@@ -254,7 +254,7 @@ class TextToImageGAN(LightningModule):
         return {"loss": d_loss, **losses, **named}
 
     def step_both(self) -> None:
-        """A step of both networks from gradients at the same point, as Algorithm 1 has it, and of the average."""
+        """A step of both networks from gradients at the same point, as in Algorithm 1, and of the average."""
         optimizers: Any = self.optimizers()
         of_generator, of_discriminator = optimizers
         # Lightning counts each optimizer's steps, but max_steps, checkpoints and logs are to count batches.
@@ -279,7 +279,7 @@ class TextToImageGAN(LightningModule):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """The averaged generator takes a step towards the trained one, its batch norms' statistics included."""
+        """Moves the averaged generator toward the trained one, including its batch-norm statistics."""
         networks = self.average, self.generator
         mine, theirs = ([t for t in n.state_dict().values() if t.is_floating_point()] for n in networks)
         torch._foreach_lerp_(mine, theirs, 1 - self.ema_decay)
@@ -294,9 +294,7 @@ class TextToImageGAN(LightningModule):
         if any(
             isinstance(of_network.get("lr_scheduler", {}).get("scheduler"), ReduceLROnPlateau) for of_network in made
         ):
-            raise ValueError(
-                "scheduler ReduceLROnPlateau: expected one that goes by steps or epochs; a GAN has no loss for it"
-            )
+            raise ValueError("scheduler ReduceLROnPlateau: expected one by steps or epochs; a GAN has no loss for it")
         return made
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
@@ -311,7 +309,7 @@ class TextToImageGAN(LightningModule):
             self.log("test/captioner_agreement", self.agreement)
 
     def _evaluate(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
-        """One generated image for each sentence, at the same noise in every evaluation; returned."""
+        """Generates one image for each sentence, with the same noise in every evaluation, and returns them."""
         text = self.embedding.text(batch.captions, batch.lengths)
         noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
         fake = self.draw(text, noise)
@@ -331,11 +329,11 @@ class TextToImageGAN(LightningModule):
         return fake
 
     def agreeing(self, captions: Sequence[Sequence[str]], stated: Tensor) -> Tensor:
-        """1 for each attribute of which caption and sentence state the same, 0 where they state different values.
+        """1 for each attribute for which caption and sentence state the same value, 0 for different values.
 
         Args:
-            captions: of each generated image, of which the first counts.
-            stated: (N, A) values that its sentence states, −1 where it says nothing.
+            captions: of each generated image; the first one counts.
+            stated: (N, A) values that its sentence states, −1 if it says nothing.
         """
         same = []
         for (caption, *_), row in zip(captions, stated.tolist(), strict=True):
@@ -346,7 +344,7 @@ class TextToImageGAN(LightningModule):
         return torch.tensor(same, device=self.device)
 
     def draw(self, text: Tensor, noise: Tensor) -> Tensor:
-        """Images (N, C, S, S) in 0..1 of the averaged generator; the ε of ``noise`` is not used: c is the mean."""
+        """Images (N, C, S, S) in 0..1 from the averaged generator; the ε of ``noise`` is not used: c is the mean."""
         mean, _ = self.average.condition(text)
         images = self.average(mean, torch.full_like(mean, -torch.inf), noise.to(mean.dtype))
         return (images.float() + 1) / 2
@@ -366,10 +364,10 @@ class TextToImageGAN(LightningModule):
     # ---- use -----------------------------------------------------------------------------------------------------
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Sentences → (N, text_dim). A word that no training sentence has is left out, with a warning.
+        """Sentences → (N, text_dim). A word that is in no training sentence is left out with a warning.
 
         Raises:
-            ValueError: a sentence has no known word at all.
+            ValueError: a sentence has no known word.
         """
         known = set(self.vocab)
         kept = []
@@ -389,9 +387,9 @@ class TextToImageGAN(LightningModule):
 
     @torch.no_grad()
     def generate(self, text: str | Sequence[str], n: int = 1, seed: int | None = None) -> Tensor:
-        """``n`` images in 0..1 of a sentence (n, C, S, S), or of each of several (len(text), n, C, S, S).
+        """``n`` images in 0..1 for a sentence (n, C, S, S), or for each of several (len(text), n, C, S, S).
 
-        Sample i of every sentence has the same noise: what differs between them is due to the words.
+        Sample i of every sentence uses the same noise, so differences are due to the words.
 
         Raises:
             ValueError: ``n`` is below 1; a sentence has no known word.
@@ -406,7 +404,7 @@ class TextToImageGAN(LightningModule):
 
     @torch.no_grad()
     def interpolate(self, a: str, b: str, steps: int = 8, seed: int | None = None) -> Tensor:
-        """Images (steps, C, S, S) in 0..1 on the straight way between two sentences' encodings, at one noise."""
+        """Images (steps, C, S, S) in 0..1 on the straight line between two sentences' encodings, at one noise."""
         at_least(2, steps=steps)
         with evaluating(self):
             start, end = self.encode_text([a, b])
@@ -419,7 +417,7 @@ class TextToImageGAN(LightningModule):
         return torch.randn(n, width, generator=generator, device=self.device)
 
     def predict_step(self, batch: CaptionBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The attributes that the classifier sees in what is generated for each sentence."""
+        """The attributes that the classifier sees in the image generated for each sentence."""
         text = self.embedding.text(batch.captions, batch.lengths)
         noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
         seen = choices(self.classifier(self.draw(text, noise))[0]).tolist()

@@ -1,4 +1,4 @@
-"""The text VAE: a language model that decides what to say before it says it, as a code drawn from a unit Gaussian.
+"""The text VAE: a language model that first decides what to say, as a code drawn from a unit Gaussian.
 
 Bowman, Vilnis, Vinyals, Dai, Jozefowicz & Bengio, "Generating Sentences from a Continuous Space" (2016). A recurrent
 language model writes a line token by token and plans nothing; here a code z of the whole line comes first:
@@ -8,12 +8,12 @@ language model writes a line token by token and plans nothing; here a code z of 
 
     log p(x)  ≥  ELBO  =  E_q[log p(x|z)]  −  KL(q(z|x) ‖ N(0, I))
 
-Such a decoder does well without any code: it has the tokens before. Then the KL is all that z costs, the posterior
-collapses to the prior, and what is left is a language model. The paper does two things against that:
+Such a decoder does well without a code, since it has the previous tokens. Then z only costs its KL, the posterior
+collapses to the prior, and a plain language model remains. The paper has two remedies:
 
-- KL cost annealing: the KL's weight goes from 0 to 1 along a sigmoid, so that z is made use of before it costs.
+- KL cost annealing: the KL's weight goes from 0 to 1 along a sigmoid, so that z is used before it costs anything.
 - word dropout: each token that the decoder reads is kept with probability k, else replaced by one that says nothing.
-  Evaluation and use drop none, but with k = 0, the inputless decoder, z is all that there is, there as well.
+  Evaluation and use drop none, but with k = 0, the inputless decoder, they too have only z.
 
 ``latent_dim: 0`` is the rival, the same decoder as a language model without a code. Tokens are characters.
 """
@@ -65,7 +65,7 @@ def kl_weight(step: int, annealing: Annealing, center: float, width: float) -> f
 
 
 def drop_words(tokens: Tensor, draws: Tensor, keep_rate: float, unknown: int) -> Tensor:
-    """Tokens (B, T), those replaced by ``unknown`` whose draws (B, T) in [0, 1) are not below ``keep_rate``."""
+    """Replaces tokens (B, T) by ``unknown`` if their draws (B, T) in [0, 1) are not below ``keep_rate``."""
     return torch.where(draws < keep_rate, tokens, unknown)
 
 
@@ -74,11 +74,11 @@ class TextVAE(LightningModule):
 
     Args:
         vocab: the characters.
-        longest: characters of the longest line, where decoding stops.
+        longest: number of characters in the longest line, where decoding stops.
         latent_dim: D, size of the code z; 0 for the language model, a decoder alone.
         hidden, cell: of the encoder and of the decoder; ``lstm`` or ``gru``.
         embedding_dim: of characters, the same for encoder and decoder.
-        keep_rate: k, share of the characters that the decoder still reads in training; 1 drops none, and with 0 the
+        keep_rate: k, the share of the characters that the decoder still reads in training; 1 drops none; with 0 the
             decoder reads none at all, in training, evaluation and use.
         annealing, kl_center, kl_width: the KL's weight in training, over the optimizer's steps: see :func:`kl_weight`.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
@@ -157,7 +157,7 @@ class TextVAE(LightningModule):
         """log p(x|z) of lines (B, T), in nats with their ends, (B,), by teacher forcing.
 
         Args:
-            read: (B, T) what the decoder reads in place of the lines, where words are dropped.
+            read: (B, T) the decoder's input instead of the lines, if words are dropped.
         """
         targets, steps = with_end(lines, lengths, self.end)
         start = torch.full_like(targets[:, :1], self.end)
@@ -184,7 +184,7 @@ class TextVAE(LightningModule):
     def _objective(
         self, batch: SequenceBatch, key: tuple[int | str, ...], read: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Of each line (B, …) what the loss and the evaluation average; ``key`` determines ε."""
+        """The values of each line (B, …) that the loss and the evaluation average; ``key`` determines ε."""
         lines, lengths, _ = batch
         if not self.latent_dim:
             exact = self.log_likelihood(lines, lengths, self.head.weight.new_zeros(len(lines), 0), read)
@@ -251,12 +251,12 @@ class TextVAE(LightningModule):
         """Lines → codes (B, D): the posterior's mean, or a draw from it.
 
         Raises:
-            ValueError: no line, or none of text; a character that the vocabulary lacks, unless it has ``<unk>``.
+            ValueError: no line, or not text; a character is not in the vocabulary, unless that has ``<unk>``.
         """
         return self._code(lines, sample, self._generator(seed))
 
     def decode(self, z: Tensor, temperature: float = 0.0, seed: int | None = None) -> list[str]:
-        """Codes (B, D) → a line of each.
+        """Codes (B, D) → one line for each.
 
         Args:
             temperature: 0 writes the likeliest character at each place, 1 draws from the model's own distribution.
@@ -266,7 +266,7 @@ class TextVAE(LightningModule):
         return self._written(z, temperature, self._generator(seed))
 
     def sample(self, n: int = 1, temperature: float = 1.0, seed: int | None = None) -> list[str]:
-        """``n`` lines of codes from the prior, or, without a code, of the decoder alone; see :meth:`decode`."""
+        """``n`` lines for codes from the prior, or, without a code, from the decoder alone; see :meth:`decode`."""
         at_least(1, n=n)
         generator = self._generator(seed)
         return self._written(self._normal((n, self.latent_dim), generator), temperature, generator)
@@ -274,7 +274,7 @@ class TextVAE(LightningModule):
     def reconstruct(
         self, lines: Any, temperature: float = 0.0, sample: bool = False, seed: int | None = None
     ) -> str | list[str]:
-        """What is left of a line, or of each of a list, after the code: the posterior's mean, or a draw from it."""
+        """The reconstruction of a line, or of each line in a list, from its code: the posterior's mean, or a draw."""
         generator = self._generator(seed)
         made = self._written(self._code(lines, sample, generator), temperature, generator)
         return made[0] if isinstance(lines, str) else made

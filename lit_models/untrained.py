@@ -1,4 +1,4 @@
-"""Representations that learn nothing from the task: the rows of a table that every other has to be better than.
+"""Representations that learn nothing from the task: baselines for every other row of the table.
 
 The pixels; their principal components (Pearson 1901), as many as an encoder has features; and those features with the
 encoder's initial weights.
@@ -21,13 +21,13 @@ Representation = Literal["pixels", "pca", "random"]
 
 
 class Untrained(LightningModule):
-    """A representation to be measured as a trained one is: one epoch, in which nothing is trained.
+    """A representation measured like a trained one: one epoch, in which nothing is trained.
 
     Args:
         image_shape: (C, H, W).
         representation: ``pixels``, ``pca`` or ``random``.
-        encoder, stem, width: as :func:`lit_models.networks.encoders.image_encoder` takes them; also says how many
-            principal components there are.
+        encoder, stem, width: as :func:`lit_models.networks.encoders.image_encoder` takes them; they also determine the
+            number of principal components.
 
     Raises:
         ValueError: no such representation.
@@ -62,7 +62,7 @@ class Untrained(LightningModule):
         return (features - self.mean) @ self.components.T if self.representation == "pca" else features
 
     def on_fit_start(self) -> None:
-        """Finds the principal components of the training images."""
+        """Computes the principal components of the training images."""
         if self.representation != "pca":
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -7,8 +7,8 @@ decoder a distribution of images:
 
     log p(x)  ≥  ELBO  =  E_q[log p(x|z)]  −  KL(q(z|x) ‖ p(z))
 
-that is reconstruction − KL, in nats. One cannot back-propagate through drawing z. The reparameterization trick draws ε
-from a unit Gaussian instead, shifts it by the mean and scales it by the deviation, so that the gradient reaches both:
+that is reconstruction − KL, in nats. One cannot back-propagate through drawing z. The reparameterization trick instead
+draws ε from a unit Gaussian, scales it by the deviation and shifts it by the mean, so that the gradient reaches both:
 
     z = μ + σ ⊙ ε        ε ~ N(0, I)
 
@@ -16,8 +16,8 @@ With k importance samples the bound is tighter (Burda, Grosse & Salakhutdinov, "
 
     log p(x)  ≥  E[ log 1/k Σ_i w_i ]        w_i = p(x|z_i) p(z_i) / q(z_i|x)        z_i ~ q(z|x)
 
-β weighs the KL (Higgins et al. 2017), free bits leave each dimension some of it (Kingma et al. 2016), and it can be
-warmed up once or in cycles (Bowman et al. 2016; Fu et al. 2019).
+β weights the KL (Higgins et al. 2017), free bits let each dimension keep some of it at no cost (Kingma et al. 2016),
+and it can be warmed up once or in cycles (Bowman et al. 2016; Fu et al. 2019).
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ def log_normal(z: Tensor, mean: Tensor | float = 0.0, log_var: Tensor | float = 
 def importance_bound(log_weights: Tensor) -> Tensor:
     """log 1/k Σ_i w_i of log-weights (k, B) → (B,): the IWAE bound; for large k an estimate of log p(x).
 
-    Its gradient is Σ_i w̃_i ∇ log w_i, with the normalized weights w̃ as constants: what autograd makes of it.
+    Its gradient, as autograd computes it, is Σ_i w̃_i ∇ log w_i, with the normalized weights w̃ as constants.
     """
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
 def log_likelihood(kind: Likelihood, output: Tensor, images: Tensor, log_scale: Tensor) -> Tensor:
-    """log p(x|z) in nats, all constants included, summed over an image: (…, B, C, H, W) → (…, B).
+    """log p(x|z) in nats, including all constants, summed over an image: (…, B, C, H, W) → (…, B).
 
-    ``bernoulli``: of binary pixels (or the cross-entropy with gray ones, which is no likelihood), from logits.
+    ``bernoulli``: for binary pixels (or the cross-entropy with gray ones, which is not a likelihood), from logits.
     ``gaussian``: a density, so it can be positive, with mean ``output`` and deviation exp(log_scale).
     ``discretized_logistic``: the probability of each of the 256 pixel values (Salimans et al. 2017): the mass of a
     logistic distribution with mean ``output`` and scale exp(log_scale) between the value's bounds, which are open at 0
@@ -94,7 +94,7 @@ def log_likelihood(kind: Likelihood, output: Tensor, images: Tensor, log_scale: 
 
 
 def kl_weight(step: int, steps: int, beta: float, warmup: float, cycles: int) -> float:
-    """β, reached linearly over the first ``warmup`` of each of ``cycles`` equal parts of the training."""
+    """The weight of the KL, rising linearly to β over the first ``warmup`` of each of ``cycles`` parts of training."""
     if warmup == 0:
         return beta
     place = (step * cycles / steps) % 1 if step < steps else 1.0
@@ -107,26 +107,26 @@ class VAE(LightningModule):
     Args:
         image_shape: (C, H, W).
         network: ``conv``, or the papers' ``mlp``.
-        encoder, width: a network of :func:`lit_models.networks.encoders.image_encoder`, which contrastive techniques
-            share, and a linear layer as the encoder, beside the convolutional decoder.
+        encoder, width: a network of :func:`lit_models.networks.encoders.image_encoder`, shared with contrastive
+            techniques, and a linear layer as the encoder, with the convolutional decoder.
         channels: of the convolutional network, whose layers each halve the image.
         hidden: of the MLP's layers, in the decoder in reverse order.
         activation: of the MLP: ``tanh`` (IWAE's) or ``relu``.
         latent_dim: of the code z.
         likelihood: p(x|z): see :func:`log_likelihood`.
         sigma: the Gaussian's deviation, or the logistic's scale, in units of the brightness 0..1; ``null`` learns it.
-        binarize: draw each pixel as black or white with its brightness as probability, anew in each step (dynamic
-            binarization); the ``bernoulli`` likelihood is then one.
-        samples: k, importance samples of the bound that is trained on; 1 is the ELBO with its KL in closed form.
+        binarize: draw each pixel as black or white with its brightness as probability, again in each step (dynamic
+            binarization), which makes ``bernoulli`` a true likelihood.
+        samples: k, number of importance samples in the training bound; 1 is the ELBO with its KL in closed form.
         beta: weight of the KL.
-        warmup, cycles: the weight rises over the first ``warmup`` (share) of each of so many parts of the training.
-        free_bits: nats of the KL that each dimension has for free.
-        test_samples: importance samples of the test's log-likelihood; taken in chunks.
+        warmup, cycles: the weight rises over the first ``warmup`` (share) of each of ``cycles`` parts of training.
+        free_bits: nats of the KL that cost nothing in each dimension.
+        test_samples: number of importance samples for the test's log-likelihood; processed in chunks.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: an argument out of range; ``beta``, ``warmup`` or ``free_bits`` with several ``samples``, whose
-            bound has no KL of its own.
+        ValueError: an argument is out of range; ``beta``, ``warmup`` or ``free_bits`` with several ``samples``, whose
+            bound has no separate KL.
     """
 
     adjustable: ClassVar = ("test_samples",)
@@ -217,7 +217,7 @@ class VAE(LightningModule):
         return log_likelihood(self.likelihood, output, images, self.log_scale)
 
     def observed(self, images: Tensor, *key: int | str) -> Tensor:
-        """What is modeled: the images, or a binarization of them that ``key`` determines."""
+        """The modeled images: the images themselves, or a binarization determined by ``key``."""
         if not self.binarize:
             return images
         return coins_of_samples(images, "binarize", *key)
@@ -228,7 +228,7 @@ class VAE(LightningModule):
         return noise.to(like.dtype).view(len(like), count, self.latent_dim).transpose(0, 1)
 
     def on_fit_start(self) -> None:
-        """Lets the decoder of a new MLP begin with the mean image, as IWAE's own code does."""
+        """Starts the decoder of a new MLP at the mean image, as IWAE's own code does."""
         if self.likelihood != "bernoulli" or self.network != "mlp":
             return
         bias = self.decoder[0][-1].bias.data  # type: ignore[index]
@@ -247,7 +247,7 @@ class VAE(LightningModule):
         return self._objective(batch.images, key)[0]
 
     def _objective(self, images: Tensor, key: tuple[int | str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The loss and what it is made of; and of each image (B, …) what evaluation averages."""
+        """The loss and its parts, and the values of each image (B, …) that evaluation averages."""
         x = self.observed(images, *key)
         mean, log_var = self.posterior_of(x)
         # The reparameterization trick: (k, B, D)
@@ -275,7 +275,7 @@ class VAE(LightningModule):
         return kl_weight(self.trainer.global_step, steps, self.beta, self.warmup, self.cycles)
 
     def _after_free_bits(self, kl: Tensor) -> Tensor:
-        """Each image's share (B,) of Σ_d max(λ, mean KL_d): below λ a dimension costs nothing more.
+        """Each image's share (B,) of Σ_d max(λ, mean KL_d): below λ, a dimension has no further cost.
 
         The mean is over the batch of all ranks.
         """
@@ -300,7 +300,7 @@ class VAE(LightningModule):
         return each
 
     def log_likelihood_of(self, x: Tensor, mean: Tensor, log_var: Tensor, batch_idx: int, chunk: int = 50) -> Tensor:
-        """log p(x) (B,) in nats by importance sampling from q(z|x), ``test_samples`` a time, ``chunk`` at once."""
+        """log p(x) (B,) in nats by importance sampling from q(z|x), with ``test_samples`` draws, ``chunk`` at once."""
         parts = []
         for first in range(0, self.test_samples, chunk):
             count = min(chunk, self.test_samples - first)

@@ -1,7 +1,7 @@
 """Visual question answering: a CNN reads the image, an LSTM the question, and their *fact embedding* gives the answer.
 
 Antol et al., "VQA: Visual Question Answering" (ICCV 2015): the image's feature v and the LSTM's last state q
-are mapped to one vector, the fact, and a softmax over a fixed list of answers is put on it.
+are mapped to one vector, the fact, which is followed by a softmax over a fixed list of answers.
 
     v = CNN(image)      q = LSTM(w_1 … w_T)      fact = F(v, q)      p(answer | image, question) = softmax(MLP(fact))
 
@@ -48,7 +48,7 @@ def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
     """(Q,) nats: cross-entropy of logits (Q, A) with classes (Q,), or with soft scores (Q, A).
 
     Ten annotators disagree, so a soft score says what an answer *would get*: several answers can be right. Each answer
-    is then a yes/no decision of its own (Teney et al. 2018) and the loss their sum.
+    is then a separate yes/no decision (Teney et al. 2018), and the loss is their sum.
     """
     if answers.dim() == 1:
         return F.cross_entropy(logits, answers, reduction="none")
@@ -89,7 +89,8 @@ class ConcatFact(nn.Module):
 
 
 class AttentionFact(nn.Module):
-    """fact = tanh(W' v̂) ⊙ tanh(U' q), where v̂ is the grid averaged by how well each cell fits the question."""
+    """fact = tanh(W' v̂) ⊙ tanh(U' q), where v̂ is the average of the grid, weighted by how well each cell fits the
+    question."""
 
     def __init__(self, image_dim: int, question_dim: int, fact_dim: int) -> None:
         super().__init__()
@@ -101,7 +102,7 @@ class AttentionFact(nn.Module):
         self.out_dim = fact_dim
 
     def attend(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
-        """(Q, h·w): the share of each cell, row by row, which sums to 1."""
+        """(Q, h·w): the share of each cell, row by row; the shares sum to 1."""
         cells = grid.flatten(2).transpose(1, 2)  # (I, h·w, C)
         keys = self.image_key(cells)[image_index] + self.question_key(question)[question_index][:, None]
         return self.score(torch.tanh(keys))[..., 0].softmax(1)
@@ -113,12 +114,12 @@ class AttentionFact(nn.Module):
 
 
 class RelationFact(nn.Module):
-    """fact = 1/n Σ_{i ≤ j} g(o_i, o_j, q), an object o being a cell of the grid with its two coordinates.
+    """fact = 1/n Σ_{i ≤ j} g(o_i, o_j, q), where an object o is a cell of the grid with its two coordinates.
 
-    The first layer of g is linear in (o_i, o_j, q), so each of its three parts is computed once an object and once a
-    question and then added up for each pair: the same function at a fraction of the cost. The paper sums over all
-    ordered pairs. Here two objects meet once (i ≤ j), which halves the work, as g can learn both directions at once;
-    and the sum is divided by the number n of objects, so that its scale hardly depends on it.
+    The first layer of g is linear in (o_i, o_j, q), so its three parts are computed once per object and once per
+    question and then added for each pair: the same function at a fraction of the cost. The paper sums over all ordered
+    pairs. Here two objects meet once (i ≤ j), which halves the work, since g can learn both directions at once; and the
+    sum is divided by the number n of objects, so that its scale hardly depends on n.
     """
 
     def __init__(self, image_dim: int, question_dim: int, fact_dim: int, layers: int = 4) -> None:
@@ -144,13 +145,13 @@ class VQA(LightningModule):
     """CNN + LSTM → fact embedding → answer.
 
     Args:
-        vocab: the words that questions are made of, ``<pad>`` and ``<unk>`` first.
+        vocab: the words of questions, ``<pad>`` and ``<unk>`` first.
         answers: the answers to choose from.
         question_types: names of the kinds of questions, for the metrics.
         image_shape: (C, H, W) of an image, or of cached image features.
-        encoder: ``conv``, a small CNN; a ResNet of torchvision or ``timm/<name>``; ``features`` when the data has
-            cached image features.
-        channels: of the small CNN's layers, each of stride 2.
+        encoder: ``conv``, a small CNN; a ResNet of torchvision or ``timm/<name>``; ``features`` if the data have cached
+            image features.
+        channels: of the small CNN's layers, each with stride 2.
         norm: of the small CNN: ``batch``, ``group`` or ``none``.
         pretrained, frozen: of a torchvision or timm encoder.
         embedding_dim, hidden_dim, lstm_layers: of the question encoder.
@@ -161,7 +162,7 @@ class VQA(LightningModule):
         normalize_image: for ``product``: scale the image's feature to unit length ("norm I").
         classifier_dim: width of the classifier's hidden layer.
         dropout: on the fact embedding and in the classifier.
-        blind: answer from the question alone: the language prior, learned.
+        blind: answer from the question alone, which learns the language prior.
         image_only: answer from the image alone.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
@@ -295,7 +296,7 @@ class VQA(LightningModule):
 
     @torch.inference_mode()
     def answer(self, image: Any, question: str, top: int = 3) -> list[tuple[str, float]]:
-        """The ``top`` answers to a question about one image, with their probabilities, the likeliest first.
+        """The ``top`` answers to a question about one image, with their probabilities, likeliest first.
 
         Args:
             image: a PIL image, an array (H, W[, C]) or a tensor ([C, ]H, W): uint8 or float in 0..1, of any size, gray,
@@ -303,7 +304,7 @@ class VQA(LightningModule):
             question: plain text; words that training never showed count as ``<unk>``.
 
         Raises:
-            TypeError, ValueError: what was given is not an image, the question has no word, or ``top`` is not positive.
+            TypeError, ValueError: the input is not an image, the question has no word, or ``top`` is not positive.
         """
         at_least(1, top=top)
         if isinstance(self.encoder, nn.Identity):

@@ -1,4 +1,4 @@
-"""The pictures of a technique, written while it trains."""
+"""The figures of a technique, drawn while it trains."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class Figures(Callback):
     figure of the same name. They are kept by when they were made: ``figures/epoch_0004/…`` and ``figures/test/…``.
 
     Args:
-        every_n_epochs: how often, after the validation; 0 for only at the end, ``null`` for never, not even in a test.
-        dpi: of the PNG files.
+        every_n_epochs: how often to draw, after the validation; 0 means only at the end, ``null`` never, not even in a
+            test.
+        dpi: resolution of the PNG files.
     """
 
     def __init__(self, every_n_epochs: int | None = 10, dpi: int = 110) -> None:
@@ -73,7 +74,7 @@ class Figures(Callback):
         if self.every_n_epochs is None or self.folder is None or (draw := drawer_of(pl_module)) is None:
             return
         if isinstance(trainer.strategy, FSDPStrategy):  # this rank has a part of the weights only
-            rank_zero_warn(f"no figures for {moment}: they are not drawn where the weights are spread over devices")
+            rank_zero_warn(f"no figures for {moment}: they are not drawn while the weights are spread over devices")
             return
         device = trainer.strategy.root_device
         forked = [device] if device.type == "cuda" else []

@@ -47,7 +47,7 @@ def _first(batch: RestorationBatch) -> RestorationBatch:
 
 
 def restored_figure(images: dict[str, Tensor], scores: dict[str, float]) -> Figure:
-    """Images (C, H, W) of one scene, each with the most detailed quarter of its side enlarged below it."""
+    """Images (C, H, W) of one scene, each above an enlargement of its most detailed part, a quarter of the side."""
     figure = Figure(figsize=(2.3 * len(images), 4.9), layout="constrained")
     axes = figure.subplots(2, len(images), squeeze=False)
     top, left, part = _detailed(list(images.values())[-1])
@@ -67,7 +67,7 @@ def restored_figure(images: dict[str, Tensor], scores: dict[str, float]) -> Figu
 
 
 def _detailed(image: Tensor, part: float = 0.3) -> tuple[float, float, float]:
-    """Where the image (C, H, W) has the most contrast: top and left of a part of its sides, as shares of them."""
+    """The part of the image (C, H, W) with the most contrast: its top and left as shares of the sides."""
     gray = image.detach().float().cpu().mean(0)
     h, w = (max(1, int(part * side)) for side in gray.shape)
     patches = gray.unfold(0, h, max(1, h // 2)).unfold(1, w, max(1, w // 2))
@@ -102,7 +102,7 @@ def iterations_figure(trace: Tensor, kept_step: int) -> Figure:
 
 
 def learning_curves(image: Tensor, iterations: int, **options: object) -> dict[str, Tensor]:
-    """The misfit (T,) over iterations of networks that learn an image (C, H, W), noise, and what lies between.
+    """The misfit (T,) over iterations for networks that learn an image (C, H, W), noise, and targets in between.
 
     The noise is uniform; the shuffled pixels are the image's own.
     """

@@ -43,20 +43,20 @@ def contrastive_figures(model: Any, batch: ViewBatch, project: Callable[[Tensor]
 
 
 def views_figure(batch: ViewBatch) -> Figure:
-    """Images and what the augmentation makes of them: what must still be told from it can be learned."""
+    """Images and their augmented views: the network can learn only what the views still show."""
     rows = [batch.images[:COLUMNS], *(view[:COLUMNS] for view in batch.views)]
     return rows_figure(rows, ["image", *(f"view {i + 1}" for i in range(len(batch.views)))])
 
 
 def neighbors_figure(images: Tensor, features: Tensor, queries: int = 8) -> Figure:
-    """Images at the left, and those of the batch whose representation is most similar, the most similar first."""
+    """Images at the left, and the images of the batch with the most similar representations, most similar first."""
     queries, columns = min(queries, len(images)), min(COLUMNS, len(images))
     nearest = (features[:queries] @ features.T).topk(columns).indices
     return rows_figure(list(images[nearest].unbind()), title="an image, and its nearest neighbors")
 
 
 def similarities_figure(z: Tensor) -> Figure:
-    """Cosines of positive pairs and of all others, of projections (V, B, D)."""
+    """Cosines of positive pairs and of all other pairs of projections (V, B, D)."""
     first, second = z[0].float(), z[-1].float()
     cosines = (first @ second.T).cpu()
     same = torch.eye(len(cosines), dtype=torch.bool)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lit_models.text_vae import TextVAE
 
 DRAWS = 3
-"""codes that are drawn for each line"""
+"""number of codes drawn for each line"""
 
 
 def illustrate(model: TextVAE, batch: SequenceBatch) -> dict[str, Figure]:
@@ -32,7 +32,7 @@ def illustrate(model: TextVAE, batch: SequenceBatch) -> dict[str, Figure]:
 
 
 def reconstructions_figure(model: TextVAE, lines: list[str]) -> Figure:
-    """Each line, what its code's mean is decoded to, and what draws of its code are: similar, but not the same."""
+    """Each line, the decoded mean of its code, and decoded draws of it: similar, but not the same."""
     rows = [lines, model.reconstruct(lines)]
     rows += [model.reconstruct(lines, sample=True, seed=seed) for seed in range(DRAWS)]
     labels = ["line", "mean", *["draw"] * DRAWS]
@@ -44,13 +44,13 @@ def reconstructions_figure(model: TextVAE, lines: list[str]) -> Figure:
 
 
 def homotopies_figure(model: TextVAE, lines: list[str]) -> Figure:
-    """What lies between the codes of two lines."""
+    """Lines decoded between the codes of two lines."""
     pairs = list(zip(lines[:8:2], lines[1:8:2], strict=False)) or [(lines[0], lines[0])]
     return text_figure(["\n".join(model.interpolate(a, b, 7)) for a, b in pairs], "between the codes of two lines")
 
 
 def samples_figure(model: TextVAE) -> Figure:
-    """Lines of codes from the prior (or of the decoder alone), the likeliest of each and drawn."""
+    """Lines for codes from the prior (or from the decoder alone), the likeliest one of each and drawn ones."""
     drawn = "\n".join(["drawn, temperature 1", "", *model.sample(LINES, seed=0)])
     likeliest = ["likeliest characters of codes from the prior", "", *model.sample(LINES, 0.0, seed=0)]
     return text_figure(["\n".join(likeliest), drawn] if model.latent_dim else [drawn], "samples")

@@ -48,9 +48,9 @@ def question_figure(
     columns: int = 6,
     rows: int = 3,
 ) -> Figure:
-    """A grid of images, each with one question of it, its true answer and the model's two best answers.
+    """A grid of images, each with one question, its true answer and the model's two best answers.
 
-    Wrong answers come first, as those are what one wants to see. ``attention`` (Q, h, w) is laid over the images.
+    Wrong answers come first, since they are the most interesting. ``attention`` (Q, h, w) is laid over the images.
     """
     truth = batch.answers if batch.answers.dim() == 1 else batch.answers.argmax(1)
     probabilities = logits.float().softmax(1)
@@ -97,9 +97,9 @@ def question_figure(
 def confusion_figure(
     confusions: Tensor, answers: Sequence[str], question_types: Sequence[str], most: int = 16
 ) -> Figure:
-    """One matrix a question type: rows are true, columns given answers, each row divided by its sum.
+    """One matrix per question type: rows are true, columns given answers, and each row is divided by its sum.
 
-    ``confusions`` (K, A, A) counts. Shown are the answers that occur under the type, at most the ``most`` frequent.
+    ``confusions`` (K, A, A) are counts. The matrix shows the ``most`` frequent answers that occur for the type.
     """
     counts = confusions.double().cpu()
     kinds = [k for k in range(len(question_types)) if counts[k].sum() > 0]
