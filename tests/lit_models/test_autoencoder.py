@@ -67,7 +67,7 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
 
 
 def test_images_smaller_than_the_codes_kernel_are_refused() -> None:
-    with pytest.raises(ValueError, match="images of 4×8: expected at least 5×5, which the code needs"):
+    with pytest.raises(ValueError, match="images of 4×8: expected at least 5×5 for this code"):
         make().encode(images(2, (1, 4, 8)))
     assert make().encode(images(2, (1, 5, 5))).shape == (2, 5)
 
