@@ -188,7 +188,8 @@ class Captions(ImageLoaders):
         return choose_captions(batch, draws, self.captions_per_image)
 
     def on_after_batch_transfer(self, batch: CaptionBatch, dataloader_idx: int) -> CaptionBatch:
-        return self.to_float(batch)
+        found: CaptionBatch = self.to_float(batch)
+        return found
 
 
 def parse_holdout(holdout: Sequence[str], attributes: dict[str, list[str]]) -> list[tuple[int, int]]:

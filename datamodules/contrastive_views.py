@@ -139,4 +139,5 @@ class ContrastiveViews(WrappedImages):
         views = draws.shape[1] // each
         # All views in one go, of which each sample's row holds the draws of all of its own.
         draws = draws.view(count, views, each).transpose(0, 1).reshape(-1, each)
-        return augmentation(images.repeat(views, 1, 1, 1), draws, self.dtype).unflatten(0, (views, count))
+        output: Tensor = augmentation(images.repeat(views, 1, 1, 1), draws, self.dtype).unflatten(0, (views, count))
+        return output

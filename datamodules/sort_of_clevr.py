@@ -94,7 +94,8 @@ def draw_scenes(count: int, rng: np.random.Generator) -> Scenes:
 
 def squared_distances(centers: np.ndarray) -> np.ndarray:
     """(N, K, 2) → (N, K, K)"""
-    return np.square(centers[:, :, None] - centers[:, None]).sum(-1)
+    array: np.ndarray = np.square(centers[:, :, None] - centers[:, None]).sum(-1)
+    return array
 
 
 def render(scenes: Scenes) -> Tensor:

@@ -168,7 +168,8 @@ class CLI(LightningCLI):
             wanted += [best, recovery, self.stop]
         trainer: Any = self._instantiate_trainer({**config, **kwargs, "logger": loggers}, wanted)
         leave_out_empty_hooks(trainer.callbacks)
-        return trainer
+        found: Trainer = trainer
+        return found
 
     def _rerunnable_config(self) -> str:
         """The complete configuration as YAML, without the parts that tie it to this one run."""

@@ -28,6 +28,7 @@ from torchmetrics import MeanMetric
 from common.checks import at_least, one_of, within
 from common.distributed import global_mean
 from common.randomness import normal_of_samples, uniform_of_samples
+from common.trainer import datamodule_of
 from lit_models.networks.encoders import image_encoder
 from lit_models.networks.image_coders import conv_down, conv_up_double
 from lit_models.parts.evaluating import evaluating
@@ -145,7 +146,9 @@ class Autoencoder(LightningModule):
             least = (self.kernel - 1) * self.stride + 1
             raise ValueError(f"images of {height}×{width}: expected at least {least}×{least} for this code")
         right, below = -width % self.stride, -height % self.stride
-        return self.encoder(F.pad(images, (0, right, 0, below), mode="replicate") if right or below else images)
+        padded = F.pad(images, (0, right, 0, below), mode="replicate") if right or below else images
+        code: Tensor = self.encoder(padded)
+        return code
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → (B, D): the code as a vector."""
@@ -153,7 +156,8 @@ class Autoencoder(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → the decoder's output, of the same shape: logits for ``bce``."""
-        return self.decoder(self.code(images))[:, :, : images.shape[2], : images.shape[3]]
+        output: Tensor = self.decoder(self.code(images))[:, :, : images.shape[2], : images.shape[3]]
+        return output
 
     def to_pixels(self, output: Tensor) -> Tensor:
         """The decoder's output as images in 0..1."""
@@ -180,7 +184,7 @@ class Autoencoder(LightningModule):
         """Computes the principal components of the training images, unless a resumed run already has them."""
         if not self.compares or self.trainer.ckpt_path is not None:
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         images = (batch.images for batch in data.plain_batches("train", self.device))
         find_components(images, self.pca_mean, self.pca_components)
 

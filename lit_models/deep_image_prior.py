@@ -35,6 +35,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from common.checks import at_least, more_than, one_of, within
 from common.distributed import gather_rows, rows_of_this_rank, world_size
 from common.randomness import keyed_generator, normal_of_samples
+from common.trainer import datamodule_of
 from datamodules.degradations import Task, compared, psnr
 from lit_models.networks.skip_network import SkipNetwork, Upsample
 from lit_models.parts.optim import configure_optimizers
@@ -169,7 +170,8 @@ class DeepImagePrior(LightningModule):
 
     @property
     def data(self) -> Restoration:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        found: Restoration = datamodule_of(self.trainer)
+        return found
 
     def forward(self, step: int | None = None) -> Tensor:
         """x = f(z) (B, C, H, W) for this rank's images; the noise of iteration ``step`` is added to z."""
@@ -177,7 +179,8 @@ class DeepImagePrior(LightningModule):
         if step is not None and self.input_noise:
             noise = normal_of_samples(len(z), z[0].numel(), self.seed, "perturb", step, device=z.device)
             z = z + self.input_noise * noise.view_as(z).to(z.dtype)
-        return self.network(z)
+        output: Tensor = self.network(z)
+        return output
 
     def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Tensor]:
         step = self.trainer.global_step
@@ -267,7 +270,8 @@ class DeepImagePrior(LightningModule):
 
     def of_each_image(self, networks: Tensor) -> Tensor:
         """(N · K, …) → (N, K, …)"""
-        return networks.unflatten(0, (self.num_images, self.copies))
+        output: Tensor = networks.unflatten(0, (self.num_images, self.copies))
+        return output
 
     @property
     def trace(self) -> Tensor:

@@ -107,7 +107,8 @@ class LinearProbe(LightningModule):
         for parameter in self.encoder.parameters():
             parameter.requires_grad_(trained and parameter.grad is not None)
             parameter.grad = None
-        return features.shape[1]
+        size: int = features.shape[1]
+        return size
 
     def train(self, mode: bool = True) -> LinearProbe:
         super().train(mode)
@@ -117,7 +118,8 @@ class LinearProbe(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → logits (B, K)."""
-        return self.classifier(self.norm(self.encoder.encode(images).flatten(1)))  # type: ignore[operator]
+        output: Tensor = self.classifier(self.norm(self.encoder.encode(images).flatten(1)))  # type: ignore[operator]
+        return output
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         logits = self(batch.views[0])
@@ -145,7 +147,8 @@ class LinearProbe(LightningModule):
 
     def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[int]:
         """The class of each image of the batch."""
-        return self(batch.images).argmax(1).tolist()
+        found: list[int] = self(batch.images).argmax(1).tolist()
+        return found
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

@@ -38,6 +38,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from common.checks import at_least, nearest, one_of
 from common.distributed import gather_rows, gather_rows_with_gradient, world_size
 from common.randomness import keyed_generator
+from common.trainer import datamodule_of
 from lit_models.networks.encoders import Stem, image_encoder, library_weights
 from lit_models.networks.heads import projection_head
 from lit_models.parts.contrastive import spread
@@ -84,7 +85,8 @@ class SiameseLoss(losses.ContrastiveLoss):
             )
 
     def get_per_pair_loss(self, pair_dists: Tensor, pos_or_neg: str) -> Tensor:
-        return super().get_per_pair_loss(pair_dists, pos_or_neg).square() / 2
+        output: Tensor = super().get_per_pair_loss(pair_dists, pos_or_neg).square() / 2
+        return output
 
 
 class ClassificationLoss(nn.Module):
@@ -269,7 +271,7 @@ class MetricLearning(LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        size = getattr(self.trainer.datamodule, "group_size", 1) if stage == "fit" else 1  # type: ignore[attr-defined]
+        size = getattr(datamodule_of(self.trainer), "group_size", 1) if stage == "fit" else 1
         if size > 1 and self.miner is not None:
             raise ValueError(
                 f"miner={type(self.miner).__name__}: expected null, because data.groups says what is compared"
@@ -339,7 +341,7 @@ class MetricLearning(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         z, labels = self._log_scores("test")
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         try:
             data.labeled_subset(1.0)
         except ValueError:  # how it says that no training image is of a class of the test's

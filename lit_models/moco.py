@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from common.checks import at_least, more_than, one_of, within
 from common.distributed import gather_rows, rows_of_this_rank
 from common.randomness import keyed_generator
+from common.trainer import datamodule_of
 from lit_models.networks.batch_norm import split_batch_norm
 from lit_models.networks.encoders import Stem, image_encoder, library_weights
 from lit_models.networks.heads import projection_head
@@ -166,13 +167,13 @@ class MoCo(LightningModule):
         self.scores = ContrastiveScores()
 
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = datamodule_of(self.trainer)
         views, small = getattr(data, "views", 2), getattr(data, "small_views", 0)
         if (views, small) != (2, 0):
             raise ValueError(f"views={views}, small_views={small}: MoCo expects 2 and 0, a query and a key")
 
     def on_fit_start(self) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = datamodule_of(self.trainer)
         size = len(self.queue.keys)
         if hasattr(data, "num_training_images") and size > (count := data.num_training_images):
             raise ValueError(
@@ -188,7 +189,8 @@ class MoCo(LightningModule):
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → (B, D): the query encoder's representation."""
-        return self.query.encoder(images)  # type: ignore[operator]
+        output: Tensor = self.query.encoder(images)  # type: ignore[operator]
+        return output
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         first, second = batch.views

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common.checks import at_least, more_than, one_of
 from common.distributed import gather_rows_with_gradient, places_of_this_rank
+from common.trainer import datamodule_of
 from lit_models.networks.encoders import Stem, image_encoder, library_weights
 from lit_models.networks.heads import projection_head
 from lit_models.parts.contrastive import (
@@ -126,7 +127,7 @@ class SimCLR(LightningModule):
         self.scores = ContrastiveScores()
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         if getattr(data, "views", 2) + getattr(data, "small_views", 0) < 2:
             raise ValueError(f"views={data.views}: SimCLR expects at least 2 per image")
 
@@ -135,7 +136,8 @@ class SimCLR(LightningModule):
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → h (B, D), the representation; the head is only for the loss."""
         h = self.encoder(images)
-        return h if self.representation == "encoder" else self.head(h)
+        output: Tensor = h if self.representation == "encoder" else self.head(h)
+        return output
 
     def project(self, views: Tensor) -> Tensor:
         """(V, B, C, H, W) → (V, B, D): z, as unit vectors.
@@ -144,7 +146,8 @@ class SimCLR(LightningModule):
         function with a different gradient.
         """
         z = self.head(self.encoder(views.flatten(0, 1)))
-        return unit(z).unflatten(0, views.shape[:2])
+        output: Tensor = unit(z).unflatten(0, views.shape[:2])
+        return output
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         return self._contrast(batch)

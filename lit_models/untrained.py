@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from common.checks import one_of
+from common.trainer import datamodule_of
 from lit_models.networks.encoders import Stem, image_encoder
 from lit_models.scores.pca import find_components
 
@@ -65,7 +66,7 @@ class Untrained(LightningModule):
         """Computes the principal components of the training images."""
         if self.representation != "pca":
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         images = (batch.images for batch in data.plain_batches("train", self.device))
         find_components(images, self.mean, self.components)
 

@@ -38,6 +38,7 @@ from torchmetrics import MeanMetric
 from common.checks import at_least, more_than, one_of, within
 from common.distributed import global_mean, mean_over_ranks
 from common.randomness import coins_of_samples, normal_of_samples
+from common.trainer import datamodule_of
 from lit_models.networks.encoders import image_encoder
 from lit_models.networks.image_coders import Activation, conv_decoder, conv_encoder, mlp
 from lit_models.parts.evaluating import evaluating
@@ -234,7 +235,7 @@ class VAE(LightningModule):
         bias = self.decoder[0][-1].bias.data  # type: ignore[index]
         if bias.any():  # the run goes on, or began with trained weights
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         total, count = torch.zeros_like(bias), torch.zeros(1).to(bias)
         for batch in data.plain_batches("train", self.device):
             total += batch.images.to(bias).flatten(1).sum(0)
@@ -352,8 +353,8 @@ class VAE(LightningModule):
 
     def decode(self, z: Tensor) -> Tensor:
         """Codes (B, D) → the expected images (B, C, H, W) in 0..1."""
-        output = self.decoder(z)
-        return output.sigmoid() if self.likelihood == "bernoulli" else output.clamp(0, 1)
+        pixels: Tensor = self.decoder(z)
+        return pixels.sigmoid() if self.likelihood == "bernoulli" else pixels.clamp(0, 1)
 
     @torch.inference_mode()
     def sample(self, count: int, temperature: float = 1.0, seed: int | None = None) -> Tensor:

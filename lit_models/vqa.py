@@ -105,7 +105,8 @@ class AttentionFact(nn.Module):
         """(Q, h·w): the share of each cell, row by row; the shares sum to 1."""
         cells = grid.flatten(2).transpose(1, 2)  # (I, h·w, C)
         keys = self.image_key(cells)[image_index] + self.question_key(question)[question_index][:, None]
-        return self.score(torch.tanh(keys))[..., 0].softmax(1)
+        output: Tensor = self.score(torch.tanh(keys))[..., 0].softmax(1)
+        return output
 
     def forward(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
         share = self.attend(grid, question, image_index, question_index)
@@ -138,7 +139,8 @@ class RelationFact(nn.Module):
         n = objects.shape[1]
         i, j = torch.triu_indices(n, n, device=objects.device)
         pairs = self.first(objects)[:, i] + self.second(objects)[:, j]  # (I, n(n + 1)/2, F)
-        return self.rest(pairs[image_index] + self.question(question)[question_index][:, None]).sum(1) / n
+        output: Tensor = self.rest(pairs[image_index] + self.question(question)[question_index][:, None]).sum(1) / n
+        return output
 
 
 class VQA(LightningModule):
@@ -239,15 +241,18 @@ class VQA(LightningModule):
             return self.embedding.weight.new_zeros(len(questions), self.lstm.hidden_size)
         packed = pack_padded_sequence(self.embedding(questions), lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (hidden, _) = self.lstm(packed)
-        return hidden[-1]
+        output: Tensor = hidden[-1]
+        return output
 
     def forward(self, batch: VQABatch) -> Tensor:
         """Logits (Q, A) of every pair of an image and a question."""
         question = self.encode_question(batch.questions, batch.lengths)
         if self.encoder is None or self.fact is None:  # blind
-            return self.classifier(question)[batch.question_index]
+            output: Tensor = self.classifier(question)[batch.question_index]
+            return output
         grid = self.encoder(batch.images)
-        return self.classifier(self.fact(grid, question, batch.image_index, batch.question_index))
+        output = self.classifier(self.fact(grid, question, batch.image_index, batch.question_index))
+        return output
 
     def training_step(self, batch: VQABatch, batch_idx: int) -> dict[str, Tensor]:
         logits = self(batch)

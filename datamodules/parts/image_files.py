@@ -150,8 +150,10 @@ class Archive(Files):
     def read(self, name: str) -> bytes:
         archive, member = self._open(), self._members_by_name[name]
         if self.is_zip:
-            return archive.read(member)
-        return archive.extractfile(member).read()
+            content: bytes = archive.read(member)
+            return content
+        content = archive.extractfile(member).read()
+        return content
 
     def is_compressed_tar(self) -> bool:
         """A compressed archive, in which reading a member means unpacking all members before it."""

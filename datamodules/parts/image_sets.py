@@ -204,7 +204,8 @@ class Images(ImageLoaders):
         return batch._replace(images=first), batch._replace(images=second)
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
-        return self.to_float(batch)
+        found: ImageBatch = self.to_float(batch)
+        return found
 
 
 def parts_of(tree: Tree, images: np.ndarray, whole: np.ndarray) -> dict[str, Part]:

@@ -241,7 +241,7 @@ class WorkerLoader(TensorLoader):
             yield batch
 
 
-class _Guarded(Dataset):
+class _Guarded(Dataset[Any]):
     """Passes on the original error for broken data: a DataLoader would wrap a worker's error in a traceback."""
 
     def __init__(self, source: Any) -> None:

@@ -102,7 +102,8 @@ def kind_of(looks: np.ndarray, sizes: np.ndarray, centers: np.ndarray, there: np
     the part.
     """
     numbers = looks @ [3, 1] + sizes + centers @ [1, 2]
-    return (numbers * there).sum(1) % KINDS
+    array: np.ndarray = (numbers * there).sum(1) % KINDS
+    return array
 
 
 def _is_clear(centers: np.ndarray) -> np.ndarray:
@@ -110,7 +111,8 @@ def _is_clear(centers: np.ndarray) -> np.ndarray:
     rows, columns = centers[..., 0], centers[..., 1]
     own = place_of(rows, columns, IMAGE_SIZE)
     moves = [(MARGIN, 0), (-MARGIN, 0), (0, MARGIN), (0, -MARGIN)]
-    return np.all([place_of(rows + down, columns + right, IMAGE_SIZE) == own for down, right in moves], 0)
+    array: np.ndarray = np.all([place_of(rows + down, columns + right, IMAGE_SIZE) == own for down, right in moves], 0)
+    return array
 
 
 def render(scenes: np.ndarray, palettes: np.ndarray | None = None, scattered: np.ndarray | None = None) -> Tensor:
@@ -144,10 +146,13 @@ def _stamp(shape: str, radius: int, offset: np.ndarray) -> np.ndarray:
     """The pixels that a shape covers, around its center."""
     down, right = offset[:, None], offset
     if shape == "circle":
-        return down**2 + right**2 <= (radius + 0.3) ** 2  # without it, single pixels stick out
+        array: np.ndarray = down**2 + right**2 <= (radius + 0.3) ** 2  # without it, single pixels stick out
+        return array
     if shape == "square":
-        return (np.abs(down) <= radius) & (np.abs(right) <= radius)
-    return (np.abs(down) <= radius) & (2 * np.abs(right) <= down + radius)  # a triangle, its apex above
+        array = (np.abs(down) <= radius) & (np.abs(right) <= radius)
+        return array
+    array = (np.abs(down) <= radius) & (2 * np.abs(right) <= down + radius)  # a triangle, its apex above
+    return array
 
 
 # Truth.

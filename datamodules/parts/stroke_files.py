@@ -184,7 +184,7 @@ class _Dtype:
             raise pickle.UnpicklingError(f"arrays of {name!r}, expected numbers")
         self.name, self.order = str(name), "="
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.order, *structure = state
         if any(part is not None for part in structure[:3]) or self.order not in ("<", ">", "=", "|"):
             raise pickle.UnpicklingError("structured arrays, expected numbers")
@@ -202,7 +202,7 @@ class _Array:
     def __init__(self, *blank: object) -> None:
         """Starts out empty."""
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, data = state
         if dtype.name.startswith("O"):
             self.items = data if isinstance(data, list) and len(shape) == 1 else None

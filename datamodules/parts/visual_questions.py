@@ -215,4 +215,5 @@ class VisualQuestions(ImageLoaders):
         if self.draws and self.trainer is not None and self.trainer.training:
             draws = draws_per_sample(self.trainer, len(batch.images), self.draws, self.order_seed)
             batch = self.augment(batch, draws)
-        return self.to_float(batch)
+        found: VQABatch = self.to_float(batch)
+        return found

@@ -167,7 +167,8 @@ class NGram:
         probabilities, contexts = np.full(len(text), 1 / self.vocab_size), np.zeros(len(text), np.int64)
         for level in self.levels:
             probabilities, contexts = level.refine(text, contexts, probabilities, self.vocab_size)
-        return -np.log(probabilities[len(before) :])
+        array: np.ndarray = -np.log(probabilities[len(before) :])
+        return array
 
 
 def nats_by_order(train: np.ndarray, text: np.ndarray, vocab_size: int, order: int) -> Iterator[np.ndarray]:

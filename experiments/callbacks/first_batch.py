@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from common.trainer import datamodule_of
 from experiments.arguments import Mistake
 
 
@@ -37,7 +38,7 @@ class FirstBatch(Callback):
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, step: str, batch: Any) -> None:
         if (wanted := batch_type(getattr(type(pl_module), step))) and not is_a(batch, wanted):
-            data = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
+            data = type(datamodule_of(trainer)).__name__
             raise Mistake(
                 f"data={data}: gives batches of type {type(batch).__name__}, and {type(pl_module).__name__} takes "
                 f"{' or '.join(wanted)}; expected data that fit the model"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from common.trainer import datamodule_of
 from experiments.technique import AccumulatesGradients, Batched, MakesOptimizer
 
 
@@ -46,7 +47,7 @@ class GlobalBatch(Callback):
             return
         size = batch_size_of(trainer)
         if "global" not in size:
-            data = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
+            data = type(datamodule_of(trainer)).__name__
             raise ValueError(f"batch.lr_rule={self.lr_rule}: expected data with a batch_size; {data} has none")
         if not isinstance(pl_module, MakesOptimizer):
             model = type(pl_module).__name__
@@ -99,7 +100,7 @@ def batch_size_of(trainer: Trainer) -> dict[str, int]:
     own = module.accumulate_grad_batches if isinstance(module, AccumulatesGradients) else 1
     accumulation = trainer.accumulate_grad_batches * own
     size = {"devices": devices, "accumulation": accumulation}
-    data = trainer.datamodule  # type: ignore[attr-defined]
+    data = datamodule_of(trainer)
     if not isinstance(data, Batched):
         return size
     return {"per_device": data.batch_size, **size, "global": data.batch_size * devices * accumulation}

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from common.modes import modes_kept
+from common.trainer import datamodule_of
 from experiments.callbacks.checkpoints import BestCheckpoint
 from experiments.callbacks.exact_resume import generator_states, restore_generators
 from experiments.representations import FRACTIONS, alignment, probe
@@ -80,7 +81,7 @@ class RepresentationProbe(Callback):
         self.works = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = datamodule_of(trainer)
         self.works = self.every_n_epochs is not None and isinstance(pl_module, Encodes) and has_labels(data)
         if self.works and (reason := mismatch(pl_module, Encodes)):
             self.works = False
@@ -125,7 +126,7 @@ class RepresentationProbe(Callback):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, part: str) -> dict[str, float]:
         """The metrics of the part "val" or "test" by their names without a stage; called on every rank."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = datamodule_of(trainer)
         rows, subsets = labeled_rows(data, self.bank_size)
 
         def encode(batch: Any) -> Tensor:

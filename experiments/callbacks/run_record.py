@@ -96,7 +96,8 @@ class RunRecord(Callback):
         new, old = values.get(self.best.monitor or ""), self.values["best"].get(self.best.monitor)
         if new is None or old is None:
             return new is not None
-        return new > old if self.best.mode == "max" else new < old
+        better: bool = new > old if self.best.mode == "max" else new < old
+        return better
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.wall_seconds, self._since = self._wall, None

@@ -19,6 +19,7 @@ def illustrate(model: MoCo, batch: ViewBatch) -> dict[str, Figure]:
     """Views; nearest neighbors; a map of the representation; similarities of positives and of negatives."""
 
     def project(views: Tensor) -> Tensor:
-        return unit(model.query(views.flatten(0, 1))).unflatten(0, views.shape[:2])
+        output: Tensor = unit(model.query(views.flatten(0, 1))).unflatten(0, views.shape[:2])
+        return output
 
     return contrastive_figures(model, batch, project)

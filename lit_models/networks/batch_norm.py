@@ -35,8 +35,10 @@ class _Global(_BatchNorm):
         scale = (variance + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
-            return (centered * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
-        return (centered * scale.view(shape)).to(input.dtype)
+            output: Tensor = (centered * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+            return output
+        output = (centered * scale.view(shape)).to(input.dtype)
+        return output
 
 
 class GlobalBatchNorm1d(_Global, nn.BatchNorm1d):

@@ -84,7 +84,8 @@ class ShowAttendAndTell(nn.Module):
     def attend(self, h: Tensor, word: Tensor, keys: Tensor) -> Tensor:
         """α_t (N, L) of the state h_{t-1} (N, H), and of E y_{t-1} (N, E) where that is to be known."""
         query = self.query(h) if self.word_query is None else self.query(h) + self.word_query(word)
-        return self.score(torch.tanh(keys + query[:, None]))[:, :, 0].softmax(1)
+        output: Tensor = self.score(torch.tanh(keys + query[:, None]))[:, :, 0].softmax(1)
+        return output
 
     def forward(self, words: Tensor, state: State, memory: State, lengths: Tensor | None = None) -> Heard:
         """Words (N, T), as many as ``lengths`` (N,) says, all by default, after the states of N sentences."""

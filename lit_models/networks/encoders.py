@@ -99,7 +99,8 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.body(self.rescale(images))
+        output: Tensor = self.body(self.rescale(images))
+        return output
 
 
 def _torchvision_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
@@ -149,7 +150,8 @@ def grid_encoder(
 def grid_size(encoder: nn.Module, image_shape: Sequence[int]) -> int:
     """The number of values in the grid of one image."""
     with evaluating(encoder), torch.no_grad():
-        return encoder(torch.zeros(1, *image_shape)).numel()
+        size: int = encoder(torch.zeros(1, *image_shape)).numel()
+        return size
 
 
 Pooling = Literal["max", "mean", "flatten"]
@@ -242,7 +244,8 @@ class PooledConv(ConvEncoder):
         self.out_dim = self.out_channels
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).mean((2, 3))
+        output: Tensor = super().forward(input).mean((2, 3))
+        return output
 
 
 class ResNet(nn.Module):
@@ -311,7 +314,8 @@ class ResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.rescale(images)))))
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
-        return x.mean((2, 3))
+        output: Tensor = x.mean((2, 3))
+        return output
 
 
 class Pooled(nn.Module):
@@ -338,7 +342,8 @@ class Pooled(nn.Module):
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.body(self.rescale(images)).flatten(1)
+        output: Tensor = self.body(self.rescale(images)).flatten(1)
+        return output
 
 
 def _headless(name: str, in_channels: int, pretrained: bool) -> nn.Module:
@@ -360,7 +365,8 @@ def _headless(name: str, in_channels: int, pretrained: bool) -> nn.Module:
         fitted = nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **form)
         fitted.load_state_dict(_fitted(first.state_dict(), fitted))
         network.set_submodule(key, fitted)
-    return network
+    module: nn.Module = network
+    return module
 
 
 def _fitted(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

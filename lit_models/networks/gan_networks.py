@@ -50,7 +50,8 @@ class Generator(nn.Module):
         """``noise`` (N, noise_dim + condition_dim), standard normal: z, and the ε that is multiplied by σ."""
         z, epsilon = noise.split([self.noise_dim, self.condition_dim], 1)
         c = mean + (0.5 * log_var).exp() * epsilon
-        return self.body(torch.cat([z, c], 1)[:, :, None, None])
+        output: Tensor = self.body(torch.cat([z, c], 1)[:, :, None, None])
+        return output
 
 
 class Discriminator(nn.Module):
@@ -88,7 +89,8 @@ class Discriminator(nn.Module):
     def judge(self, features: Tensor, text: Tensor) -> Tensor:
         """Logits (N,) of features (N, F, 4, 4), as ``trunk`` gives them, and sentences (N, text_dim)."""
         sentence = self.text(text)[:, :, None, None].expand(-1, -1, *features.shape[2:])
-        return self.joint(torch.cat([features, sentence], 1)).flatten()
+        output: Tensor = self.joint(torch.cat([features, sentence], 1)).flatten()
+        return output
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
         return self.judge(self.trunk(images), text)

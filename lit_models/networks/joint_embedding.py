@@ -30,7 +30,8 @@ class TextEncoder(nn.Module):
     def forward(self, captions: Tensor, lengths: Tensor) -> Tensor:
         packed = pack_padded_sequence(self.embedding(captions), lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (hidden, _) = self.lstm(packed)
-        return hidden[-1]
+        output: Tensor = hidden[-1]
+        return output
 
 
 class JointEmbedding(nn.Module):

@@ -62,7 +62,9 @@ class RecurrentStack(nn.Module):
             after.append(last)
         return outputs, after
 
-    def _run(self, layer: nn.Module, inputs: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple]:
+    def _run(
+        self, layer: nn.Module, inputs: Tensor, state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         given = state if state is None or self.cell == "lstm" else state[0]
         if self.training and self.weight_drop:
             dropped = {"weight_hh_l0": F.dropout(layer.get_parameter("weight_hh_l0"), self.weight_drop)}

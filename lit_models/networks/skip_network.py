@@ -80,12 +80,14 @@ class SkipNetwork(nn.Module):
         """The smallest side in pixels: normalizing the coarsest map needs two values per channel, and its reflection
         padding needs more pixels than it adds."""
         side = 1 + max(1, self.padding)  # of the coarsest map
-        return (side - 1) * 2 ** len(self.levels) + 1
+        size: int = (side - 1) * 2 ** len(self.levels) + 1
+        return size
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H, W) in 0..1, for this rank's B of the N images."""
         logits = self.output(self._level(0, z))
-        return logits.to(z.dtype).sigmoid()  # of bfloat16 a pixel would be one of few values
+        output: Tensor = logits.to(z.dtype).sigmoid()  # of bfloat16 a pixel would be one of few values
+        return output
 
     def _level(self, i: int, x: Tensor) -> Tensor:
         level: Level = self.levels[i]  # type: ignore[assignment]
@@ -95,7 +97,8 @@ class SkipNetwork(nn.Module):
         options = {"align_corners": False} if self.upsample == "bilinear" else {}
         deeper = F.interpolate(deeper, scale_factor=2, mode=self.upsample, **options)
         deeper = deeper[..., : x.shape[2], : x.shape[3]]
-        return level.up(deeper if level.skip is None else torch.cat([level.skip(x), deeper], 1))
+        output: Tensor = level.up(deeper if level.skip is None else torch.cat([level.skip(x), deeper], 1))
+        return output
 
 
 class Level(nn.Module):

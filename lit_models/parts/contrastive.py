@@ -53,7 +53,8 @@ def spread(z: Tensor) -> Tensor:
     It covers the vectors of all ranks together.
     """
     centered = z - mean_over_ranks(z.mean(0))
-    return mean_over_ranks(centered.square().mean(0)).sqrt().mean() * z.shape[1] ** 0.5
+    output: Tensor = mean_over_ranks(centered.square().mean(0)).sqrt().mean() * z.shape[1] ** 0.5
+    return output
 
 
 class ContrastiveScores(torch.nn.ModuleDict):

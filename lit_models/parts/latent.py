@@ -26,4 +26,5 @@ def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
     if angle.sin() < 1e-4:  # the same direction, or opposite ones, between which there is no shortest way
         return torch.lerp(a, b, t)
     direction = (((1 - t) * angle).sin() * a / length_a + (t * angle).sin() * b / length_b) / angle.sin()
-    return direction * torch.lerp(length_a, length_b, t)
+    output: Tensor = direction * torch.lerp(length_a, length_b, t)
+    return output

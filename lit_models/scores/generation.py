@@ -126,4 +126,5 @@ def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + covariances[0].trace() + covariances[1].trace() - 2 * cross
-    return distance.clamp_min(0)
+    output: Tensor = distance.clamp_min(0)
+    return output

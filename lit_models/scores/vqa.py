@@ -101,7 +101,8 @@ def score_of(chosen: Tensor, answers: Tensor) -> Tensor:
 def entropy(counts: Tensor) -> Tensor:
     """The entropy in nats of the distribution given by ``counts`` (…, A), with 0·log 0 = 0."""
     p = counts / counts.sum(-1, keepdim=True).clamp_min(1)
-    return -torch.special.xlogy(p, p).sum(-1)
+    output: Tensor = -torch.special.xlogy(p, p).sum(-1)
+    return output
 
 
 def kl_divergence(given: Tensor, true: Tensor) -> Tensor:
@@ -109,7 +110,8 @@ def kl_divergence(given: Tensor, true: Tensor) -> Tensor:
     p = given / given.sum(-1, keepdim=True).clamp_min(1)
     smoothed = true + 0.5
     q = smoothed / smoothed.sum(-1, keepdim=True)
-    return torch.special.xlogy(p, p / q).sum(-1)
+    output: Tensor = torch.special.xlogy(p, p / q).sum(-1)
+    return output
 
 
 def paired_consistency(ids: Tensor, truth: Tensor, right: Tensor) -> Tensor:
