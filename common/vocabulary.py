@@ -76,5 +76,5 @@ def decode_chars(codes: Iterable[int], vocab: Sequence[str]) -> str:
 
 
 def describe_char(char: str) -> str:
-    """``'é' (U+00E9)``"""
+    """``'é' (U+00E9)``."""
     return f"{char!r} (U+{ord(char):04X})"

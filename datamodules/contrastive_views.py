@@ -104,8 +104,7 @@ class ContrastiveViews(WrappedImages):
         return self._evaluated(loader) if isinstance(loader, TensorLoader) else loader
 
     def _evaluated(self, loader: TensorLoader) -> TensorLoader:
-        """In full batches where images have several views: a contrastive loss depends on how many negatives there
-        are."""
+        """In full batches where images have several views: a contrastive loss depends on the number of negatives."""
         return loader.in_full_batches() if self.views + self.small_views > 1 else loader
 
     def to_float(self, batch: Any) -> Any:

@@ -93,7 +93,7 @@ def draw_scenes(count: int, rng: np.random.Generator) -> Scenes:
 
 
 def squared_distances(centers: np.ndarray) -> np.ndarray:
-    """(N, K, 2) → (N, K, K)"""
+    """(N, K, 2) → (N, K, K)."""
     array: np.ndarray = np.square(centers[:, :, None] - centers[:, None]).sum(-1)
     return array
 

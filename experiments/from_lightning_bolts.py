@@ -1,4 +1,6 @@
-"""Converts checkpoints of lightning-bolts 0.7.0: python -m experiments.from_lightning_bolts CHECKPOINT OUT
+"""Converts checkpoints of lightning-bolts 0.7.0.
+
+    python -m experiments.from_lightning_bolts CHECKPOINT OUT
 
 SimCLR and Moco_v2 are converted completely. Of AE and VAE only the encoders are converted: they decode with a reversed
 ResNet, which no technique here has, so ``--encoder_only`` must confirm that a new decoder will do. Load the result with
@@ -151,8 +153,11 @@ def _name(name: Any, argument: str) -> str:
 
 
 def _simclr(theirs: Weights, said: Mapping[str, Any], scale: Weights) -> Converted:
-    """Its head is linear, batch normalization, ReLU, linear. Ours has no bias before the normalization, which takes it
-    out again, and one normalization more, made so that it changes nothing in evaluation."""
+    """The weights of a SimCLR whose head is linear, batch normalization, ReLU, linear.
+
+    Ours has no bias before the normalization, which takes it out again, and one more normalization, whose weights are
+    chosen so that it changes nothing in evaluation.
+    """
     head = "projection.model"
     norm = {key: theirs[f"{head}.1.{key}"] for key in ("weight", "bias", "running_var", "num_batches_tracked")}
     norm["running_mean"] = theirs[f"{head}.1.running_mean"] - theirs[f"{head}.0.bias"]
@@ -227,8 +232,10 @@ def _autoencoder(theirs: Weights, said: Mapping[str, Any], scale: Weights) -> Co
 
 
 def _vae(theirs: Weights, said: Mapping[str, Any], scale: Weights) -> Converted:
-    """Its loss divided by the pixels P and the dimensions D is ours of a Gaussian of variance ½, times 1/P: with
-    β = kl_coeff · P/D."""
+    """The weights of a VAE, whose loss is ours of a Gaussian of variance ½, times 1/P, with β = kl_coeff · P/D.
+
+    P is the number of pixels and D that of dimensions, by which it divides the two terms.
+    """
     weights = _resnet(theirs, "encoder.", "encoder.0.", scale)
     for part in ("weight", "bias"):
         weights[f"encoder.1.{part}"] = torch.cat([theirs[f"fc_mu.{part}"], theirs[f"fc_var.{part}"]])

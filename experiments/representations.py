@@ -77,7 +77,7 @@ def fit_linear_probes(
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
 ) -> Iterator[LinearProbe]:
-    """Multinomial logistic regression by full-batch L-BFGS, for each penalty λ starting where the previous one ended:
+    """Multinomial logistic regression by full-batch L-BFGS, for each penalty λ starting where the previous one ended.
 
         mean cross-entropy + λ/2 ‖W‖²        (scikit-learn's C = 1 / (λ N); the bias costs nothing)
 

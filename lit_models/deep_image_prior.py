@@ -269,13 +269,13 @@ class DeepImagePrior(LightningModule):
         return self.of_each_image(self.stop.kept).mean(1)
 
     def of_each_image(self, networks: Tensor) -> Tensor:
-        """(N · K, …) → (N, K, …)"""
+        """(N · K, …) → (N, K, …)."""
         output: Tensor = networks.unflatten(0, (self.num_images, self.copies))
         return output
 
     @property
     def trace(self) -> Tensor:
-        """(iterations, N · K, len(TRACE))"""
+        """(iterations, N · K, len(TRACE))."""
         if not self._trace:
             return self.average.new_zeros(0, self.num_networks, len(TRACE))
         return torch.stack([row.to(self.device) for row in self._trace])

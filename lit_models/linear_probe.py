@@ -155,8 +155,11 @@ class LinearProbe(LightningModule):
 
     @torch.inference_mode()
     def classify(self, image: object) -> dict[str, float]:
-        """The probability of each class, by its name, for an image as
-        :func:`~lit_models.parts.images.to_image_batch` takes it."""
+        """The probability of each class, by its name.
+
+        Args:
+            image: as :func:`~lit_models.parts.images.to_image_batch` takes it.
+        """
         with evaluating(self):
             batch = to_image_batch(image, self.image_shape, self.device).to(self.dtype)
             probabilities = self(batch).softmax(1)[0].tolist()

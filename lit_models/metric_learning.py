@@ -141,8 +141,14 @@ def chosen(argument: str, spec: Mapping[str, Any], library: ModuleType, **facts:
 
 
 def pairs_of(same: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The pairs in groups, given by likeness to the anchor (N, G − 1), as pytorch-metric-learning takes them for
-    embeddings (N·G, D): rows of the anchors and of the others of positive pairs, and those of negative pairs."""
+    """The pairs in groups as pytorch-metric-learning takes them for embeddings (N·G, D).
+
+    Args:
+        same: (N, G − 1), whether each example is like its group's anchor.
+
+    Returns:
+        Rows of the anchors and of the others of positive pairs, and those of negative pairs.
+    """
     size = same.shape[1] + 1
     found = []
     for pairs in (same, ~same):

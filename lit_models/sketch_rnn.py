@@ -71,13 +71,15 @@ def nats_of_drawings(mixture: Mixture, strokes: Tensor, lengths: Tensor) -> tupl
 
 
 def kl_weight(step: int, end: float, start: float, decay: float) -> float:
-    """end − (end − start)·decay^step: the KL's weight at ``step`` = 0, 1, …"""
+    """end − (end − start)·decay^step: the KL's weight at ``step`` = 0, 1, …."""
     return end - (end - start) * decay**step
 
 
 def kl_cost(kl: Tensor, floor: float) -> Tensor:
-    """max(L_KL, floor), with L_KL the mean of ``kl`` (B,) over the drawings of all ranks: below the floor it has no
-    gradient."""
+    """max(L_KL, floor), with L_KL the mean of ``kl`` (B,) over the drawings of all ranks.
+
+    Below the floor it has no gradient.
+    """
     mean = global_mean(kl)
     return torch.where(mean_over_ranks(mean.detach()) > floor, mean, floor)
 

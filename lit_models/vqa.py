@@ -89,8 +89,7 @@ class ConcatFact(nn.Module):
 
 
 class AttentionFact(nn.Module):
-    """fact = tanh(W' v̂) ⊙ tanh(U' q), where v̂ is the average of the grid, weighted by how well each cell fits the
-    question."""
+    """fact = tanh(W' v̂) ⊙ tanh(U' q), where v̂ is the mean of the grid, weighted by each cell's fit to the question."""
 
     def __init__(self, image_dim: int, question_dim: int, fact_dim: int) -> None:
         super().__init__()

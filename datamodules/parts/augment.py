@@ -273,7 +273,7 @@ def _augmented(
 
 
 def _gray(x: Tensor) -> Tensor:
-    """(B, 3, H, W) → (B, 1, H, W)"""
+    """(B, 3, H, W) → (B, 1, H, W)."""
     red, green, blue = (x[:, i : i + 1] for i in range(3))
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 

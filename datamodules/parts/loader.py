@@ -105,8 +105,10 @@ class TensorLoader:
         return loader
 
     def in_full_batches(self) -> Self:
-        """The same loader without the last batch if it is not full; where there are too few samples for one full batch,
-        the batches are as large as all of them."""
+        """The same loader without the last batch if it is not full.
+
+        Where there are too few samples for one full batch, the one batch has all of them.
+        """
         loader = copy(self)
         loader.batch_size = min(self.batch_size, self.num_samples // rank_and_world_size()[1])
         loader.drop_last = True

@@ -51,11 +51,11 @@ class WrappedImages(FloatImages):
         self.source.setup(stage)
 
     def part(self, name: str) -> Part:
-        """:meth:`Images.part`"""
+        """:meth:`Images.part`."""
         return self.source.part(name)
 
     def labeled_subset(self, fraction: float) -> Tensor:
-        """:meth:`Images.labeled_subset`"""
+        """:meth:`Images.labeled_subset`."""
         return self.source.labeled_subset(fraction)
 
     def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
@@ -63,12 +63,12 @@ class WrappedImages(FloatImages):
         return self.source.plain_loader(part)
 
     def plain_batches(self, part: Literal["train", "val", "test"], device: torch.device) -> Iterator[ImageBatch]:
-        """:meth:`Images.plain_batches`"""
+        """:meth:`Images.plain_batches`."""
         for batch in self.plain_loader(part):
             yield self.to_float(move_data_to_device(batch, device))
 
     def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
-        """:meth:`Images.two_views`"""
+        """:meth:`Images.two_views`."""
         return self.source.two_views(self.to_float(batch))
 
     def train_dataloader(self) -> TensorLoader:

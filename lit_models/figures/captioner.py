@@ -40,8 +40,10 @@ def illustrate(model: Captioner, batch: CaptionBatch) -> dict[str, Figure]:
 
 
 def captions_figure(model: Captioner, batch: CaptionBatch, columns: int = 6, rows: int = 3) -> Figure:
-    """Images, each with a reference and the model's caption: green if it is true, red if not, black if unknown. Untrue
-    captions come first, since they are the most interesting."""
+    """Images, each with a reference and the model's caption: green if it is true, red if not, black if unknown.
+
+    Untrue captions come first, since they are the most interesting.
+    """
     said = [model.to_text(tokens) for tokens in model.decode(batch.images)[:, 0].tolist()]
     stated, true, *_ = judge(batch.objects, model.attributes, said).T.tolist()
     colors = ["black" if n < 0 else RIGHT if n == t > 0 else WRONG for n, t in zip(stated, true, strict=True)]

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def illustrate(model: DeepImagePrior, batch: RestorationBatch) -> dict[str, Figure]:
-    """Of the first image: degraded, restored and true, with a part enlarged; PSNR and variance over iterations; outputs
-    on the way."""
+    """What became of the first image.
+
+    Degraded, restored and true, with a part enlarged; PSNR and variance over iterations; outputs on the way.
+    """
     references = model.references(batch)
     images = {"measured": batch.degraded, "trivial": references["trivial"]}
     if torch.equal(images["trivial"], images["measured"]):

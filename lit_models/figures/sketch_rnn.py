@@ -33,8 +33,10 @@ INK, PREFIX = "0.1", "tab:red"
 
 @torch.no_grad()
 def illustrate(model: SketchRNN, batch: SketchBatch) -> dict[str, Figure | str]:
-    """Samples and completions; of a model with a code also reconstructions at several temperatures, several drawings of
-    one, a grid of interpolations, a map of the codes, and what each of its dimensions holds.
+    """Samples and completions, and what a model's code holds where it has one.
+
+    That is: reconstructions at several temperatures, several drawings of one code, a grid of interpolations, a map of
+    the codes, and what each of its dimensions changes.
 
     Drawings are given both as figures and, under the same name with ``.svg``, as SVG texts.
     """

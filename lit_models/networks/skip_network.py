@@ -77,8 +77,11 @@ class SkipNetwork(nn.Module):
         self.padding = max(kernel_down, kernel_up) // 2
 
     def least_side(self) -> int:
-        """The smallest side in pixels: normalizing the coarsest map needs two values per channel, and its reflection
-        padding needs more pixels than it adds."""
+        """The smallest side in pixels.
+
+        Normalizing the coarsest map needs two values per channel, and its reflection padding needs more pixels than it
+        adds.
+        """
         side = 1 + max(1, self.padding)  # of the coarsest map
         size: int = (side - 1) * 2 ** len(self.levels) + 1
         return size

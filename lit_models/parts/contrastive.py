@@ -34,8 +34,11 @@ def cross_entropy_of_positives(logits: Tensor, positives: Tensor) -> Tensor:
 
 @torch.no_grad()
 def similarities(logits: Tensor, positives: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Means over the anchors: the cosine of the positives and of the hardest negative, and the share of anchors whose
-    most similar candidate is a positive."""
+    """How well anchors find their positives, as means over the anchors.
+
+    The cosine of the positives and of the hardest negative, and the share of anchors whose most similar candidate is a
+    positive.
+    """
     values, columns = logits.topk(min(positives.shape[1] + 1, logits.shape[1]), dim=1)  # one of them is no positive
     is_positive = (columns[:, :, None] == positives[:, None]).any(2)
     hardest = values.masked_fill(is_positive, -torch.inf).amax(1)

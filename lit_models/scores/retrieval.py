@@ -113,8 +113,10 @@ class Verification(NamedTuple):
         return float(self.edges[(true - false).argmax()])
 
     def accuracy(self, threshold: float) -> float:
-        """The mean of the shares of positive pairs below and of negative pairs above the threshold, since there are
-        many more negative pairs."""
+        """The mean of the shares of positive pairs below the threshold and of negative pairs above it.
+
+        The mean of the two, since there are many more negative pairs.
+        """
         true, false = self.rates()
         place = torch.searchsorted(self.edges, torch.tensor(threshold, device=self.edges.device)).clamp(max=BINS)
         return float(true[place] + 1 - false[place]) / 2

@@ -334,7 +334,7 @@ def test_any_pooling_fits_the_encoder(fusion: Any, pooling: Any) -> None:
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    """(16, 16, 3) uint8"""
+    """(16, 16, 3) uint8."""
     return np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 
 

@@ -14,7 +14,7 @@ from lit_models.parts.images import to_image_batch
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    """(4, 6, 3) uint8"""
+    """(4, 6, 3) uint8."""
     return np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 
 
