@@ -261,7 +261,7 @@ KINDS: dict[str, Callable[[Weights, Mapping[str, Any], Weights], Converted]] = {
 def main(args: list[str]) -> int:
     """The exit status: 2 after a mistake, which is reported in one line."""
     parser = argparse.ArgumentParser(
-        "python -m experiments.from_lightning_bolts", description=(__doc__ or "").split(":")[0], allow_abbrev=False
+        "python -m experiments.from_lightning_bolts", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of its SimCLR, Moco_v2, AE or VAE")
     parser.add_argument("out", metavar="OUT", help="the file to write")

@@ -577,7 +577,7 @@ def test_drawings_are_read_as_batches_have_them() -> None:
 
 def test_what_cannot_be_read_is_refused() -> None:
     text, real = make("text"), make("real")
-    with pytest.raises(ValueError, match=r"character 1: 'é' \(U\+00E9\) is none of the 6"):
+    with pytest.raises(ValueError, match=r"character 1: 'é' \(U\+00E9\) is not one of the vocabulary's 6"):
         text.encode("aé")
     known = make("text", vocab=["<unk>", *VOCAB])
     assert known.encode("aé").shape == (1, known.code_dim)

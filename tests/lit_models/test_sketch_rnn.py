@@ -491,7 +491,7 @@ def test_a_sketch_as_svg(tmp_path: Path) -> None:
 def test_what_is_no_sketch(points: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sketch(points)
-    with pytest.raises(ValueError, match=r"sketches of \[2, 0\] points: expected at least one"):
+    with pytest.raises(ValueError, match=r"sketches of \[2, 0\] points: expected some sketches"):
         make().encode([Sketch(np.zeros((2, 3))), Sketch(np.zeros((0, 3)))])
 
 
@@ -646,7 +646,7 @@ def test_a_mixture_is_split_where_it_is_joined() -> None:
         (None, "sketches of type NoneType: expected a Sketch, or a list"),
         (torch.zeros(4, 3), "sketches of type Tensor: expected a Sketch, or a list"),
         ([np.zeros((4, 3))], r"a sketch of type ndarray: expected Sketch\(points\), points \(N, 3\)"),
-        ([], "expected at least one"),
+        ([], "expected some sketches"),
     ],
 )
 def test_what_is_no_sketch_is_refused(given: Any, message: str) -> None:

@@ -473,7 +473,7 @@ def test_a_homotopy_is_a_straight_line_between_two_codes(monkeypatch: pytest.Mon
 
 def test_what_cannot_be_read_is_refused() -> None:
     model, rival = make(), make(latent_dim=0)
-    with pytest.raises(ValueError, match=r"character 1: 'é' \(U\+00E9\) is none of the 6"):
+    with pytest.raises(ValueError, match=r"character 1: 'é' \(U\+00E9\) is not one of the vocabulary's 6"):
         model.encode("aé")
     assert make(vocab=["<unk>", *VOCAB]).encode("aé").shape == (1, 3)
     for wrong in ([], ["a", 3]):

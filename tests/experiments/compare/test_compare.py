@@ -161,8 +161,8 @@ def test_what_is_broken_or_unfinished_is_listed(runs: Path, compare: Callable[..
         "no manifest": (lambda run: (run / "manifest.json").unlink(), "no manifest.json"),
         "no summary": (lambda run: (run / "summary.json").unlink(), "no summary.json"),
         "torn": (lambda run: (run / "summary.json").write_text('{"best": {'), "summary.json: not JSON"),
-        "list": (lambda run: (run / "summary.json").write_text("[]"), "no mapping"),
-        "no yaml": (lambda run: (run / "config.yaml").write_text("a: [1"), "config.yaml is not YAML"),
+        "list": (lambda run: (run / "summary.json").write_text("[]"), "not contain a mapping"),
+        "no yaml": (lambda run: (run / "config.yaml").write_text("a: [1"), "config.yaml is not valid YAML"),
         "untested": (lambda run: edit(run / "summary.json", lambda s: s.update(test={})), "no test in summary.json"),
         "nan": (lambda run: edit(run / "summary.json", lambda s: s["test"].update({"test/accuracy": None})), "is –"),
         "other": (lambda run: edit(run / "summary.json", lambda s: s["test"].pop("test/accuracy")), "is missing"),
@@ -304,7 +304,7 @@ def test_no_picture_of_nothing(tmp_path: Path) -> None:
         (["--columns", "test/los"], ["--columns test/los: no run has it", "did you mean 'test/loss'"]),
         (["--metrics", "x"], ["--metrics: no such option", "did you mean '--metric'"]),
         (["--picture", "x.gif"], ["--picture x.gif", ".png"]),
-        (["--picture", "nowhere/x.png"], ["no folder 'nowhere'"]),
+        (["--picture", "nowhere/x.png"], ["no such folder: 'nowhere'"]),
     ],
 )
 def test_mistakes(options: list[str], expected: list[str], runs: Path, mistake: Callable[..., str]) -> None:
