@@ -48,7 +48,7 @@ class Figures(Callback):
         if self.every_n_epochs is None or self.folder is None or illustrate is None:
             return
         if isinstance(trainer.strategy, FSDPStrategy):  # this rank has a part of the weights only
-            rank_zero_warn(f"no figures for {moment}: they are not drawn where the weights are spread over devices")
+            rank_zero_warn(f"no figures for {moment}: they are not drawn while the weights are spread over devices")
             return
         device = trainer.strategy.root_device
         forked = [device] if device.type == "cuda" else []
