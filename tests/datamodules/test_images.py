@@ -870,7 +870,8 @@ def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
     member = zipfile.ZipInfo("ape/link.png")
     member.create_system, member.external_attr = 3, 0o120777 << 16
     path = zip_with(tmp_path / "tree.zip", member, b"/etc/passwd")
-    assert "member ape/link.png: a link or a device, expected only files and folders" in error_of(lambda: ImageTree(str(path)))
+    message = error_of(lambda: ImageTree(str(path)))
+    assert message == f"{path}: member ape/link.png: a link or a device, expected only files and folders"
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -422,7 +422,8 @@ def test_copies_are_of_one_measured_image(be_rank: Callable[[int, int], None]) -
         assert data.names == plain.names
         for copied, single in zip(data.source, plain.source, strict=True):
             assert torch.equal(copied, single[[0, 0, 0, 1, 1, 1]]), "their noise and their missing pixels are the same"
-    with pytest.raises(ValueError, match=r"expected 6, since each of the 6 images \(copies=3 of each\) has its own network"):
+    message = r"expected 6, since each of the 6 images \(copies=3 of each\) has its own network on one rank"
+    with pytest.raises(ValueError, match=message):
         Restoration(["china", "flower"], size=16, copies=3, batch_size=2).train_dataloader()
     be_rank(1, 2)
     data = Restoration("china", size=16, copies=2, batch_size=1)

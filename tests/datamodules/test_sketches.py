@@ -762,7 +762,8 @@ def test_a_source_is_a_name_in_the_data_folder_or_a_path(tmp_path: Path, monkeyp
     assert len(SketchNPZ("mine", root=str(tmp_path / "other")).parts["train"]) == 7
     assert len(SketchNPZ(str(tmp_path / "other" / "sketch_rnn" / "mine.npz")).parts["train"]) == 7
     missing = tmp_path / "data" / "sketch_rnn" / "mime.npz"
-    with pytest.raises(FileNotFoundError, match=rf"^{missing}: not found; expected an .npz file .* did you mean '\S*/mine.npz'"):
+    message = rf"^{missing}: not found; expected an .npz file .* did you mean '\S*/mine.npz'"
+    with pytest.raises(FileNotFoundError, match=message):
         SketchNPZ("mime")
     with pytest.raises(FileNotFoundError, match=r"^none.npz: not found; expected an .npz file as https://github.com"):
         SketchNPZ("none.npz")
@@ -836,7 +837,7 @@ def test_categories_are_downloaded_once_and_labeled(served: dict[str, bytes], tm
     ("category", "content", "error", "message"),
     [
         ("cat", None, FileNotFoundError, r"{file}: not found; download it from {address} to this path \(Not Found\)"),
-        ("bat", "whole", FileNotFoundError, r"{file}: not found; download it from {address} to this path \(IncompleteRead"),
+        ("bat", "whole", FileNotFoundError, r"{file}: not found; download it from {address} to this path \(Incomplete"),
         ("dog", "cut", ValueError, "{address}: for {file}: no complete .npz file"),
         ("dog", b"<html>", ValueError, "{address}: for {file}: no complete .npz file"),
         ("dog", "two parts", ValueError, "{address}: for {file}: valid.npy: missing, expected"),
@@ -872,7 +873,8 @@ def test_a_length_that_differs_from_the_announced_one_is_refused(
 def test_offline_the_error_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     address = "https://storage.googleapis.com/quickdraw_dataset/sketchrnn/The%20Mona%20Lisa.npz"
-    message = rf"^{tmp_path}/sketch_rnn/quickdraw/The Mona Lisa.npz: not found; download it from {address} to this path \(no net"
+    file = tmp_path / "sketch_rnn" / "quickdraw" / "The Mona Lisa.npz"
+    message = rf"^{file}: not found; download it from {address} to this path \(no net"
     with pytest.raises(FileNotFoundError, match=message):
         QuickDraw(["The Mona Lisa"], root=str(tmp_path))
 
@@ -985,6 +987,7 @@ def test_a_mistake_is_one_line(mistake: Callable[..., str], tmp_path: Path) -> N
     assert line.startswith(f"{tmp_path}/none.npz: not found; expected an .npz file")
     file = write(tmp_path / "a.npz", train=[Malicious(os.system, "true")])
     line = mistake(*model, "--data", "datamodules.sketches.SketchNPZ", "--data.source", str(file))
-    assert line.startswith(f"{file}: train.npy: cannot be read: its pickle asks for {os.name}.system, which was refused")
+    reason = f"its pickle asks for {os.name}.system, which was refused"
+    assert line.startswith(f"{file}: train.npy: cannot be read: {reason}")
     line = mistake(*model, "--data", "datamodules.sketches.QuickDraw", "--data.categories", "['kat']")
     assert line.startswith("categories='kat': expected a category of QuickDraw; did you mean ")

@@ -304,7 +304,7 @@ def test_no_picture_of_nothing(tmp_path: Path) -> None:
         (["--columns", "test/los"], ["--columns test/los: no run has it", "did you mean 'test/loss'"]),
         (["--metrics", "x"], ["--metrics: no such option", "did you mean '--metric'"]),
         (["--picture", "x.gif"], ["--picture x.gif", ".png"]),
-        (["--picture", "nowhere/x.png"], ["no folder 'nowhere'"]),
+        (["--picture", "nowhere/x.png"], ["no such folder: 'nowhere'"]),
     ],
 )
 def test_mistakes(options: list[str], expected: list[str], runs: Path, mistake: Callable[..., str]) -> None:
