@@ -73,7 +73,7 @@ class ContrastiveViews(WrappedImages):
         at_least(1, views=views)
         at_least(0, small_views=small_views)
         if small_views and small_size is None:
-            raise ValueError(f"small_size=null with small_views={small_views}: expected the pixels of a side")
+            raise ValueError(f"small_size=null with small_views={small_views}: expected the side in pixels")
         if small_size is not None and not small_views:
             raise ValueError(f"small_size={small_size} with small_views=0: expected null")
         if size is not None and augmentation.size not in (None, size):

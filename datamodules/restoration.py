@@ -153,8 +153,8 @@ class Restoration(LightningDataModule):
                 fitting = f"at most {count} ranks"
             counted = f"{count} images" + (f" (copies={self.copies} of each)" if self.copies > 1 else "")
             raise ValueError(
-                f"batch_size={self.batch_size} on {world_size} ranks: expected {fitting}, because each of the "
-                f"{counted} has a network on one of the ranks"
+                f"batch_size={self.batch_size} on {world_size} ranks: expected {fitting}, since each of the "
+                f"{counted} has its own network on one rank"
             )
         return Repeated(self.source, self.batch_size, times)
 

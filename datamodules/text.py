@@ -181,10 +181,10 @@ class CharText(LightningDataModule):
         else:
             vocab = list(given)
             if not vocab or any(len(char) != 1 for char in vocab if char != UNK) or len(set(vocab)) < len(vocab):
-                raise ValueError(f"vocab={_shortened(vocab)}: expected single characters, each once; {UNK!r} too")
+                raise ValueError(f"vocab={_shortened(vocab)}: expected single characters, each once, or {UNK!r}")
             if self.unknown == "unk" and UNK not in vocab:
                 raise ValueError(f"unknown='unk': expected a vocabulary that has {UNK!r}, or 'error'")
-            lacking = f"is none of the given vocabulary's {len(vocab)}"
+            lacking = f"is not one of the given vocabulary's {len(vocab)}"
             remedy = "expected unknown: unk" if UNK in vocab else "expected a text without it"
         if self.unknown == "error":
             known = set(vocab)

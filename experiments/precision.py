@@ -28,7 +28,7 @@ def usable_precision(precision: Any, module: nn.Module, accelerator: str) -> Any
     if (reason := _fault_of_lstm()) is None:
         return precision
     print(
-        f"trainer.precision={precision}: this processor has no bfloat16 LSTM ({reason}); going on in float32",
+        f"trainer.precision={precision}: this processor has no bfloat16 LSTM ({reason}); continuing in float32",
         file=sys.stderr,
     )
     return "32-true"

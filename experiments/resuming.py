@@ -85,7 +85,7 @@ def newest_readable(folder: RunFolder) -> Path | None:
             read_checkpoint(path)
         except BrokenCheckpoint as error:
             older = candidates[i + 1] if i + 1 < len(candidates) else None
-            print(f"warning: {error}; going on from {older or 'the start'} instead", file=sys.stderr)
+            print(f"warning: {error}; resuming from {older or 'the start'} instead", file=sys.stderr)
         else:
             return path
     return None
@@ -134,7 +134,7 @@ def refuse_contradictions(subcommand: str, config: Any, now: dict[str, Any], che
         if _plain(new) != _plain(old) and key.removeprefix("model.") not in facts:
             raise Mistake(
                 f"{key}={_plain(new)}: contradicts the checkpoint {checkpoint}, which was made with {_plain(old)}; "
-                "expected the same, or a new run without --ckpt_path"
+                "use the same value, or start a new run without --ckpt_path"
             )
 
 

@@ -208,7 +208,7 @@ def _num_samples(source: BatchSource | tuple[Tensor, ...]) -> int:
     if isinstance(source, tuple):
         lengths = {len(tensor) for tensor in source}
         if len(lengths) != 1:
-            raise ValueError(f"tensors of {sorted(lengths)} samples: expected the same number in each")
+            raise ValueError(f"tensors with {sorted(lengths)} samples: expected the same number in each")
         count = lengths.pop()
     else:
         count = len(source)

@@ -172,7 +172,7 @@ def _unpickled(content: bytes) -> list[np.ndarray]:
         raise ValueError(f"expected a one-dimensional array of sketches, found one of shape {shape}")
     for i, item in enumerate(items):
         if not isinstance(item, _Array) or item.numbers is None:
-            raise ValueError(f"sketch {i} is no array of numbers")
+            raise ValueError(f"sketch {i} is not an array of numbers")
     return [item.numbers for item in items]
 
 

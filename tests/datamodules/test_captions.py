@@ -22,7 +22,7 @@ from datamodules.captions import CaptionBatch, Captions, CaptionTable, EasyVQACa
 from datamodules.parts.loader import TensorLoader
 from datamodules.parts.scene_grammar import plural, words_for
 from datamodules.parts.scenes import ATTRIBUTES, COLORS, check, render, stated_attributes
-from experiments.cli import DATA_FACTS
+from experiments.facts import attributes_of
 
 # Batches.
 
@@ -258,7 +258,7 @@ def test_facts_are_plain_and_there_before_setup() -> None:
     assert data.attributes is not ATTRIBUTES
     for fact in (data.vocab, data.image_shape, data.attributes["shape"]):
         assert type(fact) is list
-    assert {"vocab", "longest", "image_shape", "attributes"} <= set(DATA_FACTS)
+    assert {"vocab", "longest", "image_shape", "attributes"} <= attributes_of(Scenes)
 
 
 def test_words_of_the_test_do_not_build_the_vocabulary() -> None:

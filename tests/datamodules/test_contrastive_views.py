@@ -322,7 +322,7 @@ def test_the_command_line_makes_them(tmp_path: Path) -> None:
         ("views=0", "views=0: expected at least 1"),
         ("batch_size=0", "batch_size=0: expected at least 1"),
         ("small_views=-1", "small_views=-1: expected at least 0"),
-        ("small_views=2", "small_size=null with small_views=2: expected the pixels of a side"),
+        ("small_views=2", "small_size=null with small_views=2: expected the side in pixels"),
         ("small_size=4", "small_size=4 with small_views=0: expected null"),
     ],
 )

@@ -297,7 +297,7 @@ def text_file(folder: Path) -> str:
         (gif, r"moves\.gif: [23] frames, expected a still image"),
         (lambda folder: save(folder, "print.jpg", photograph(), "CMYK"), r"print\.jpg: CMYK"),
         (nan_pixels, r"nan\.tiff: cannot be decoded: floating-point pixels"),
-        (text_file, r"no\.png: no image of a kind that Pillow knows"),
+        (text_file, r"no\.png: not an image format that Pillow knows"),
         (lambda folder: str(folder / "chinas.png"), r"chinas\.png: no such file or folder"),
         (lambda folder: "chin", "image=chin: no such file or folder; did you mean 'china'"),
         (str, "no image in this folder"),
@@ -422,9 +422,8 @@ def test_copies_are_of_one_measured_image(be_rank: Callable[[int, int], None]) -
         assert data.names == plain.names
         for copied, single in zip(data.source, plain.source, strict=True):
             assert torch.equal(copied, single[[0, 0, 0, 1, 1, 1]]), "their noise and their missing pixels are the same"
-    with pytest.raises(
-        ValueError, match=r"expected 6, because each of the 6 images \(copies=3 of each\) has a network"
-    ):
+    message = r"expected 6, since each of the 6 images \(copies=3 of each\) has its own network on one rank"
+    with pytest.raises(ValueError, match=message):
         Restoration(["china", "flower"], size=16, copies=3, batch_size=2).train_dataloader()
     be_rank(1, 2)
     data = Restoration("china", size=16, copies=2, batch_size=1)
@@ -440,5 +439,5 @@ def test_the_data_have_a_fingerprint() -> None:
 def test_read_image_names_the_file() -> None:
     import io
 
-    with pytest.raises(ValueError, match="it: no image"):
+    with pytest.raises(ValueError, match="it: not an image format"):
         read_image(io.BytesIO(b"nothing"), "it")

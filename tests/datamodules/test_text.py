@@ -289,7 +289,8 @@ def test_old_vocabulary_serves_a_new_text(make: Make, tmp_path: Path) -> None:
         data = make("cab" * 40, **options)
         assert data.vocab == vocab
         assert data.part("train")[:3].tolist() == [3, 1, 2]
-    with pytest.raises(ValueError, match=r"character 1: 'y' \(U\+0079\) is none of the given .* 5; expected unknown"):
+    message = r"character 1: 'y' \(U\+0079\) is not one of the given vocabulary's 5; expected unknown"
+    with pytest.raises(ValueError, match=message):
         make("ay" + "cab" * 40, vocab=vocab)
     assert make("ay" + "cab" * 40, vocab=vocab, unknown="unk").part("train")[:3].tolist() == [1, 0, 3]
     with pytest.raises(ValueError, match="expected a text without it"):
@@ -335,7 +336,7 @@ def test_codes_of_a_text_and_back() -> None:
     assert encode_chars("ab", vocab).tolist() == [2, 0]
     assert decode_chars([2, 0], vocab) == "a<unk>"
     for options in ({"vocab": vocab, "unknown": "error"}, {"vocab": vocab[1:]}):
-        with pytest.raises(ValueError, match=r"character 1: 'b' \(U\+0062\) is none of the \d of the vocabulary"):
+        with pytest.raises(ValueError, match=r"character 1: 'b' \(U\+0062\) is not one of the vocabulary's \d"):
             encode_chars("ab", **options)
 
 
@@ -411,7 +412,8 @@ def test_a_download_that_breaks_off_is_named(tmp_path: Path, monkeypatch: pytest
         raise IncompleteRead(b"half")
 
     monkeypatch.setattr("urllib.request.urlopen", breaks_off)
-    with pytest.raises(FileNotFoundError, match=r"input.txt: not found; put there what is at https://.*IncompleteRead"):
+    message = r"input.txt: not found; download it from https://.* to this path .*IncompleteRead"
+    with pytest.raises(FileNotFoundError, match=message):
         CharText("tiny_shakespeare", root=str(tmp_path))
     assert not list(tmp_path.rglob("*.txt"))
 
@@ -442,7 +444,7 @@ def test_download_is_checked_before_it_is_used(tmp_path: Path, monkeypatch: pyte
         made()
     assert str(file) in str(error.value)
     assert served.as_uri() in str(error.value)
-    assert "put there" in str(error.value)
+    assert "download it from" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -490,7 +492,7 @@ def test_a_text_that_changes_while_it_is_read_leaves_nothing(tmp_path: Path, mon
     file.write_text("abc" * 40)
     data = CharText(str(file), batch_size=2, seq_len=3)
     file.write_text("abc" * 41)
-    with pytest.raises(ValueError, match=r"corpus.txt: 123 characters, expected the 120 of a moment ago"):
+    with pytest.raises(ValueError, match=r"corpus.txt: 123 characters, expected 120; it has just changed"):
         data.setup()
     assert not list((tmp_path / "cache" / "lit-baselines").iterdir())
 
@@ -569,7 +571,7 @@ def test_short_texts_are_refused_with_what_they_need(make: Make, be_rank: Ranks)
     message = refused(100, batch_size=4, seq_len=20)
     assert message == (
         "its train part has 80 of its 100 characters, expected at least 81 for 4 rows of seq_len=20: "
-        "see batch_size, seq_len and the parts' fractions"
+        "see batch_size, seq_len and the fractions"
     )
     assert "has 80 of its 100 characters, expected at least 84" in refused(100, batch_size=4, split="rows", seq_len=20)
     assert "expected at least 95" in refused(100, batch_size=4, windows="random", seq_len=19)

@@ -150,5 +150,5 @@ def test_a_missing_checkpoint_to_start_from(mistake: Callable[..., str], tmp_pat
 
 def test_predicting_on_several_devices(mistake: Callable[..., str]) -> None:
     assert mistake("predict", "-c", CONFIG, "--trainer.devices", "2", "--trainer.accelerator", "cpu").startswith(
-        "trainer.devices=2: expected 1 for predict"
+        "trainer.devices=2: expected 1 for predict, which keeps predictions in order"
     )

@@ -75,10 +75,10 @@ class OfDicts(Recognizer):
         return super().training_step(Voice(**batch), batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        super().validation_step(Voice(**batch), batch_idx)
+        super().validation_step(batch, batch_idx)
 
     def test_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
-        super().test_step(Voice(**batch), batch_idx)
+        super().test_step(batch, batch_idx)
 
 
 def options(model: type, data: type) -> list[str]:

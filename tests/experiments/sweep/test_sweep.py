@@ -321,7 +321,7 @@ def test_another_command_needs_another_name(stub: Path, mistake: Callable[..., s
     stub.write_text(yaml.safe_dump(content | {"command": [*content["command"], "--z=1"]}))
     assert "had a different command" in mistake("sweep", stub)
     Path("runs/sweeps/my-sweep/sweep.json").write_text("{")
-    assert "not JSON" in mistake("sweep", stub)
+    assert "not valid JSON" in mistake("sweep", stub)
 
 
 @pytest.mark.slow
