@@ -1,7 +1,7 @@
 """The command line of lit-baselines.
 
     python train.py fit -c configs/vqa/easy_vqa.yaml             train, then test the best checkpoint
-    python train.py fit -c CONFIG --ckpt_path last               go on where the newest run of this name stopped
+    python train.py fit -c CONFIG --ckpt_path last               resume the newest run of this name
     python train.py test -c runs/.../config.yaml --ckpt_path runs/.../checkpoints/best.ckpt
     python train.py fit --help                                   every option
     python train.py compare runs/vqa/easy_vqa                    runs side by side, mean ± std over seeds

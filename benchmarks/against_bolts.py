@@ -1,4 +1,6 @@
-"""SimCLR, MoCo, AE and VAE against lightning-bolts 0.7.0, and against their floor: python -m benchmarks.against_bolts
+"""SimCLR, MoCo, AE and VAE against lightning-bolts 0.7.0, and against their floor.
+
+    python -m benchmarks.against_bolts
 
 Each run is a process of its own, in turn; its second epoch of ``--steps`` is timed, and its peak memory read:
 

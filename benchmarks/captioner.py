@@ -1,4 +1,6 @@
-"""The captioner's training epoch against its floor, and its beam search: python -m benchmarks.captioner
+"""The captioner's training epoch against its floor, and its beam search.
+
+    python -m benchmarks.captioner
 
 The loop by hand trains the same network on the same scenes with the same optimizer and schedule; of a batch it forms
 only what training reads. The beam search by hand keeps the same sentences of the same network, with none of the checks.

@@ -1,4 +1,6 @@
-"""The character LSTM's training epoch against its floor, and its sampling: python -m benchmarks.char_lm_epoch
+"""The character LSTM's training epoch against its floor, and its sampling.
+
+    python -m benchmarks.char_lm_epoch
 
 The loop by hand is char-rnn's recipe on ``nn.LSTM`` of two layers; the sampling by hand calls the same network one
 character at a time and draws with ``torch.multinomial``.

@@ -1,4 +1,6 @@
-"""NT-Xent against peers', and a step of LARS against SGD's: python -m benchmarks.contrastive_loss
+"""NT-Xent against peers', and a step of LARS against SGD's.
+
+    python -m benchmarks.contrastive_loss
 
 Needs: pip install lightly pytorch-metric-learning
 """

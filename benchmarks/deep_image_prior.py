@@ -1,4 +1,6 @@
-"""The deep image prior's iterations against their floor, and what its stop costs: python -m benchmarks.deep_image_prior
+"""The deep image prior's iterations against their floor, and what its stop costs.
+
+    python -m benchmarks.deep_image_prior
 
 At 128×128 with the narrow network of the defaults, and at 256×256 with the paper's. The loop by hand fits the same
 network to the same image from the same noisy input and averages its outputs. It has no stop, no curves and no step

@@ -1,4 +1,6 @@
-"""What it costs that runs resume to the bit: python -m benchmarks.exactness
+"""What it costs that runs resume to the bit.
+
+    python -m benchmarks.exactness
 
 An epoch of easy-VQA from its start to the start of the next, with its validation and its checkpoints: as `train.py fit`
 runs it, and without what only serves going on after a fault (the generators and the position in the checkpoint, the

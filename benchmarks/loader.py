@@ -1,4 +1,6 @@
-"""TensorLoader against DataLoader over a TensorDataset: python -m benchmarks.loader
+"""TensorLoader against DataLoader over a TensorDataset.
+
+    python -m benchmarks.loader
 
 The ratio says how many times more batches a second the TensorLoader gives.
 """

@@ -1,4 +1,6 @@
-"""What the representation probe costs at its default interval, as a share of training: python -m benchmarks.probe_cost
+"""What the representation probe costs at its default interval, as a share of training.
+
+    python -m benchmarks.probe_cost
 
 A run of as many epochs as lie between two probes, each with its validation, as `train.py fit` makes it, without
 figures; the probe runs after the last. Its time is taken inside of the run, and the rest of the run is what it is

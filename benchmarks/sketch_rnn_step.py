@@ -1,4 +1,6 @@
-"""Sketch-RNN's training steps against their floor and against padding: python -m benchmarks.sketch_rnn_step
+"""Sketch-RNN's training steps against their floor and against padding.
+
+    python -m benchmarks.sketch_rnn_step
 
 The loop by hand trains the same network on the sheep, with the same augmentation, optimizer and schedule; its batches
 are those of our epoch, of sketches of similar length, formed before the clock starts. The padded loop is in the manner

@@ -1,4 +1,7 @@
-"""How long the command line takes to start, against importing Lightning's: python -m benchmarks.startup"""
+"""How long the command line takes to start, against importing Lightning's.
+
+python -m benchmarks.startup
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The VAE's MNIST epoch against its floor, and against a DataLoader's: python -m benchmarks.vae_epoch
+"""The VAE's MNIST epoch against its floor, and against a DataLoader's.
+
+    python -m benchmarks.vae_epoch
 
 The loop by hand trains the same network on whole tensors of the same images, binarized anew in each step, with the same
 optimizer and schedule. The other loop is in the manner of pytorch/examples' VAE: torchvision's MNIST with ``ToTensor``

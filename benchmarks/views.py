@@ -1,4 +1,6 @@
-"""Augmented views on the CPU against torchvision, image by image, and kornia, by batches: python -m benchmarks.views
+"""Augmented views on the CPU against torchvision, image by image, and kornia, by batches.
+
+    python -m benchmarks.views
 
 SimCLR's crop, flip, color jitter (with hue) and grayscale, of CIFAR-10-sized images of noise, or of CIFAR-10's own
 where LIT_DATA has them. The ratios say how many times more views a second
@@ -79,7 +81,7 @@ def timed(make: Callable[[], Any], views: int) -> Callable[[], float]:
 
 
 def read_images(count: int) -> Tensor:
-    """(count, 3, 32, 32) uint8"""
+    """(count, 3, 32, 32) uint8."""
     data = CIFAR10(limit=count)
     try:
         data.setup()

@@ -1,4 +1,6 @@
-"""The easy-VQA training epoch against its floor: python -m benchmarks.vqa_epoch
+"""The easy-VQA training epoch against its floor.
+
+    python -m benchmarks.vqa_epoch
 
 The loop by hand trains the same network on the same images, augmented alike, with the same optimizer and schedule; of
 a batch it forms only what training reads.

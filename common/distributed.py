@@ -1,4 +1,4 @@
-"""What makes several ranks with a part of a batch each compute what one rank with all of it would."""
+"""Lets several ranks, each with a part of a batch, compute what one rank with the whole batch would."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch.autograd.function import FunctionCtx
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of processes; (0, 1) outside a distributed run."""
+    """The rank of this process and the number of processes; (0, 1) outside a distributed run."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 outside a distributed run."""
+    """The number of processes that train together; 1 outside a distributed run."""
     return rank_and_world_size()[1]
 
 
 def global_mean(values: Tensor) -> Tensor:
-    """The mean of ``values`` (N,) over the samples of all ranks, as far as gradients go; N may differ between ranks.
+    """A loss whose gradient is that of the mean of ``values`` (N,) over all ranks; N may differ between ranks.
 
-    DDP averages the ranks' gradients. The mean of means that this gives is right only for equal N, so the local sum is
+    DDP averages the ranks' gradients. The resulting mean of means is right only for equal N, so the local sum is
     divided by the *average* N instead.
     """
     if world_size() == 1:
@@ -34,7 +34,7 @@ def global_mean(values: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The ranks' average of ``values``, without a gradient."""
+    """The average of ``values`` over the ranks, without a gradient."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -68,16 +68,16 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def gather_rows_with_gradient(rows: Tensor) -> Tensor:
-    """:func:`gather_rows`, through which the gradients of all ranks' losses reach the rank that a row came from.
+    """Like :func:`gather_rows`, but the gradients of all ranks' losses flow back to the rank that a row came from.
 
     DDP averages them over the ranks, so a loss that is a mean over this rank's rows has the gradient of the mean over
-    all of them.
+    all rows.
     """
     return rows if world_size() == 1 else _GatherWithGradient.apply(rows)
 
 
 def places_of_this_rank(count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Where this rank's ``count`` rows are among those of :func:`gather_rows`."""
+    """The positions of this rank's ``count`` rows among those of :func:`gather_rows`."""
     rank = dist.get_rank() if world_size() > 1 else 0
     return torch.arange(count, device=device) * world_size() + rank
 
@@ -89,7 +89,7 @@ def rows_of_this_rank(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def take_from_first_rank(module: torch.nn.Module) -> None:
-    """Gives every rank the first one's parameters and buffers."""
+    """Copies the parameters and buffers of the first rank to all ranks."""
     if world_size() > 1:
         for tensor in [*module.parameters(), *module.buffers()]:
             dist.broadcast(tensor, 0)

@@ -1,4 +1,4 @@
-"""Files: where data sets are found, how they are fetched, written whole or not at all, and checkpoints read as data."""
+"""Files: finding and fetching data sets, writing files atomically, and reading checkpoints as data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common.checks import nearest
 
 
 def data_root(root: str | None = None) -> Path:
-    """``root``, or else the environment's ``LIT_DATA``, or else ``data/``."""
+    """``root``, or else ``LIT_DATA`` in the environment, or else ``data/``."""
     return Path(root or os.environ.get("LIT_DATA") or "data")
 
 
@@ -25,34 +25,34 @@ def cache_file(key: object, suffix: str) -> Path:
     """The file in ``$XDG_CACHE_HOME/lit-baselines`` (by default ``~/.cache/lit-baselines``) for what ``key`` describes.
 
     Args:
-        key: anything whose ``repr`` tells all that the file's content depends on.
+        key: anything whose ``repr`` covers everything that the file's content depends on.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-baselines"
     return folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}{suffix}"
 
 
 def state_of(file: Path) -> tuple[str, int, int]:
-    """What changes when a file does: its path, its size in bytes and its time of change in nanoseconds."""
+    """The state of a file, which changes with it: its path, size in bytes and modification time in nanoseconds."""
     status = file.stat()
     return str(file.resolve()), status.st_size, status.st_mtime_ns
 
 
 def fetch(address: str, file: Path, sha256: str) -> None:
-    """Makes sure that ``file`` is there and whole, downloading it if it is not there.
+    """Makes sure that ``file`` exists and is complete, downloading it if it does not exist.
 
     Raises:
-        FileNotFoundError: it is not there and cannot be downloaded.
-        ValueError: the file, or what was downloaded, is another one.
+        FileNotFoundError: it does not exist and cannot be downloaded.
+        ValueError: the file, existing or downloaded, has the wrong checksum.
     """
     if file.exists():
-        content, what, remedy = file.read_bytes(), f"{file}", "; delete it, and it is downloaded anew"
+        content, what, remedy = file.read_bytes(), f"{file}", "; delete it to download it again"
     else:
         try:
             with urllib.request.urlopen(address, timeout=60) as answer:
                 content = answer.read()
         except (OSError, HTTPException) as error:  # the latter of a connection that breaks off
             reason = getattr(error, "reason", error)
-            raise FileNotFoundError(f"{file}: not found; put there what is at {address} ({reason})") from error
+            raise FileNotFoundError(f"{file}: not found; download it from {address} to this path ({reason})") from error
         what, remedy = f"{address}: for {file}", ""
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise ValueError(f"{what}: its SHA-256 is {found[:16]}..., expected {sha256[:16]}...{remedy}")
@@ -61,13 +61,13 @@ def fetch(address: str, file: Path, sha256: str) -> None:
 
 
 def require(path: Path, address: str) -> None:
-    """Raises FileNotFoundError where nothing is at ``path``, which has to be downloaded by hand from ``address``."""
+    """Raises FileNotFoundError if ``path``, which must be downloaded by hand from ``address``, does not exist."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: not found; download it from {address}, unpack it and put it there")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         ValueError: it is broken; names the file.
@@ -79,9 +79,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_whole(file: Path, content: str | Iterable[bytes | memoryview]) -> None:
-    """Writes text, or pieces one after another, to a file that gets its name when it is whole.
+    """Writes text, or pieces one after another, to a file that gets its name once it is complete.
 
-    No reader ever sees half of it, and several processes may write it at once.
+    Readers never see half a file, and several processes may write it at the same time.
     """
     pieces = [content.encode()] if isinstance(content, str) else content
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,17 +97,20 @@ def write_whole(file: Path, content: str | Iterable[bytes | memoryview]) -> None
 
 
 def nearest_path(path: Path, *others: str) -> str:
-    """``; did you mean …?`` of what is in the same folder and of ``others``, or nothing."""
+    """``; did you mean …?`` with a name from the same folder or from ``others``, or nothing."""
     there = [str(path.with_name(entry.name)) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     return nearest(str(path), [*there, *others], cutoff=0.6)
 
 
 class BrokenCheckpoint(ValueError):
-    """A checkpoint cannot be read, or holds more than data."""
+    """A checkpoint cannot be read, or contains more than data."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, argument: str = "") -> dict[str, Any]:
     """The content of a Lightning checkpoint; its tensors are read from the file as they are used.
+
+    Args:
+        argument: what the path was given as, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -115,15 +118,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     import torch  # not for those who only compare runs
 
+    where = f"{argument}={path}" if argument else f"{path}"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a checkpoint{nearest_path(path)}")
+        raise FileNotFoundError(f"{where}: no such file; expected a checkpoint{nearest_path(path)}")
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"  # PyTorch before 1.6 wrote another format, which cannot be mapped
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise BrokenCheckpoint(f"{path}: refused, for it holds more than tensors and plain data ({reason})") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise BrokenCheckpoint(f"{path}: broken ({str(error).splitlines()[0]})") from None
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # a file that is no checkpoint can make the unpickler raise almost anything
+        holds_more = isinstance(error, pickle.UnpicklingError) and is_zip
+        what = "refused, because it holds more than tensors and plain data" if holds_more else "broken"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BrokenCheckpoint(f"{where}: {what} ({reason})") from None
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise BrokenCheckpoint(f"{path}: expected a checkpoint of Lightning, which has a 'state_dict'")
+        raise BrokenCheckpoint(f"{where}: expected a checkpoint of Lightning, which has a 'state_dict'")
     return content

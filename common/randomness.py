@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a key, and of a sample's place in the global batch, whichever rank has it."""
+"""Random numbers that depend only on a key and a sample's place in the global batch, whichever rank has the sample."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from common.distributed import rank_and_world_size
 def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator whose draws are a function of ``key`` alone, e.g. of (seed, epoch, step, purpose).
 
-    Neighbouring keys give unrelated streams, which ``manual_seed(seed + epoch)`` would not: seed 1 in epoch 0 would
-    see what seed 0 sees in epoch 1.
+    Neighboring keys give unrelated streams. ``manual_seed(seed + epoch)`` would not: seed 1 in epoch 0 would draw the
+    same numbers as seed 0 in epoch 1.
     """
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -23,8 +23,8 @@ def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torc
 def draws_of_place(num_samples: int, num_draws: int, *key: int | str) -> Tensor:
     """Uniform draws (num_samples, num_draws) on the CPU, a function of ``key`` and of each sample's place in the batch.
 
-    Of its place in the *global* batch: drawn for the samples of all ranks, of which each rank takes those that
-    :class:`TensorLoader` gave it. So two ranks draw just what one would.
+    The place is that in the *global* batch: numbers are drawn for the samples of all ranks, and each rank takes those
+    of the samples that :class:`TensorLoader` gave it. So two ranks draw exactly what one would.
     """
     rank, world_size = rank_and_world_size()
     draws = torch.rand(num_samples * world_size, num_draws, generator=keyed_generator(*key), dtype=torch.float32)
@@ -34,9 +34,9 @@ def draws_of_place(num_samples: int, num_draws: int, *key: int | str) -> Tensor:
 def uniform_of_samples(num_samples: int, num_draws: int, *key: int | str, device: torch.device) -> Tensor:
     """(num_samples, num_draws) in [0, 1): a function of ``key`` and of each sample's place in the global batch.
 
-    Drawn for the samples of all ranks, of which each takes its own, as
-    :class:`datamodules.parts.loader.TensorLoader` deals them out. So a resumed run repeats them, and two ranks with
-    half a batch each draw what one with all of it does.
+    Numbers are drawn for the samples of all ranks, and each rank takes its own, as
+    :class:`datamodules.parts.loader.TensorLoader` distributes them. So a resumed run repeats them, and two ranks with
+    half a batch each draw what one rank with the whole batch does.
     """
     rank, world_size = rank_and_world_size()
     generator = keyed_generator(*key, device=device)
@@ -44,10 +44,10 @@ def uniform_of_samples(num_samples: int, num_draws: int, *key: int | str, device
 
 
 def coins_of_samples(probabilities: Tensor, *key: int | str) -> Tensor:
-    """0 or 1 of each element of (B, …), 1 with its probability, in its type: a function of the same.
+    """0 or 1 for each element of (B, …), 1 with the element's probability, in its type; also a function of ``key``.
 
-    From sixteen random bits each, which is a quarter of the work of a uniform number each: exact at 0 and 1, and
-    elsewhere off by less than 1e-5.
+    It uses sixteen random bits per element, a quarter of the work of a uniform number: exact at 0 and 1, and off by
+    less than 1e-5 elsewhere.
     """
     rank, world_size = rank_and_world_size()
     size = probabilities[0].numel()
@@ -60,7 +60,7 @@ def coins_of_samples(probabilities: Tensor, *key: int | str) -> Tensor:
 
 
 def normal_of_samples(num_samples: int, num_draws: int, *key: int | str, device: torch.device) -> Tensor:
-    """The same, standard normal."""
+    """The same with standard normal draws."""
     rank, world_size = rank_and_world_size()
     count = num_samples * world_size * num_draws
     # torch.randn makes sixteen numbers at a time, and makes the last sixteen anew where some are left over: of a

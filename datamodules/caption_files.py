@@ -1,7 +1,7 @@
 """Captions of photographs: Karpathy's split files of Flickr8k, Flickr30k and COCO, and COCO's own caption files.
 
-A caption's words are those of :func:`common.vocabulary.tokenize` without punctuation marks. Of a Karpathy file
-they are taken from its ``tokens``, which are in lower case and without punctuation already.
+A caption's words are those of :func:`common.vocabulary.tokenize` without punctuation marks. For a Karpathy file they
+are its ``tokens``, which are already in lower case and without punctuation.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from common.checks import at_least, one_of
 from common.files import data_root, read_json, require
 from common.vocabulary import tokenize
 from datamodules.captions import PARTS, CaptionBatch, Captions, CaptionTable
@@ -28,28 +29,28 @@ IMAGES_OF = {
     "flickr30k": "https://shannon.cs.illinois.edu/DenotationGraph",
     "coco": COCO_PAGE,
 }
-"""where the photographs of Karpathy's data sets are to be had"""
+"""where to get the photographs of Karpathy's data sets"""
 
 PART_OF_SPLIT = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-"""``restval`` are the images of COCO's val2014 that Karpathy & Fei-Fei 2015 neither validate nor test on"""
+"""``restval`` holds the images of COCO's val2014 that Karpathy & Fei-Fei 2015 use neither to validate nor to test"""
 
 
 class Photograph(NamedTuple):
     """An image of a captions file."""
 
     number: int
-    """COCO's id, or the Karpathy file's ``imgid`` where it has no other"""
+    """COCO's id, or the Karpathy file's ``imgid`` if it has no other id"""
     file: str
     """its path within the image folder"""
     captions: list[str]
-    """its words, with a space between; at least one caption, none of them empty"""
+    """its words, separated by spaces; at least one caption, none of them empty"""
 
 
 def read_karpathy(path: Path) -> dict[str, list[Photograph]]:
     """The images of each part, "train", "val" and "test", in the order of the file.
 
     Raises:
-        FileNotFoundError: the file is not there.
+        FileNotFoundError: the file does not exist.
         ValueError: the file or a record of it is malformed; names the file and the record.
     """
     records = _records(path, read_json(path), "images", KARPATHY_FILES)
@@ -85,7 +86,7 @@ def read_karpathy(path: Path) -> dict[str, list[Photograph]]:
     wordless.tell()
     for part, photographs in parts.items():
         if not photographs:
-            raise ValueError(f"{path}: no image of the {part} part, expected some of each of {list(PARTS)}")
+            raise ValueError(f"{path}: no image of the {part} part, expected images for each of {list(PARTS)}")
     return parts
 
 
@@ -93,7 +94,7 @@ def read_coco(path: Path) -> list[Photograph]:
     """The images of one of COCO's caption files, by their ids; their captions are in the order of *their* ids.
 
     Raises:
-        FileNotFoundError: the file is not there.
+        FileNotFoundError: the file does not exist.
         ValueError: the file or a record of it is malformed; names the file and the record.
     """
     content = read_json(path)
@@ -128,35 +129,35 @@ def read_coco(path: Path) -> list[Photograph]:
 
 
 class _Wordless:
-    """Captions without a word, of which the real files may have a few: they are left out, and it is said."""
+    """Captions without a word, of which the real files may have a few: they are left out with a warning."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.found: list[str] = []
 
     def unless(self, text: str, what: str) -> str | None:
-        """The text, or None where it has no word."""
+        """The text, or None if it has no word."""
         if not text:
             self.found.append(what)
         return text or None
 
     def tell(self) -> None:
         if self.found:
-            rank_zero_warn(f"{self.path}: {len(self.found)} captions without a word left out, first {self.found[0]}")
+            rank_zero_warn(f"{self.path}: left out {len(self.found)} captions without a word, first {self.found[0]}")
 
 
 def _some(path: Path, what: str, captions: Sequence[str | None]) -> list[str]:
     """The captions that have words."""
     with_words = [text for text in captions if text]
     if not with_words:
-        raise _malformed(path, what, "at least one caption of it that has a word")
+        raise _malformed(path, what, "at least one caption with a word")
     return with_words
 
 
 def _records(path: Path, content: Any, key: str, page: str) -> list[dict[str, Any]]:
     records = content.get(key) if isinstance(content, dict) else None
     if not isinstance(records, list):
-        raise ValueError(f"{path}: expected a file as of {page}, with a list of records under {key!r}")
+        raise ValueError(f"{path}: expected a file as from {page}, with a list of records under {key!r}")
     for place, record in enumerate(records):
         if not isinstance(record, dict):
             raise _malformed(path, f"record {place} of {key!r}", "an object with fields")
@@ -172,7 +173,7 @@ def _is_whole(value: Any) -> TypeGuard[int]:
 
 
 def _inside(path: Path, what: str, record: dict[str, Any], key: str) -> str:
-    """A path of a record that does not lead out of the image folder."""
+    """A path in a record that stays within the image folder."""
     name = record.get(key)
     if not isinstance(name, str) or not name:
         raise _malformed(path, what, f"a file name as {key!r}")
@@ -182,16 +183,16 @@ def _inside(path: Path, what: str, record: dict[str, Any], key: str) -> str:
 
 
 def _words(text: str) -> str:
-    """The words of a text without its punctuation marks, with a space between."""
+    """The words of a text without punctuation marks, separated by spaces."""
     return " ".join(token for token in tokenize(text) if token[0].isalnum() or token[0] == "_")
 
 
 class PhotographFiles:
-    """The photographs of an image folder, decoded when asked for: (I, 3, size, size) uint8.
+    """The photographs of an image folder, decoded on request: (I, 3, size, size) uint8.
 
     Raises:
-        FileNotFoundError: the folder is not there.
-        ValueError: when asked for, an image cannot be decoded; names the file and the image.
+        FileNotFoundError: the folder does not exist.
+        ValueError: on request, an image cannot be decoded; names the file and the image.
     """
 
     def __init__(self, folder: Path, photographs: Iterable[Photograph], size: int, page: str) -> None:
@@ -200,7 +201,7 @@ class PhotographFiles:
         self.files = {photograph.number: photograph.file for photograph in photographs}
 
     def check(self, image_ids: Iterable[int]) -> None:
-        """Raises FileNotFoundError at the first image that is not there; names its file and itself."""
+        """Raises FileNotFoundError at the first missing image; names its file and its id."""
         there: dict[Path, set[str]] = {}  # one look at each folder instead of one per image
         for image_id in image_ids:
             path = self.folder / self.files[image_id]
@@ -228,19 +229,19 @@ class PhotographTable(CaptionTable):
 
 
 class PhotographCaptions(Captions):
-    """What the data sets of photographs share: decoded images or cached features, and words by their frequency.
+    """Shared by the data sets of photographs: decoded images or cached features, and words by frequency.
 
     A source fills ``photographs`` and calls :meth:`learn_words` in its constructor.
 
     Args:
-        folder: of the data set; ``features`` counts from there.
-        page: where the images are to be had.
+        folder: the data set's folder; ``features`` is relative to it.
+        page: where to get the images.
         batch_size, captions_per_image: see :class:`~datamodules.captions.Captions`.
-        features: ``<prefix>`` of image features to be used instead of the images: see
+        features: ``<prefix>`` of image features to use instead of the images: see
             :class:`~datamodules.parts.image_features.CachedFeatures`.
         image_size: height and width to which images are resized.
-        num_workers: processes that decode images.
-        min_count: training captions have a word so often, or it is ``<unk>``.
+        num_workers: number of processes that decode images.
+        min_count: words that occur less often in the training captions become ``<unk>``.
     """
 
     photographs: dict[str, list[Photograph]]
@@ -258,11 +259,8 @@ class PhotographCaptions(Captions):
         min_count: int,
     ) -> None:
         super().__init__(batch_size, captions_per_image)
-        for name, value, least in (("image_size", image_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise ValueError(f"{name}={value}: expected at least {least}")
-        if min_count < 1:
-            raise ValueError(f"min_count={min_count}: expected at least 1")
+        at_least(1, image_size=image_size, min_count=min_count)
+        at_least(0, num_workers=num_workers)
         self.page = page
         self.features = None if features is None else folder / features
         self.image_size, self.num_workers, self.min_count = image_size, num_workers, min_count
@@ -296,12 +294,12 @@ class KarpathyCaptions(PhotographCaptions):
     ``restval`` belongs to the training part.
 
     Args:
-        root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``<name>/``. The names
-            below count from there, and may be absolute.
+        root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``<name>/``. The paths
+            below are relative to it, or absolute.
         name: "flickr8k", "flickr30k" or "coco".
         captions: the captions file; by default ``dataset_<name>.json``.
-        images: the folder of the images. COCO's file has ``train2014/`` and ``val2014/`` in its file paths; of COCO it
-            is by default the data set's own folder, of the others ``images``.
+        images: the folder of the images; by default ``images``. For COCO, whose file has ``train2014/`` and
+            ``val2014/`` in its paths, the default is the data set's own folder.
         batch_size, captions_per_image, features, image_size, num_workers, min_count: see :class:`PhotographCaptions`;
             five captions come with each image.
 
@@ -323,8 +321,7 @@ class KarpathyCaptions(PhotographCaptions):
         num_workers: int = 4,
         min_count: int = 5,
     ) -> None:
-        if name not in IMAGES_OF:
-            raise ValueError(f"name={name!r}: expected one of {list(IMAGES_OF)}")
+        one_of(IMAGES_OF, name=name)
         folder = data_root(root) / name
         super().__init__(
             folder, IMAGES_OF[name], batch_size, captions_per_image, features, image_size, num_workers, min_count
@@ -340,17 +337,17 @@ class KarpathyCaptions(PhotographCaptions):
 
 
 class CocoCaptions(PhotographCaptions):
-    """COCO captions from the official files: trains on train2014 less a validation split, and tests on val2014.
+    """COCO captions from the official files: trains on train2014 without a validation split, and tests on val2014.
 
     The captions of the official test images are not public.
 
     Args:
-        root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``coco/``. The names
-            below count from there, and may be absolute.
-        train_captions, test_captions: official files, of 2014 or of 2017.
+        root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``coco/``. The paths
+            below are relative to it, or absolute.
+        train_captions, test_captions: official files of 2014 or 2017.
         train_images, test_images: folders of the images.
-        val_fraction: share of the training images that validates.
-        split_seed: seed of the validation split, apart from the run's seed.
+        val_fraction: share of the training images used for validation.
+        split_seed: seed of the validation split, independent of the run's seed.
         batch_size, captions_per_image, features, image_size, num_workers, min_count: see :class:`PhotographCaptions`;
             about five captions come with each image.
 
@@ -396,7 +393,7 @@ class CocoCaptions(PhotographCaptions):
 
 
 def cache_features(encoder: nn.Module, data: PhotographCaptions, prefix: Path, batch_size: int = 64) -> None:
-    """Writes the features of all photographs of a data set, which ``encoder`` gets at the data set's ``image_size``.
+    """Writes the features of all photographs of a data set; ``encoder`` gets them at the data set's ``image_size``.
 
     See :func:`datamodules.parts.image_features.write_features`; ``features`` then names their ``prefix``.
     """

@@ -1,7 +1,7 @@
 """Captions of images: the batch that every captioning data set yields, and captions of procedural scenes.
 
-A batch is drawn by *image*. Each image is held once, so that a model encodes it once, and an index vector says which
-image a caption describes.
+A batch is drawn by *image*. It holds each image once, so that a model encodes it once, and an index vector says which
+image each caption describes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.checks import at_least, within
 from common.vocabulary import build_vocab, encode
 from datamodules import easy_vqa
 from datamodules.parts import loader
@@ -28,26 +29,26 @@ KINDS_OF = {"train": (0, 1), "val": (2,), "test": (3,)}  # of scenes: no scene i
 
 
 class CaptionBatch(NamedTuple):
-    """I images with N captions of at most T tokens; K objects of A attributes where there is ground truth."""
+    """I images with N captions of at most T tokens; K objects with A attributes if there is a ground truth."""
 
     images: Tensor
-    """(I, C, H, W), uint8 as stored and float in 0..1 when it reaches the model; where the data hold features, those"""
+    """(I, C, H, W), uint8 as stored and float in 0..1 when it reaches the model; or features, if the data hold those"""
     captions: Tensor
-    """(N, T) token ids, 0 behind the end; without a start or an end token, which are the model's own"""
+    """(N, T) token ids, 0 after the end; without start and end tokens, which the model adds"""
     lengths: Tensor
-    """(N,) tokens of each"""
+    """(N,) number of tokens in each caption"""
     image_index: Tensor
-    """(N,) the row of ``images`` that a caption describes, ascending"""
+    """(N,) the row of ``images`` that each caption describes, ascending"""
     image_ids: Tensor
     """(I,) the number of the image within its part of the data"""
     objects: Tensor
     """(I, K, A + 2) int64: value of each attribute, then row and column of the center in pixels, in no meaningful order
-    of objects; all -1 where there is no object. K = 0 where there is no ground truth"""
+    of objects; all -1 if there is no object. K = 0 if there is no ground truth"""
     stated: Tensor
-    """(N, A) int64: for images of one object, the value that a caption states of each attribute, -1 where it says
-    nothing; all -1 for images of several objects and where there is no ground truth"""
+    """(N, A) int64: for images of one object, the value of each attribute that a caption states, -1 if it says nothing;
+    all -1 for images of several objects and if there is no ground truth"""
     unseen: Tensor
-    """(I,) bool: shows a combination of attributes that training held out"""
+    """(I,) bool: the image shows a combination of attributes that was held out of training"""
 
 
 OF_CAPTIONS = ("captions", "lengths", "image_index", "stated")
@@ -55,18 +56,18 @@ OF_CAPTIONS = ("captions", "lengths", "image_index", "stated")
 
 
 class CaptionTable:
-    """Images and their captions; indexed by a vector of images it answers with one :class:`CaptionBatch`.
+    """Images and their captions; indexed by a vector of images, it returns one :class:`CaptionBatch`.
 
     Args:
         images: (I, C, H, W) uint8, or features.
-        captions: of each image, at least one.
-        vocab: the words that token ids count; others become ``<unk>``.
-        attributes: of the objects, {} where there is no ground truth.
+        captions: at least one for each image.
+        vocab: the words that token ids refer to; others become ``<unk>``.
+        attributes: of the objects; {} if there is no ground truth.
         objects: (I, K, A + 2), see :class:`CaptionBatch`.
         unseen: (I,) bool.
 
     Raises:
-        ValueError: an image has no caption, or a caption no word.
+        ValueError: an image has no caption, or a caption has no word.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class CaptionTable:
         attributes = attributes or {}
         for number, texts in enumerate(captions):
             if not texts:
-                raise ValueError(f"image {number}: expected at least one caption of it")
+                raise ValueError(f"image {number}: expected at least one caption")
         assert len(images) == len(captions)
         self.images = images
         self.counts = torch.tensor([len(texts) for texts in captions])
@@ -124,10 +125,11 @@ class CaptionTable:
 
 
 def choose_captions(batch: CaptionBatch, draws: Tensor, count: int) -> CaptionBatch:
-    """The batch with ``count`` captions of each image, or all that it has: those with the lowest ``draws``.
+    """The batch with ``count`` captions of each image, or all if it has fewer: those with the lowest ``draws``.
 
     Args:
-        draws: (I, at least the most captions that an image has); the i-th caption of an image has its i-th draw.
+        draws: (I, at least the largest number of captions of an image); the i-th caption of an image uses its i-th
+            draw.
     """
     places = torch.arange(len(batch.image_index)) - torch.searchsorted(batch.image_index, batch.image_index)
     draw = torch.full_like(draws, torch.inf)
@@ -139,19 +141,19 @@ def choose_captions(batch: CaptionBatch, draws: Tensor, count: int) -> CaptionBa
 
 
 class Captions(ImageLoaders):
-    """What every captioning data set shares: its facts, its loaders, and the last steps of a batch.
+    """Shared by all captioning data sets: facts, loaders, and the last steps of a batch.
 
     A source sets the facts in its constructor and fills ``tables`` with "train", "val" and "test" in ``setup``.
 
     Args:
         batch_size: images per rank and batch.
-        captions_per_image: so many captions come with each image in training, drawn anew each epoch; ``null``: all.
+        captions_per_image: number of captions of each image in training, drawn anew each epoch; ``null`` means all.
 
     Attributes:
         vocab: the words of the training captions.
-        longest: tokens of the longest training caption.
+        longest: number of tokens in the longest training caption.
         image_shape: channels, height, width.
-        attributes: of the objects that images show, with the values of each; {} where there is no ground truth.
+        attributes: the attributes of the objects in the images with their values; {} if there is no ground truth.
 
     Raises:
         ValueError: an argument is out of range.
@@ -164,8 +166,7 @@ class Captions(ImageLoaders):
 
     def __init__(self, batch_size: int, captions_per_image: int | None = None) -> None:
         super().__init__(batch_size)
-        if captions_per_image is not None and captions_per_image < 1:
-            raise ValueError(f"captions_per_image={captions_per_image}: expected at least 1")
+        at_least(1, captions_per_image=captions_per_image)
         self.captions_per_image = captions_per_image
         self.tables: dict[str, CaptionTable] = {}
 
@@ -187,14 +188,15 @@ class Captions(ImageLoaders):
         return choose_captions(batch, draws, self.captions_per_image)
 
     def on_after_batch_transfer(self, batch: CaptionBatch, dataloader_idx: int) -> CaptionBatch:
-        return self.to_float(batch)
+        found: CaptionBatch = self.to_float(batch)
+        return found
 
 
 def parse_holdout(holdout: Sequence[str], attributes: dict[str, list[str]]) -> list[tuple[int, int]]:
-    """The shapes and colors of pairs such as ``square-red``, by number.
+    """The indices of the shapes and colors in pairs such as ``square-red``.
 
     Raises:
-        ValueError: there is no such pair, or a shape or a color is held out altogether.
+        ValueError: there is no such pair, or a shape or color is held out completely.
     """
     shapes, colors = attributes["shape"], attributes["color"]
     pairs = {f"{shape}-{color}": (s, c) for s, shape in enumerate(shapes) for c, color in enumerate(colors)}
@@ -204,12 +206,12 @@ def parse_holdout(holdout: Sequence[str], attributes: dict[str, list[str]]) -> l
     for side, values in enumerate((shapes, colors)):
         for number, value in enumerate(values):
             if all(pair in holdout for pair, which in pairs.items() if which[side] == number):
-                raise ValueError(f"holdout={list(holdout)}: leaves training no {value} object, expected some of each")
+                raise ValueError(f"holdout={list(holdout)}: leaves no {value} object to train on, expected some")
     return [pairs[pair] for pair in holdout]
 
 
 def shows(objects: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """(I,) bool: whether an image's objects (I, K, A + 2) are such that one has one of these shapes and colors."""
+    """(I,) bool: whether one of an image's objects (I, K, A + 2) has one of these pairs of shape and color."""
     found = torch.zeros(len(objects), dtype=torch.bool)
     for shape, color in pairs:
         found |= ((objects[:, :, 0] == shape) & (objects[:, :, 1] == color)).any(1)
@@ -219,28 +221,28 @@ def shows(objects: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
 class Scenes(Captions):
     """Procedural scenes of a few colored objects, with five sentences about each.
 
-    Each part is a function of ``data_seed`` (and of ``holdout``) alone, whatever the size of the others. No scene is in
-    two parts: of a single object there are so few that chance would repeat some.
+    Each part depends only on ``data_seed`` (and on ``holdout``), not on the sizes of the others. No scene is in two
+    parts: there are so few scenes of a single object that some would repeat by chance.
 
     Args:
         batch_size: images per rank and batch.
-        num_train, num_val, num_test: images.
-        min_objects, max_objects: in each; every number in between is as frequent.
+        num_train, num_val, num_test: number of images.
+        min_objects, max_objects: range of the number of objects in each, drawn uniformly.
         captions_per_image: see :class:`Captions`.
         holdout: shape-color pairs, such as ``square-red``, that training and validation never show. Test images that
             show one are marked ``unseen``.
-        paint: share of the training scenes whose colors are any but the named ones. Their sentences have ``<unk>`` for
-            each color: they teach shapes apart from colors.
-        scatter: share whose objects are dots without a shape, and ``<unk>`` for each shape; none of these sentences
-            counts. So neither shows a held-out pair under its names.
-        data_seed: seed of the scenes and sentences, apart from the run's seed.
+        paint: share of the training scenes that have colors other than the named ones. Their sentences have ``<unk>``
+            for each color, so they teach shapes without colors.
+        scatter: share of the training scenes whose objects are dots without a shape, with ``<unk>`` for each shape;
+            none of their sentences counts objects. So neither option shows a held-out pair under its names.
+        data_seed: seed of the scenes and sentences, independent of the run's seed.
 
     Raises:
-        ValueError: a number is out of range; an unknown pair in ``holdout``, or all pairs of a shape or of a color.
+        ValueError: a number is out of range; ``holdout`` has an unknown pair, or all pairs of a shape or color.
     """
 
     MOST: ClassVar[int] = 4
-    """objects; chance finds more no place soon"""
+    """largest number of objects; with more, random placement soon finds no free place"""
 
     def __init__(
         self,
@@ -257,16 +259,13 @@ class Scenes(Captions):
         data_seed: int = 0,
     ) -> None:
         super().__init__(batch_size, captions_per_image)
-        for name, share in (("paint", paint), ("scatter", scatter)):
-            if not 0 <= share <= 1 - (paint if name == "scatter" else 0):
-                raise ValueError(f"{name}={share}: expected a share in [0, 1], and at most 1 with paint={paint}")
+        within("[0, 1]", paint=paint, scatter=scatter)
+        if paint + scatter > 1:
+            raise ValueError(f"paint={paint} and scatter={scatter}: expected at most 1 together")
+        at_least(1, num_train=num_train, num_val=num_val, num_test=num_test)
+        within(f"[1, {self.MOST}]", max_objects=max_objects)
         self.paint, self.scatter = paint, scatter
         self.sizes = dict(zip(PARTS, (num_train, num_val, num_test), strict=True))
-        for part, size in self.sizes.items():
-            if size < 1:
-                raise ValueError(f"num_{part}={size}: expected at least 1")
-        if not 1 <= max_objects <= self.MOST:
-            raise ValueError(f"max_objects={max_objects}: expected 1 to {self.MOST}")
         if not 1 <= min_objects <= max_objects:
             raise ValueError(f"min_objects={min_objects}: expected 1 to max_objects={max_objects}")
         self.min_objects, self.max_objects = min_objects, max_objects
@@ -297,7 +296,7 @@ class Scenes(Captions):
                 self.tables[part] = CaptionTable(images, sentences, self.vocab, self.attributes, objects, unseen)
 
     def _concepts_alone(self, scenes: np.ndarray, sentences: list[list[str]]) -> tuple[Tensor, list[list[str]]]:
-        """Images and sentences of which some teach shapes without colors, and some colors without shapes."""
+        """Images and sentences, some of which teach shapes without colors, and some colors without shapes."""
         rng = np.random.default_rng([self.data_seed, len(PARTS)])
         fate = rng.random(len(scenes))
         painted, scattered = fate < self.paint, (self.paint <= fate) & (fate < self.paint + self.scatter)
@@ -320,15 +319,15 @@ class Scenes(Captions):
 class EasyVQACaptions(Captions):
     """EasyVQA's images of one shape in one of eight colors, with five sentences about each.
 
-    Validation images are carved from the official *training* images; the test images are the official ones. The ground
-    truth is read off the pixels, and has no size.
+    Validation images are taken from the official *training* images; the test images are the official ones. The ground
+    truth is read from the pixels and does not include sizes.
 
     Args:
         batch_size: images per rank and batch.
-        val_fraction: share of the training images that validates.
+        val_fraction: share of the training images used for validation.
         captions_per_image: see :class:`Captions`.
-        holdout: as of :class:`Scenes`, such as ``rectangle-red``.
-        data_seed: seed of the sentences and of the validation split, apart from the run's seed.
+        holdout: as in :class:`Scenes`, such as ``rectangle-red``.
+        data_seed: seed of the sentences and of the validation split, independent of the run's seed.
 
     Raises:
         ValueError: as :class:`Scenes`; ``val_fraction`` leaves a part empty.
@@ -377,7 +376,7 @@ class EasyVQACaptions(Captions):
 
 
 def read_objects(images: Tensor, attributes: dict[str, list[str]]) -> Tensor:
-    """The one object (N, 1, 5) of each of EasyVQA's images, read off its pixels: shape, color, place, row, column."""
+    """The one object (N, 1, 5) of each of EasyVQA's images, read from its pixels: shape, color, place, row, column."""
     pairs = [pair.split("-") for pair in easy_vqa.attributes(images)]
     looks = torch.tensor([[attributes["shape"].index(s), attributes["color"].index(c)] for s, c in pairs])
     is_object = (images != easy_vqa.ground_of(images)).any(1)

@@ -5,25 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.distributed import rank_and_world_size
+from common.checks import at_least
 from common.randomness import draws_of_place
-from datamodules.images import ImageBatch, Images
 from datamodules.parts.augment import Augmentation
-from datamodules.parts.image_loaders import WrappedImages
+from datamodules.parts.image_sets import ImageBatch, Images
 from datamodules.parts.loader import TensorLoader, training_draws
+from datamodules.parts.wrapped_images import WrappedImages
 
 
 class ViewBatch(NamedTuple):
-    """V views of each of B images, in 0..1 and the model's precision, and V′ small ones."""
+    """V views and V′ small views of each of B images, in 0..1 and the model's precision."""
 
     images: Tensor
-    """(B, C, H, W) uint8: the images as they are stored"""
+    """(B, C, S, S) in evaluation, as large as the views; in training (B, C, H, W) uint8, as they are stored"""
     labels: Tensor
-    """(B,) int64: the class, or -1 where it is not known"""
+    """(B,) int64: the class, or -1 if it is unknown"""
     views: Tensor
     """(V, B, C, S, S)"""
     small: Tensor
@@ -31,28 +30,28 @@ class ViewBatch(NamedTuple):
 
 
 class ContrastiveViews(WrappedImages):
-    """Batches of augmented views, made on the device, where every view of every image has its own draws.
+    """Batches of augmented views, made on the device, with independent draws for every view of every image.
 
-    In training they are a function of (seed, epoch, batch, place in the global batch); in evaluation of the place
-    alone, so that every epoch, every run and any number of ranks sees the same. The parts, their labels and their order
-    are the source's.
+    In training the draws are a function of (seed, epoch, batch, place in the global batch); in evaluation of the place
+    alone, so that all epochs, runs and numbers of ranks see the same views. The parts, their labels and their order are
+    those of the source.
 
     Args:
-        source: what the images come from; its own batch size is replaced.
+        source: the source of the images; its own batch size is replaced.
         batch_size: images per rank and batch; the network sees ``views`` times as many.
-        views: of each image.
-        small_views: further, smaller ones (multi-crop: Caron et al. 2020).
-        small_size: pixels of their side.
+        views: number of views of each image.
+        small_views: number of additional smaller views (multi-crop: Caron et al. 2020).
+        small_size: their side in pixels.
         small_scale: range of their crop's share of the area.
-        size: pixels of a view's side; by default the source's shorter one.
+        size: side of a view in pixels; by default the source's shorter side.
         augmentation: how a view is made; its ``size`` is this ``size``.
-        label_fraction: train on this share of the labeled images only, of each class in its share, if it is below 1:
-            those of :meth:`labeled_subset`.
+        label_fraction: if below 1, train only on this share of the labeled images, equal for each class: those of
+            :meth:`labeled_subset`.
 
     Attributes:
-        image_shape: C, size, size: of a view.
-        num_classes, class_names: the source's.
-        num_training_images: that training goes through in an epoch.
+        image_shape: C, size, size of a view.
+        num_classes, class_names: those of the source.
+        num_training_images: number of images that training goes through in an epoch.
 
     Raises:
         ValueError: an argument is out of range, or ``small_views`` and ``small_size`` do not go together.
@@ -71,13 +70,12 @@ class ContrastiveViews(WrappedImages):
         label_fraction: float = 1.0,
     ) -> None:
         super().__init__(source, batch_size)
-        for name, value, least in (("views", views, 1), ("small_views", small_views, 0)):
-            if value < least:
-                raise ValueError(f"{name}={value}: expected at least {least}")
+        at_least(1, views=views)
+        at_least(0, small_views=small_views)
         if small_views and small_size is None:
-            raise ValueError(f"small_size=null: expected the pixels of a side, for small_views={small_views}")
+            raise ValueError(f"small_size=null with small_views={small_views}: expected the side in pixels")
         if small_size is not None and not small_views:
-            raise ValueError(f"small_size={small_size}: expected null, for small_views=0")
+            raise ValueError(f"small_size={small_size} with small_views=0: expected null")
         if size is not None and augmentation.size not in (None, size):
             raise ValueError(f"augmentation.size={augmentation.size}: expected size={size}, or null")
         channels, *sides = source.image_shape
@@ -95,8 +93,7 @@ class ContrastiveViews(WrappedImages):
     def train_dataloader(self) -> TensorLoader:
         loader = super().train_dataloader()
         if self.label_fraction != 1:
-            rows = self.labeled_subset(self.label_fraction)
-            loader.source, loader.num_samples = self.part("train").take(rows), len(rows)
+            loader = loader.over(self.part("train").take(self.labeled_subset(self.label_fraction)))
         return loader
 
     def val_dataloader(self) -> TensorLoader:
@@ -107,12 +104,8 @@ class ContrastiveViews(WrappedImages):
         return self._evaluated(loader) if isinstance(loader, TensorLoader) else loader
 
     def _evaluated(self, loader: TensorLoader) -> TensorLoader:
-        """Without the last batch if it is not full, where images have several views: a contrastive loss depends on how
-        many negatives there are."""
-        if self.views + self.small_views > 1:
-            loader.batch_size = min(loader.batch_size, loader.num_samples // rank_and_world_size()[1])
-            loader.drop_last = True
-        return loader
+        """In full batches where images have several views: a contrastive loss depends on the number of negatives."""
+        return loader.in_full_batches() if self.views + self.small_views > 1 else loader
 
     def to_float(self, batch: Any) -> Any:
         """:meth:`Images.to_float`, of either kind of batch, and its images as large as views are."""
@@ -127,11 +120,13 @@ class ContrastiveViews(WrappedImages):
         num_draws = (self.views + self.small_views) * each
         if self.trainer is not None and self.trainer.training:
             draws = training_draws(self.trainer, count, num_draws, self.source.order_seed)
+            images = batch.images  # nothing looks at them
         else:
             draws = draws_of_place(count, num_draws, "views")
+            images = self.to_float(batch).images
         for_views, for_small = draws.split([self.views * each, self.small_views * each], 1)
         return ViewBatch(
-            images=batch.images,
+            images=images,
             labels=batch.labels,
             views=self._augmented(batch.images, for_views, self.augmentation),
             small=self._augmented(batch.images, for_small, self.small_augmentation),
@@ -143,6 +138,5 @@ class ContrastiveViews(WrappedImages):
         views = draws.shape[1] // each
         # All views in one go, of which each sample's row holds the draws of all of its own.
         draws = draws.view(count, views, each).transpose(0, 1).reshape(-1, each)
-        dtype = torch.float32 if self.trainer is None else self.trainer.lightning_module.dtype
-        assert isinstance(dtype, torch.dtype)
-        return augmentation(images.repeat(views, 1, 1, 1), draws, dtype).unflatten(0, (views, count))
+        output: Tensor = augmentation(images.repeat(views, 1, 1, 1), draws, self.dtype).unflatten(0, (views, count))
+        return output

@@ -1,7 +1,7 @@
-"""How an image was damaged: linear operators with their exact adjoints, and the tasks that are made of them.
+"""How an image was damaged: linear operators with their exact adjoints, and the tasks built from them.
 
-A task says y = m ⊙ (A x + n): a linear operator A, noise n, and a mask m of the measurements that are known. So
-denoising has the identity as its operator, super-resolution a filter that makes the image smaller, inpainting a mask.
+A task is y = m ⊙ (A x + n): a linear operator A, noise n, and a mask m of the known measurements. So the operator of
+denoising is the identity, that of super-resolution a filter that shrinks the image; inpainting has a mask.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.checks import at_least, more_than, one_of, within
 from common.files import data_root, nearest_path
 
 Kernel = Literal["lanczos3", "lanczos2", "bicubic"]
@@ -42,13 +43,13 @@ class Identity(nn.Module):
 
 
 class Downsample(nn.Module):
-    """An image that is ``factor`` times smaller, by an antialiased filter that goes over rows and over columns.
+    """An image that is ``factor`` times smaller, by an antialiased filter over rows and columns.
 
-    A is a matrix for each axis, so that its adjoint is exact, and the same that makes the data is what the model is
-    held against. It agrees with Pillow's filter of the name (``lanczos3`` is Pillow's LANCZOS).
+    A is a matrix for each axis, so its adjoint is exact, and the operator that makes the data is also the one in the
+    loss. It agrees with Pillow's filter of the same name (``lanczos3`` is Pillow's LANCZOS).
 
     Raises:
-        ValueError: sides that are no multiples of the factor.
+        ValueError: the sides are not multiples of the factor.
     """
 
     rows: Tensor
@@ -72,7 +73,7 @@ class Downsample(nn.Module):
 def resampling_matrix(size: int, factor: int, kernel: Kernel) -> Tensor:
     """(size / factor, size): each row holds the filter, ``factor`` times as wide, around one of the smaller pixels.
 
-    Beyond the border the filter is cut off, and each row sums to one.
+    The filter is cut off at the border, and each row sums to one.
     """
     centers = (torch.arange(size // factor, dtype=torch.double) + 0.5) * factor
     distance = (torch.arange(size, dtype=torch.double) + 0.5 - centers[:, None]).abs() / factor
@@ -87,45 +88,44 @@ def resampling_matrix(size: int, factor: int, kernel: Kernel) -> Tensor:
 
 
 class Task:
-    """What was done to the images; a task of one's own has another ``operator``.
+    """What was done to the images; subclasses define another ``operator``.
 
     Args:
-        sigma: deviation of Gaussian noise, in units of 1/255. ``null`` is an unknown one, which is estimated.
+        sigma: deviation of the Gaussian noise, in units of 1/255. ``null`` means unknown; it is then estimated.
 
     Raises:
         ValueError: ``sigma`` is negative.
     """
 
     luma: ClassVar[bool] = False
-    """whether PSNR and SSIM are of the brightness Y only, as papers of super-resolution report them"""
+    """whether PSNR and SSIM use only the brightness Y, as super-resolution papers report them"""
     border: ClassVar[int] = 0
-    """pixels at each side that PSNR and SSIM leave out"""
+    """number of pixels at each side that PSNR and SSIM leave out"""
     multiple: int = 1
-    """what the sides of a restored image have to be multiples of"""
+    """the sides of a restored image must be multiples of this"""
 
     def __init__(self, sigma: float | None = 0.0) -> None:
-        if sigma is not None and not sigma >= 0:
-            raise ValueError(f"sigma={sigma}: expected 0 or more, in units of 1/255, or null where it is not known")
+        at_least(0, "or null where the noise is unknown", sigma=sigma)
         self.sigma = sigma
 
     def operator(self, shape: Sequence[int]) -> Operator:
-        """A for images of ``shape`` (C, H, W)."""
+        """The operator A for images of ``shape`` (C, H, W)."""
         return Identity()
 
     def restored_shape(self, shape: Sequence[int]) -> list[int]:
-        """(C, H, W) of the image that measurements of ``shape`` (C, h, w) are of."""
+        """(C, H, W) of the image behind measurements of ``shape`` (C, h, w)."""
         return list(shape)
 
     def mask(self, shape: Sequence[int], generator: torch.Generator, degraded: bool) -> Tensor:
-        """(1, h, w), 1 for what is known, of measurements of ``shape``; (1, 1, 1) where all of them are.
+        """(1, h, w) for measurements of ``shape``, 1 where they are known; (1, 1, 1) if all of them are.
 
         Args:
-            degraded: whether the damage is in the image already, and is not to be made.
+            degraded: whether the image is damaged already, so that no damage is added.
         """
         return torch.ones(1, 1, 1)
 
     def damage(self, truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """An image (C, H, W) in 0..1 → what is measured (C, h, w), in 0..1 and 0 where unknown, and the mask."""
+        """An image (C, H, W) in 0..1 → the measurements (C, h, w), in 0..1 and 0 where unknown, and the mask."""
         measured = self.operator(truth.shape)(truth)
         measured = self.noisy(measured, generator).clamp(0, 1)  # as a file holds it, and as the papers' data
         mask = self.mask(measured.shape, generator, degraded=False)
@@ -133,16 +133,16 @@ class Task:
 
     def noisy(self, measured: Tensor, generator: torch.Generator) -> Tensor:
         if self.sigma is None:
-            raise ValueError("sigma=null: expected the noise to add, unless degraded=true")
+            raise ValueError("sigma=null with degraded=false: expected the deviation of the noise to add")
         if self.sigma == 0:
             return measured
         return measured + self.sigma / 255 * torch.randn(measured.shape, generator=generator)
 
     def noise_level(self, degraded: Tensor, mask: Tensor) -> Tensor:
-        """(B,): the noise's deviation in units of the brightness 0..1, as it is in the measurements.
+        """(B,): the noise deviation in the measurements, in units of the brightness 0..1.
 
-        That is an estimate where ``sigma`` is not known, and else the lesser of the two: values that are clipped carry
-        less noise than was added, and what the image itself adds makes the estimate larger only.
+        It is an estimate if ``sigma`` is unknown, and otherwise the smaller of the two: clipped values carry less noise
+        than was added, and the image's own detail can only make the estimate larger.
         """
         estimate = estimated_noise(degraded, mask)
         if self.sigma is None:
@@ -150,7 +150,7 @@ class Task:
         return estimate.fmin(estimate.new_tensor(self.sigma / 255))
 
     def trivial(self, degraded: Tensor, mask: Tensor) -> Tensor:
-        """What anybody would do without a method: (B, C, h, w) → (B, C, H, W). Here the image as it is."""
+        """The trivial restoration, without any method: (B, C, h, w) → (B, C, H, W). Here it is the image itself."""
         if not bool((mask == 1).all()):
             degraded = nearest_fill(degraded, mask)
         _, height, width = self.restored_shape(degraded.shape[1:])
@@ -163,8 +163,8 @@ class Denoise(Task):
     """Noise only: Gaussian of deviation ``sigma``, or Poisson.
 
     Args:
-        sigma: in units of 1/255; ``null`` where it is not known.
-        poisson_peak: photons that make white, for Poisson noise in place of the Gaussian; fewer are noisier.
+        sigma: in units of 1/255; ``null`` if it is unknown.
+        poisson_peak: photons that make white, for Poisson instead of Gaussian noise; fewer photons give more noise.
 
     Raises:
         ValueError: an argument is out of range.
@@ -172,8 +172,7 @@ class Denoise(Task):
 
     def __init__(self, sigma: float | None = 25.0, poisson_peak: float | None = None) -> None:
         super().__init__(sigma)
-        if poisson_peak is not None and not poisson_peak > 0:
-            raise ValueError(f"poisson_peak={poisson_peak}: expected more than 0 photons, or null for Gaussian noise")
+        more_than(0, "or null for Gaussian noise", poisson_peak=poisson_peak)
         self.poisson_peak = poisson_peak
 
     def noisy(self, measured: Tensor, generator: torch.Generator) -> Tensor:
@@ -188,9 +187,9 @@ class Denoise(Task):
 
 
 class SuperResolve(Task):
-    """An image ``factor`` times as large, of the one that the filter ``kernel`` would make this small one of.
+    """Restores an image that is ``factor`` times as large, from which the filter ``kernel`` would make this small one.
 
-    PSNR and SSIM are of the brightness Y (ITU-R BT.601, as MATLAB's ``rgb2ycbcr`` has it), less 4 pixels at each side.
+    PSNR and SSIM use the brightness Y (ITU-R BT.601, as in MATLAB's ``rgb2ycbcr``), without 4 pixels at each side.
 
     Raises:
         ValueError: an argument is out of range.
@@ -201,10 +200,8 @@ class SuperResolve(Task):
 
     def __init__(self, factor: int = 4, kernel: Kernel = "lanczos3", sigma: float | None = 0.0) -> None:
         super().__init__(sigma)
-        if factor not in FACTORS:
-            raise ValueError(f"factor={factor}: expected {FACTORS[0]} to {FACTORS[-1]}")
-        if kernel not in SUPPORT:
-            raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(SUPPORT)}")
+        one_of(FACTORS, factor=factor)
+        one_of(Kernel, kernel=kernel)
         self.factor = self.multiple = factor
         self.kernel: Kernel = kernel
 
@@ -216,16 +213,16 @@ class SuperResolve(Task):
 
 
 class Inpaint(Task):
-    """Pixels are missing: at random, where a mask is black, or under a text.
+    """Fills in missing pixels: missing at random, where a mask is black, or under a text.
 
     Args:
-        missing: share of the pixels that are, at random.
-        mask: an image file of the image's size, also below the data folder, ``LIT_DATA``: white is known.
-        text: what is written over all of the image.
+        missing: share of pixels missing at random.
+        mask: an image file of the image's size, or its path below the data folder, ``LIT_DATA``; white means known.
+        text: a text written over the whole image.
 
     Raises:
-        ValueError: not just one of the three; or out of range; a mask that is black throughout or of another size.
-        FileNotFoundError: there is no such mask.
+        ValueError: not exactly one of the three is given; it is out of range; the mask is all black or of another size.
+        FileNotFoundError: the mask file does not exist.
     """
 
     def __init__(
@@ -242,11 +239,10 @@ class Inpaint(Task):
             if value is not None
         ]
         if len(given) != 1:
-            raise ValueError(f"{', '.join(given) or 'missing, mask, text: none'}: expected one of missing, mask, text")
-        if missing is not None and not 0 < missing < 1:
-            raise ValueError(f"missing={missing}: expected a share between 0 and 1, both excluded")
+            raise ValueError(f"{', '.join(given) or 'nothing is missing'}: expected one of missing, mask and text")
+        within("(0, 1)", missing=missing)
         if text is not None and not text.strip():
-            raise ValueError(f"text={text!r}: expected something to write")
+            raise ValueError(f"text={text!r}: expected a text to write")
         self.mask_file = None if mask is None else existing(mask)
         if self.mask_file is not None and not self.mask_file.is_file():
             raise FileNotFoundError(f"mask={mask}: no such file{nearest_path(self.mask_file)}")
@@ -255,7 +251,7 @@ class Inpaint(Task):
     def mask(self, shape: Sequence[int], generator: torch.Generator, degraded: bool) -> Tensor:
         height, width = shape[-2:]
         if degraded and self.mask_file is None:
-            raise ValueError("degraded=true without a mask: expected mask=FILE, white where the image is known")
+            raise ValueError("degraded=true without a mask: expected mask=FILE, white where pixels are known")
         if self.missing is not None:
             return (torch.rand(1, height, width, generator=generator) >= self.missing).float()
         if self.text is not None:
@@ -266,12 +262,12 @@ class Inpaint(Task):
             size = f"{known.shape[2]}×{known.shape[1]}"
             raise ValueError(f"mask={self.mask_file}: {size} pixels, expected the image's {width}×{height}")
         if not known.any():
-            raise ValueError(f"mask={self.mask_file}: black throughout: expected white where the image is known")
+            raise ValueError(f"mask={self.mask_file}: all black, expected white where the image is known")
         return known
 
 
 def existing(name: str) -> Path:
-    """The path of this name, or the one below the data folder where only that exists."""
+    """The path itself, or the one below the data folder if only that exists."""
     path, below = Path(name), data_root() / name
     return below if below.exists() and not path.exists() else path
 
@@ -304,9 +300,9 @@ def text_mask(text: str, height: int, width: int) -> Tensor:
 def estimated_noise(images: Tensor, mask: Tensor) -> Tensor:
     """(B,): deviation of white Gaussian noise in images (B, C, H, W), from the finest diagonal wavelet coefficients.
 
-    Median of |d| over 0.6745 (Donoho & Johnstone 1994, section 4), with the Haar wavelet: few of these coefficients
-    are large by the image itself, and the median does not see them. Each is of 2 × 2 pixels; NaN where the ``mask``
-    (B, 1, H, W) or (B, 1, 1, 1) leaves none whole.
+    The median of |d| over 0.6745 (Donoho & Johnstone 1994, section 4), with the Haar wavelet: the image itself makes
+    few of these coefficients large, and the median ignores them. Each covers 2 × 2 pixels; NaN if the ``mask``
+    (B, 1, H, W) or (B, 1, 1, 1) leaves none complete.
     """
 
     def squares(x: Tensor) -> list[Tensor]:
@@ -322,7 +318,7 @@ def estimated_noise(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def nearest_fill(degraded: Tensor, mask: Tensor) -> Tensor:
-    """Each unknown pixel as the nearest known one; (B, C, H, W) and (B, 1, H, W)."""
+    """Replaces each unknown pixel with the nearest known one; (B, C, H, W) and (B, 1, H, W)."""
     from scipy.ndimage import distance_transform_edt  # type: ignore[import-untyped]
 
     filled = []
@@ -341,7 +337,7 @@ def psnr(images: Tensor, truth: Tensor, luma: bool = False, border: int = 0) -> 
 
 
 def compared(images: Tensor, luma: bool, border: int) -> Tensor:
-    """What of images (B, C, H, W) is compared: all, or the brightness Y, and all or without the pixels at the sides."""
+    """The part of images (B, C, H, W) to compare: all channels or the brightness Y, with or without the border."""
     if luma and images.shape[1] == 3:
         weights = images.new_tensor([65.481, 128.553, 24.966])[:, None, None] / 255
         images = (weights * images).sum(1, keepdim=True) + 16 / 255

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.checks import within
 from common.vocabulary import build_vocab, tokenize
 from datamodules.parts.visual_questions import (
     NOT_OF_PAIRS,
@@ -34,21 +35,21 @@ COLORS = {  # as the data set draws them
     "yellow": (255, 255, 0),
 }
 HOLDOUT = ("rectangle-red", "rectangle-teal", "circle-blue", "circle-yellow", "triangle-green", "triangle-gray")
-"""A compositional hold-out: each shape loses two colors, and every color and shape still occurs in training."""
+"""A compositional hold-out: each shape loses two colors, but every color and shape still occurs in training."""
 
 IMAGE_SIZE = 64
 BLOCKS = 8  # to a side, of :func:`scatter_color`
 
 
 class EasyVQA(VisualQuestions):
-    """Images of one shape in one of eight colors on a pale ground, with questions about its shape and color.
+    """Images of one shape in one of eight colors on a pale background, with questions about its shape and color.
 
-    Validation images are carved from the official *training* images; the test images are the official ones. Training
+    Validation images are taken from the official *training* images; the test images are the official ones. Training
     images are mirrored and their shape is moved to a random place, which leaves every answer true.
 
     Args:
         batch_size: images per rank and batch; about ten questions come with each.
-        val_fraction: share of the training images that validates.
+        val_fraction: share of the training images used for validation.
         holdout: shape-color pairs, such as ``rectangle-red``, that training and validation never show. Test questions
             about them are marked ``unseen``.
         prior_shift: in the manner of VQA-CP (Agrawal et al. 2018), the share of training and validation questions
@@ -63,7 +64,7 @@ class EasyVQA(VisualQuestions):
         split_seed: seed of the validation split and of ``prior_shift``, apart from the run's seed.
 
     Raises:
-        ValueError: an unknown pair in ``holdout``; a share that is none, or ``paint`` and ``scatter`` above 1 together.
+        ValueError: an unknown pair in ``holdout``; a share out of range, or ``paint`` and ``scatter`` above 1 together.
     """
 
     def __init__(
@@ -82,13 +83,11 @@ class EasyVQA(VisualQuestions):
         for pair in holdout:
             if pair not in known:
                 raise ValueError(f"holdout={pair!r}: expected shape-color pairs such as 'rectangle-red'")
-        if prior_shift is not None and not 0 < prior_shift < 1:
-            raise ValueError(f"prior_shift={prior_shift}: expected a share between 0 and 1, both excluded")
+        within("(0, 1)", prior_shift=prior_shift)
+        within("[0, 1]", paint=paint, scatter=scatter)
         for name, share in (("paint", paint), ("scatter", scatter)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share}: expected a share in [0, 1]")
             if share and not augment:
-                raise ValueError(f"{name}={share}: expected 0 where augment is false")
+                raise ValueError(f"{name}={share} with augment=false: expected 0")
         if paint + scatter > 1:
             raise ValueError(f"paint={paint} and scatter={scatter}: expected at most 1 together")
         self.draws = 0 if not augment else 3 if not (paint or scatter) else 7 + BLOCKS**2
@@ -125,7 +124,7 @@ class EasyVQA(VisualQuestions):
             test_questions = _shift_prior(test_questions, test_pairs, 1 - shift, rng)
 
         def part(images: Tensor, questions: list[Question], chosen: Sequence[int]) -> tuple[Tensor, list[Question]]:
-            """The chosen images that still have a question, and those questions with their images renumbered."""
+            """The chosen images that still have questions, and those questions with renumbered images."""
             asked = {question.image for question in questions}
             chosen = [image for image in chosen if image in asked]
             place = {image: i for i, image in enumerate(chosen)}
@@ -167,23 +166,23 @@ class EasyVQA(VisualQuestions):
         return batch._replace(images=images, **pairs)
 
     def _mentions(self, batch: VQABatch, words: Sequence[str]) -> Tensor:
-        """(Q,) bool: whether one of the words stands in a pair's question."""
+        """(Q,) bool: whether one of the words occurs in a pair's question."""
         ids = torch.tensor([self.vocab.index(word) for word in words if word in self.vocab])
         return torch.isin(batch.questions, ids.to(batch.questions.device)).any(1)[batch.question_index]
 
 
 def mirror_and_move(images: Tensor, draws: Tensor) -> Tensor:
-    """Each image mirrored with probability ½, its shape moved to a uniformly drawn place where it fits whole.
+    """Mirrors each image with probability ½ and moves its shape to a uniformly drawn place where all of it fits.
 
     Args:
-        images: (N, C, H, W) of one object on an even ground.
+        images: (N, C, H, W) of one object on a uniform background.
         draws: (N, 3) in [0, 1): vertical place, horizontal place, mirror.
     """
     channels, height, width = images.shape[1:]
     is_object = (images != ground_of(images)).view(torch.uint8).amax(1)
 
     def source(occupied: Tensor, draw: Tensor) -> Tensor:
-        """(N, S): from which row (or column) each row of the moved image comes; the ground goes round the edge."""
+        """(N, S): the source row (or column) of each row of the moved image; the background wraps around the edge."""
         size = occupied.shape[1]
         first = occupied.argmax(1)
         last = size - 1 - occupied.flip(1).argmax(1)
@@ -199,7 +198,7 @@ def mirror_and_move(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def repaint(images: Tensor, colors: Tensor) -> Tensor:
-    """The object of each image (N, 3, H, W) uint8 in another color (N, 3) of 0..1, its soft edges kept."""
+    """Paints the object of each image (N, 3, H, W) uint8 in another color (N, 3) in 0..1, keeping its soft edges."""
     images, ground = images.float(), ground_of(images).float()
     contrast = (images - ground).abs().sum(1, keepdim=True)
     opacity = contrast / contrast.amax((2, 3), keepdim=True).clamp_min(1)
@@ -207,10 +206,10 @@ def repaint(images: Tensor, colors: Tensor) -> Tensor:
 
 
 def scatter_color(images: Tensor, draws: Tensor) -> Tensor:
-    """In place of each image's object, blocks of its color on the ground: (N, 3, H, W) uint8.
+    """Replaces each image's object with blocks of its color on the background: (N, 3, H, W) uint8.
 
     Args:
-        draws: (N, BLOCKS²) in [0, 1): a block is colored where it is below 0.12, or the lowest.
+        draws: (N, BLOCKS²) in [0, 1): a block is colored if its draw is below 0.12, or the lowest.
     """
     ground = ground_of(images)
     contrast = (images.int() - ground.int()).abs().sum(1).flatten(1)
@@ -222,16 +221,16 @@ def scatter_color(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def ground_of(images: Tensor) -> Tensor:
-    """(N, C, 1, 1): at most one corner is covered by the object, so the lower median of the four is the ground."""
+    """(N, C, 1, 1): the object covers at most one corner, so the lower median of the four is the background."""
     height, width = images.shape[2:]
     return images[:, :, :: height - 1, :: width - 1].flatten(2).median(2).values[:, :, None, None]
 
 
 def attributes(images: Tensor) -> list[str]:
-    """The ``shape-color`` of each image (N, 3, H, W), read off its pixels.
+    """The ``shape-color`` of each image (N, 3, H, W), read from its pixels.
 
-    The color is the palette's nearest to the pixel that differs most from the ground; the shape shows in the share of
-    its bounding box that it fills: rectangle 1, circle π/4, triangle ½.
+    The color is the palette color nearest to the pixel that differs most from the background; the shape follows from
+    the share of its bounding box that it fills: rectangle 1, circle π/4, triangle ½.
     """
     palette = torch.tensor(list(COLORS.values()))
     contrast = (images.short() - ground_of(images).short()).abs_()
@@ -281,7 +280,7 @@ def read_images(part: str) -> Tensor:
 def _shift_prior(
     questions: list[Question], pairs: list[str], share_present: float, rng: random.Random
 ) -> list[Question]:
-    """``questions`` less as many yes/no questions about each color as make the asked color present in that share."""
+    """``questions`` without some yes/no questions, so that the asked color is present in the given share of them."""
     by_color: dict[tuple[str, bool], list[int]] = {(color, there): [] for color in COLORS for there in (True, False)}
     for i, question in enumerate(questions):
         if question.kind == "yes_no_color":

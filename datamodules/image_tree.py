@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.images import ImageBatch, Images, Part, parts_of, stratified_order
-from datamodules.parts.image_files import Archive, Tree
+from common.checks import at_least, one_of, within
+from datamodules.parts.image_files import Archive, Broken, Tree
+from datamodules.parts.image_sets import ImageBatch, Images, Part, parts_of, stratified_order
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
 
 
 class TreeImages:
-    """Rows of a tree, decoded when asked for: a source of batches for :class:`WorkerLoader`.
+    """Rows of a tree, decoded on request: a source of batches for :class:`WorkerLoader`.
 
     Raises:
-        ValueError: when asked for, an image cannot be decoded; names the file.
+        ValueError: on request, an image cannot be decoded; names the file.
     """
 
     def __init__(self, tree: Tree, rows: Tensor, size: int, grayscale: bool) -> None:
@@ -38,7 +39,7 @@ class TreeImages:
         return TreeImages(self.tree, self.rows[rows], self.size, self.grayscale)
 
     def fingerprint(self) -> int:
-        """A checksum of the files' names and sizes, of the choice and the form of them; their pixels are not read."""
+        """A checksum of the files' names and sizes and of how they are selected and shaped; pixels are not read."""
         form = [self.tree.fingerprint(), self.size, self.grayscale]
         return checksum([torch.tensor(form), self.rows])
 
@@ -47,19 +48,19 @@ class ImageTree(Images):
     """Images in class folders, as :class:`~datamodules.parts.image_files.Tree` describes them; nothing is unpacked.
 
     Args:
-        path: the folder, ``.zip`` or ``.tar`` (compressed or not), as it is or else below ``root``. In folders
-            ``train``, ``val`` and ``test``, which are then its parts, or without: then the test part is carved as well.
-        size: pixels of the shorter side; the longer is cropped to it around the center. By default the images are
-            taken as they are, which must all have one size.
+        path: the folder, ``.zip`` or ``.tar`` (compressed or not), either the path itself or below ``root``. Folders
+            ``train``, ``val`` and ``test`` in it are its parts; without them, the test part is split off too.
+        size: length of the shorter side in pixels; the longer side is cropped to it around the center. By default the
+            images keep their size, which must be the same for all.
         grayscale: one channel instead of three.
         broken: "error" stops at an image that cannot be decoded; "skip" leaves it out.
-        num_workers: 0 decodes all images once into memory. Otherwise so many processes decode each batch, for trees
-            larger than that.
-        test_fraction: share of a tree without parts that is the test part; 0 for none.
+        num_workers: 0 decodes all images once into memory. Otherwise this many processes decode each batch, for trees
+            larger than memory.
+        test_fraction: share of a tree without parts used as the test part; 0 means no test part.
 
     Raises:
         ValueError: see also :class:`~datamodules.parts.image_files.Tree`; the images do not fit into half of the
-            memory, or an option that ``num_workers`` does not go with.
+            memory, or an option does not work with ``num_workers``.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class ImageTree(Images):
         path: str,
         size: int | None = None,
         grayscale: bool = False,
-        broken: Literal["error", "skip"] = "error",
+        broken: Broken = "error",
         num_workers: int = 0,
         test_fraction: float = 0.1,
         batch_size: int = 128,
@@ -77,14 +78,10 @@ class ImageTree(Images):
         limit: int | None = None,
     ) -> None:
         super().__init__(batch_size, root, val_fraction, split_seed, limit)
-        if size is not None and size < 1:
-            raise ValueError(f"size={size}: expected at least 1, or null for images of one size")
-        if broken not in ("error", "skip"):
-            raise ValueError(f"broken={broken!r}: expected 'error' or 'skip'")
-        if not 0 <= test_fraction < 1:
-            raise ValueError(f"test_fraction={test_fraction}: expected a share of at least 0, below 1")
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers}: expected at least 0")
+        at_least(1, "or null for images that have one size", size=size)
+        at_least(0, num_workers=num_workers)
+        one_of(Broken, broken=broken)
+        within("[0, 1)", test_fraction=test_fraction)
         below = self.root / path
         self.tree = Tree(below if below.exists() and not Path(path).exists() else Path(path))
         self.size, self.grayscale, self.broken = size, grayscale, broken
@@ -97,20 +94,20 @@ class ImageTree(Images):
         if not num_workers and needed > there:
             raise ValueError(
                 f"{self.tree.files.path}: {needed / 2**30:.1f} GB when decoded, expected at most {there / 2**30:.1f}, "
-                "half of the memory; see num_workers and size"
+                "half of the memory; use num_workers or a smaller size"
             )
 
     def _refuse_with_workers(self) -> None:
         files, workers = self.tree.files, f"num_workers={self.num_workers}"
         if self.size is None:
-            raise ValueError(f"{workers}: expected a 'size' to bring all images to")
+            raise ValueError(f"{workers}: expected a 'size' for all images")
         if self.broken == "skip":  # which images are broken is known only after decoding all
             raise ValueError(f"broken='skip': expected 'error' with {workers}")
         if isinstance(files, Archive) and files.is_compressed_tar():
             raise ValueError(f"{workers}: expected a folder, a .zip or an uncompressed .tar, not {files.path.name}")
 
     def _first_size(self) -> tuple[int, ...]:
-        """Height and width of the first image that is whole."""
+        """Height and width of the first intact image."""
         for row in range(len(self.tree.names)):
             try:
                 return self.tree.decode(row, None, self.grayscale).shape[1:]
@@ -154,7 +151,7 @@ class ImageTree(Images):
 
 
 def memory_bytes() -> int:
-    """Of the machine; without end where it does not say."""
+    """The machine's memory in bytes; a huge number if it is unknown."""
     names = getattr(os, "sysconf_names", {})
     if "SC_PHYS_PAGES" not in names:
         return 2**63

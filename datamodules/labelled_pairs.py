@@ -10,12 +10,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from common.checks import at_least
 from common.distributed import rank_and_world_size
+from common.files import nearest_path
 from common.randomness import keyed_generator
-from datamodules.images import ImageBatch, Images, Part
 from datamodules.parts.augment import Augmentation
-from datamodules.parts.image_loaders import WrappedImages
+from datamodules.parts.image_sets import ImageBatch, Images, Part
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum, training_draws
+from datamodules.parts.wrapped_images import WrappedImages
 
 GROUPS = ("pairs", "triplets")
 COLUMNS = (["anchor", "other", "same"], ["anchor", "positive", "negative"])
@@ -25,11 +27,11 @@ class ExampleBatch(NamedTuple):
     """B groups of G images, in 0..1 and the model's precision. The first of a group is its anchor."""
 
     images: Tensor
-    """(B, G, C, H, W): G is 1 where the classes say what is alike, 2 for pairs, 3 for triplets"""
+    """(B, G, C, H, W): G is 1 if the classes define what is alike, 2 for pairs, 3 for triplets"""
     labels: Tensor
-    """(B, G) int64: the classes, or -1 where they are not known"""
+    """(B, G) int64: the classes, or -1 if they are unknown"""
     same: Tensor
-    """(B, G − 1) bool: which of the others are of the anchor's kind"""
+    """(B, G − 1) bool: which of the others are like the anchor"""
 
 
 class Groups:
@@ -60,15 +62,15 @@ class Groups:
 
 
 def draw_groups(labels: Tensor, kind: Literal["pairs", "triplets"], *key: int | str) -> tuple[Tensor, Tensor]:
-    """Groups of every image with one of its class and one of another, drawn uniformly: a function of ``key``.
+    """Groups of every image with one of its own class and one of another, drawn uniformly: a function of ``key``.
 
     Args:
         labels: (N,), each at least 0.
-        kind: two pairs of each image, (2N, 2), of which the first is of one class; or a triplet of each, (N, 3).
+        kind: two pairs for each image, (2N, 2), the first within one class; or a triplet for each, (N, 3).
 
     Returns:
-        their rows, and which of the others are of the anchor's class. Images that are alone in their class are no
-        anchors.
+        the rows of the groups, and which of the others have the anchor's class. Images that are alone in their class
+        are not anchors.
 
     Raises:
         ValueError: there is only one class, or no class has two images.
@@ -76,7 +78,8 @@ def draw_groups(labels: Tensor, kind: Literal["pairs", "triplets"], *key: int | 
     _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
     if len(counts) < 2 or int(counts.max()) < 2:
         raise ValueError(
-            f"groups={kind!r}: {len(labels)} images of {len(counts)} classes, expected two, and two images of one"
+            f"groups={kind!r}: {len(labels)} images of {len(counts)} classes, expected at least two classes, and two "
+            "images of one of them"
         )
     by_class = classes.argsort(stable=True)
     begins = counts.cumsum(0) - counts
@@ -102,16 +105,18 @@ def read_lines(file: Path) -> tuple[int, list[tuple[int, list[str]]]]:
     """A CSV file of groups: how many images a group has, and its lines but for the heading, with their numbers.
 
     Raises:
-        ValueError: the file is not there, or its first line is not one of :data:`COLUMNS`.
+        FileNotFoundError: the file is not there.
+        ValueError: its first line is not one of :data:`COLUMNS`.
     """
     if not file.is_file():
-        raise ValueError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file")
+        near = nearest_path(file, "pairs", "triplets")
+        raise FileNotFoundError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file{near}")
     with file.open(newline="") as opened:
         reader = csv.reader(opened)
         lines = [(reader.line_num, line) for line in reader if line]
     heading = [name.strip() for name in lines[0][1]] if lines else []
     if heading not in COLUMNS:
-        raise ValueError(f"{file}: begins with {','.join(heading)!r}, expected {' or '.join(map(','.join, COLUMNS))!r}")
+        raise ValueError(f"{file}: starts with {','.join(heading)!r}, expected {' or '.join(map(','.join, COLUMNS))!r}")
     return 2 + COLUMNS.index(heading), lines[1:]
 
 
@@ -125,7 +130,8 @@ def read_groups(file: Path, count: int) -> tuple[Tensor, Tensor, list[int]]:
         the images' numbers (N, G), which of the others are of the anchor's kind (N, G − 1), and each group's line.
 
     Raises:
-        ValueError: the file is not there or has another form; names the line.
+        FileNotFoundError: the file is not there.
+        ValueError: it has another form; names the line.
     """
     size, lines = read_lines(file)
     pairs = size == 2
@@ -147,15 +153,15 @@ def read_groups(file: Path, count: int) -> tuple[Tensor, Tensor, list[int]]:
 class ClassBalancedLoader(TensorLoader):
     """Each global batch has m samples of each of p classes, p · m = batch_size · ranks.
 
-    An epoch has as many batches as that is possible for without a sample in two of them; which ones are left out of
-    larger classes is drawn anew each epoch.
+    An epoch has as many such batches as possible without using a sample twice; the samples left out of larger classes
+    are drawn anew each epoch.
 
     Args:
         labels: (N,) of the source's samples.
         samples_per_class: m. Classes with fewer samples are left out.
 
     Raises:
-        ValueError: there is no such p, or there are fewer such classes.
+        ValueError: there is no such p, or there are too few such classes.
     """
 
     def __init__(self, *args: Any, labels: Tensor, samples_per_class: int, **options: Any) -> None:
@@ -176,8 +182,8 @@ class ClassBalancedLoader(TensorLoader):
             )
         if p > enough:
             raise ValueError(
-                f"samples_per_class={self.samples_per_class}: a global batch of {size} images needs {p} classes, "
-                f"{enough} have so many images; expected more samples of each, or a smaller batch_size"
+                f"samples_per_class={self.samples_per_class}: a global batch of {size} images needs {p} classes, but "
+                f"only {enough} have enough images; use more samples per class, or a smaller batch_size"
             )
         return p
 
@@ -207,37 +213,36 @@ class ClassBalancedLoader(TensorLoader):
 
 
 class ClassBalancedWorkerLoader(ClassBalancedLoader, WorkerLoader):
-    """:class:`ClassBalancedLoader` for images that worker processes decode."""
+    """A :class:`ClassBalancedLoader` for images decoded by worker processes."""
 
 
 class LabelledPairs(WrappedImages):
     """Examples of what is alike and what is not, from any source of images.
 
-    By default a batch is images with their classes, which say of every two whether they are a positive pair; with
-    ``samples_per_class`` there are that many of each class in it. ``groups`` gives explicit pairs or triplets instead.
-    In evaluation every image comes once, with its class.
+    By default a batch holds images with their classes, which determine for every two images whether they are a positive
+    pair; ``samples_per_class`` sets how many of each class it holds. ``groups`` gives explicit pairs or triplets
+    instead. In evaluation every image comes once, with its class.
 
     Args:
-        source: what the images come from; its own batch size is replaced.
+        source: the source of the images; its own batch size is replaced.
         batch_size: images, or groups, per rank and batch.
-        samples_per_class: of each class that a global batch has images of; by default images are drawn regardless of
+        samples_per_class: number of images of each class in a global batch; by default images are drawn regardless of
             their class.
-        groups: ``pairs`` or ``triplets`` that are drawn once, see :func:`draw_groups`; or a CSV file of them, see
-            :func:`read_groups`. Its numbers are those of the data set's training images in their order of storage, from
-            0 on, before any of them validates or is left out: MNIST's are 0 to 59999. Images without a class can be in
-            it.
-        unseen_classes: names of classes that are left out of training and validation, and are the only ones in the
-            test: whether what is alike is told of kinds that were never shown. No other than these are tested, and they
-            are two at least.
-        augmentation: what training images go through, each with its own draws.
+        groups: ``pairs`` or ``triplets``, drawn once, see :func:`draw_groups`; or a CSV file of them, see
+            :func:`read_groups`. Its indices refer to the data set's training images in storage order, starting at 0,
+            before any are used for validation or left out: MNIST's are 0 to 59999. It may include images without a
+            class.
+        unseen_classes: names of at least two classes that are left out of training and validation and are the only ones
+            in the test. They show whether the model recognizes likeness among classes that it has never seen.
+        augmentation: applied to training images, each with its own draws.
 
     Attributes:
-        image_shape, num_classes, class_names: the source's.
-        group_size: images of a group: 2 of pairs, 3 of triplets, and 1 where the classes say what is alike.
+        image_shape, num_classes, class_names: those of the source.
+        group_size: images in a group: 2 for pairs, 3 for triplets, and 1 if the classes define what is alike.
 
     Raises:
-        ValueError: an argument is out of range, or two of them contradict each other; in ``setup``, the images that
-            validate or are tested are of fewer than two classes.
+        ValueError: an argument is out of range, or two arguments contradict each other; in ``setup``, the validation or
+            test images have fewer than two classes.
     """
 
     def __init__(
@@ -250,15 +255,14 @@ class LabelledPairs(WrappedImages):
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__(source, batch_size, least=2)
-        if samples_per_class is not None and samples_per_class < 2:
-            raise ValueError(f"samples_per_class={samples_per_class}: expected at least 2, or null")
+        at_least(2, "or null for any number", samples_per_class=samples_per_class)
         if samples_per_class is not None and groups is not None:
-            raise ValueError(f"samples_per_class={samples_per_class}: expected null beside groups={groups!r}")
+            raise ValueError(f"samples_per_class={samples_per_class} with groups={groups!r}: expected null")
         names = [str(name) for name in unseen_classes]
         if unknown := [name for name in names if name not in source.class_names]:
-            raise ValueError(f"unseen_classes={unknown[0]!r}: expected of {', '.join(source.class_names[:20])}")
+            raise ValueError(f"unseen_classes={unknown[0]!r}: expected one of {', '.join(source.class_names[:20])}")
         if len(set(names)) == 1:
-            raise ValueError(f"unseen_classes={names}: expected at least two, which the test tells apart, or none")
+            raise ValueError(f"unseen_classes={names}: expected at least two for the test to tell apart, or none")
         if names and len(source.class_names) - len(set(names)) < 2:
             raise ValueError(f"unseen_classes={names}: expected to leave at least two classes to train on")
         if augmentation is not None and augmentation.size not in (None, min(source.image_shape[1:])):
@@ -282,14 +286,14 @@ class LabelledPairs(WrappedImages):
                 self._refuse_one_class(name)
 
     def _refuse_one_class(self, name: str) -> None:
-        """What is evaluated is of two classes: among one, every image would be a hit and no pair a miss."""
+        """Checks that evaluated images have two classes: with one, every image would be a hit and no pair a miss."""
         found = self.source.part(name).labels[self._kept(name)].unique().tolist()
         if len(found) < 2:
             names = ", ".join(self.class_names[code] for code in found) or "none"
             raise ValueError(f"part {name!r}: has images of too few classes ({names}); expected at least two")
 
     def _kept(self, name: str) -> Tensor:
-        """Rows of the source's part (n,), ascending, that have a class, and that one which belongs there."""
+        """Ascending rows (n,) of the source's part that have a class which belongs in this part."""
         labels = self.source.part(name).labels
         kept = labels >= 0
         if len(self.unseen):
@@ -297,11 +301,11 @@ class LabelledPairs(WrappedImages):
         return kept.nonzero()[:, 0]
 
     def part(self, name: str) -> Part:
-        """The images of "train", "val" or "test" that have a class, and that one which belongs there."""
+        """The images of "train", "val" or "test" that have a class which belongs in this part."""
         if name not in self._parts:
             whole, kept = self.source.part(name), self._kept(name)
             if not len(kept):
-                raise ValueError(f"part {name!r}: no image is left that has a class; expected some")
+                raise ValueError(f"part {name!r}: no image with a class is left")
             self._parts[name] = whole if len(kept) == len(whole.labels) else whole.take(kept)
         return self._parts[name]
 
@@ -309,21 +313,18 @@ class LabelledPairs(WrappedImages):
         """:meth:`Images.labeled_subset`, as rows of :meth:`part`.
 
         Raises:
-            ValueError: also where classes are unseen: nothing that is fitted on the others can name them.
+            ValueError: also if classes are unseen, since nothing fitted on the other classes can name them.
         """
         if len(self.unseen):
-            raise ValueError("unseen_classes: the test has other classes than the training")
+            raise ValueError("unseen_classes: the test has different classes than the training")
         return torch.searchsorted(self._kept("train"), self.source.labeled_subset(fraction))
 
     def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
-        """Every image of a part once, in the order of storage: of an :class:`ImageBatch`."""
-        loader = self.source.plain_loader(part)
-        loader.source = self.part(part)
-        loader.num_samples = len(self.part(part).labels)
-        return loader
+        """Every image of a part once, in storage order, as an :class:`ImageBatch`."""
+        return self.source.plain_loader(part).over(self.part(part))
 
     def _groups_of(self, file: Path) -> Groups:
-        """The groups of a file, see :func:`read_groups`, of the images of the source's training part.
+        """The groups of a file, see :func:`read_groups`, as rows of the source's training part.
 
         Raises:
             ValueError: an image is not trained on; names the file and the line.
@@ -337,7 +338,7 @@ class LabelledPairs(WrappedImages):
             reason = "validates" if self.source.limit is None else "validates, or limit leaves it out"
             if unseen[group, place]:
                 reason = "is of an unseen class"
-            raise ValueError(f"{file}:{lines[group]}: image {images[group, place]} {reason}; expected ones to train on")
+            raise ValueError(f"{file}:{lines[group]}: image {images[group, place]} {reason}; expected a training image")
         return Groups(whole, rows, same)
 
     def train_dataloader(self) -> TensorLoader:
@@ -355,8 +356,7 @@ class LabelledPairs(WrappedImages):
         if self.groups is not None:
             rows, same = draw_groups(part.labels, self.groups, self.source.split_seed)  # type: ignore[arg-type]
             return TensorLoader(Groups(part, rows, same), self.batch_size, shuffle=True, drop_last=True, seed=seed)
-        loader.source, loader.num_samples = part, len(part.labels)
-        return loader
+        return loader.over(part)
 
     def val_dataloader(self) -> TensorLoader:
         return self.plain_loader("val")
@@ -373,9 +373,7 @@ class LabelledPairs(WrappedImages):
         flat = ImageBatch(batch.images.flatten(0, 1), batch.labels.flatten())
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
             draws = training_draws(self.trainer, count, each * Augmentation.num_draws, self.source.order_seed)
-            dtype = self.trainer.lightning_module.dtype
-            assert isinstance(dtype, torch.dtype)
-            images = self.augmentation(flat.images, draws.view(count * each, -1), dtype)
+            images = self.augmentation(flat.images, draws.view(count * each, -1), self.dtype)
         else:
             images = self.to_float(flat).images
         return batch._replace(images=images.unflatten(0, (count, each)))

@@ -1,4 +1,4 @@
-"""One damaged image, or several, repeated for as long as a network is fitted to them."""
+"""One or several damaged images, repeated as long as networks are fitted to them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from common.checks import at_least
 from common.distributed import rank_and_world_size
 from common.files import nearest_path
 from common.randomness import keyed_generator
@@ -21,24 +22,24 @@ from datamodules.parts.image_files import EXTENSIONS, decode_image
 from datamodules.parts.loader import TensorLoader
 
 EMBEDDED = ("china", "flower", "grace_hopper")
-"""photographs that scikit-learn (the first two) and matplotlib bring along"""
+"""photographs that come with scikit-learn (the first two) and matplotlib"""
 
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
 
 class RestorationBatch(NamedTuple):
-    """What is known of B images, in 0..1."""
+    """The measurements of B images, in 0..1."""
 
     degraded: Tensor
-    """(B, C, h, w): what was measured, 0 where nothing was"""
+    """(B, C, h, w): the measurements, 0 where there is none"""
     mask: Tensor
-    """(B, 1, h, w), 1 where there is a measurement; (B, 1, 1, 1) where there is one everywhere"""
+    """(B, 1, h, w), 1 where there is a measurement; (B, 1, 1, 1) if there is one everywhere"""
     truth: Tensor
     """(B, C, H, W); without a ground truth (B, 0, H, W)"""
 
 
 class Repeated(TensorLoader):
-    """All images of this rank in one batch, the same ``times`` an epoch: nothing is copied."""
+    """All images of this rank in one batch, repeated ``times`` in an epoch without copying."""
 
     def __init__(self, source: RestorationBatch, batch_size: int, times: int) -> None:
         super().__init__(source, batch_size, pin_memory=False)
@@ -60,34 +61,35 @@ class Repeated(TensorLoader):
 
 
 class Restoration(LightningDataModule):
-    """Damaged images of one size, each of which a network of its own is fitted to.
+    """Damaged images of one size; a separate network is fitted to each.
 
-    The damage is made by ``task``, or is in the image already (``degraded``), which then has no ground truth. An epoch
-    is so many iterations over the same batch, which stays on the device.
+    The damage is made by ``task``, or is already in the image (``degraded``), which then has no ground truth. An epoch
+    is a number of iterations over the same batch, which stays on the device.
 
     Args:
-        image: a file, a folder, one of the photographs ``china``, ``flower`` and ``grace_hopper``, or several of them.
-            A path may also be below the data folder, ``LIT_DATA``. From Python also a tensor (N, C, H, W) in 0..1.
-        task: what was done to it; by default :class:`~datamodules.degradations.Denoise` with its defaults.
-        degraded: the image is the measurement itself.
-        size: pixels of a side, to which the shorter one is resized and the longer cropped; ``null`` takes the image as
-            it is.
-        multiple_of: sides are cropped, around the center, to multiples of it (and of the task's).
-        damage_seed: of noise and missing pixels, apart from the run's seed, so that runs restore the same image.
-        copies: of each damaged image, in a row, for as many networks: to see how much their results spread, and to
+        image: a file, a folder, one of the photographs ``china``, ``flower`` and ``grace_hopper``, or several of these.
+            A path may also be below the data folder, ``LIT_DATA``. In Python also a tensor (N, C, H, W) in 0..1.
+        task: what was done to the image; by default :class:`~datamodules.degradations.Denoise` with its defaults.
+        degraded: whether the image itself is the measurement.
+        size: side in pixels; the shorter side is resized to it and the longer one cropped; ``null`` keeps the image's
+            size.
+        multiple_of: sides are cropped around the center to multiples of this (and of the task's).
+        damage_seed: seed of noise and missing pixels, independent of the run's seed, so that runs restore the same
+            image.
+        copies: copies of each damaged image in a row, each with its own network, to see how much results vary, and to
             average them.
-        batch_size: images per rank, copies counted; by default all. Each has one network, so ranks share all of them
+        batch_size: images per rank, including copies; by default all. Each has one network, so the ranks share them
             evenly.
-        iterations_per_epoch: after which metrics are logged and a stop is looked for.
+        iterations_per_epoch: number of iterations after which metrics are logged and the stop is checked.
 
     Attributes:
         image_shape: (C, H, W) of a restored image.
         num_images: N.
-        names, files: of each image; the file is None of an embedded photograph.
+        names, files: of each image; the file of an embedded photograph is None.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: broken or unsuitable files, which are named; images of several sizes; an argument out of range.
+        FileNotFoundError: a file does not exist.
+        ValueError: files are broken or unsuitable, names them; images have several sizes; an argument is out of range.
     """
 
     def __init__(
@@ -103,10 +105,8 @@ class Restoration(LightningDataModule):
         iterations_per_epoch: int = 100,
     ) -> None:
         super().__init__()
-        counts = {"size": size, "multiple_of": multiple_of, "copies": copies, "batch_size": batch_size}
-        for name, value in (counts | {"iterations_per_epoch": iterations_per_epoch}).items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
+        at_least(1, size=size, multiple_of=multiple_of, copies=copies, batch_size=batch_size)
+        at_least(1, iterations_per_epoch=iterations_per_epoch)
         self.task = task = task or Denoise()
         self.degraded, self.iterations = degraded, iterations_per_epoch
         self.names, self.files, images = open_images(image, size)
@@ -114,9 +114,7 @@ class Restoration(LightningDataModule):
         images = [cropped(each, multiple, name) for each, name in zip(images, self.names, strict=True)]
         if len({each.shape for each in images}) > 1:
             listed = ", ".join(f"{name} {tuple(each.shape)}" for name, each in zip(self.names, images, strict=True))
-            raise ValueError(
-                f"images of several sizes or channels: {listed}; expected one, or a 'size' to bring all to"
-            )
+            raise ValueError(f"images of several sizes or channels: {listed}; expected one, or a 'size' for all")
         self.num_images, self.copies = len(images), copies
         self.batch_size = len(images) * copies if batch_size is None else batch_size
 
@@ -131,7 +129,7 @@ class Restoration(LightningDataModule):
             made = [task.damage(each, generator) for each, generator in zip(images, generators, strict=True)]
         damaged, known = (torch.stack(each) for each in zip(*made, strict=True))
         if not known.flatten(1).any(1).all():
-            raise ValueError(f"{', '.join(self.names)}: no pixel of it is known: expected a mask with some")
+            raise ValueError(f"{', '.join(self.names)}: no pixel is known, expected a mask that leaves some")
         # A copy is of what was measured: its noise and its missing pixels are the same.
         rows = (tensor.repeat_interleave(copies, 0) for tensor in (damaged, known, torch.stack(truth)))
         self.source = RestorationBatch(*rows)
@@ -155,13 +153,13 @@ class Restoration(LightningDataModule):
                 fitting = f"at most {count} ranks"
             counted = f"{count} images" + (f" (copies={self.copies} of each)" if self.copies > 1 else "")
             raise ValueError(
-                f"batch_size={self.batch_size} on {world_size} ranks: expected {fitting}, since each of the {counted} "
-                "has a network on one of the ranks"
+                f"batch_size={self.batch_size} on {world_size} ranks: expected {fitting}, since each of the "
+                f"{counted} has its own network on one rank"
             )
         return Repeated(self.source, self.batch_size, times)
 
     def transfer_batch_to_device(self, batch: RestorationBatch, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves the batch where it is another one than last time."""
+        """Moves the batch if it differs from last time's."""
         if self._on_device is None or any(a is not b for a, b in zip(self._on_device[0], batch, strict=True)):
             moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
             if isinstance(self.operator, nn.Module):
@@ -171,12 +169,12 @@ class Restoration(LightningDataModule):
 
 
 def open_images(image: Any, size: int | None) -> tuple[list[str], list[Path | None], list[Tensor]]:
-    """Names, files and images (C, H, W) in 0..1 of what :class:`Restoration` takes."""
+    """Names, files and images (C, H, W) in 0..1 for the ``image`` of :class:`Restoration`."""
     if isinstance(image, Tensor):
         if image.dim() != 4 or image.shape[1] not in (1, 3) or 0 in image.shape:
             raise ValueError(f"image of shape {tuple(image.shape)}: expected (N, C, H, W) with 1 or 3 channels")
         if not bool(((image >= 0) & (image <= 1)).all()):  # so NaN too
-            raise ValueError("image with values outside of 0..1 (or NaN): expected 0..1")
+            raise ValueError("image with values outside 0..1 (or NaN): expected 0..1")
         return [f"image {i + 1}" for i in range(len(image))], [None] * len(image), list(image)
     names: list[str] = []
     files: list[Path | None] = []
@@ -214,10 +212,10 @@ def embedded_photograph(name: str) -> bytes:
 def read_image(file: io.BytesIO, name: str, size: int | None = None) -> Tensor:
     """An image file as (C, H, W) in 0..1; C is 1 if it is gray, else 3.
 
-    What is transparent is laid over white, and 16 bits are rounded to 8.
+    Transparent pixels are laid over white, and 16 bits are rounded to 8.
 
     Raises:
-        ValueError: it cannot be decoded; it moves; its colors are a printer's (CMYK); names the file.
+        ValueError: the file cannot be decoded, is animated, or has CMYK colors; names the file.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -225,13 +223,13 @@ def read_image(file: io.BytesIO, name: str, size: int | None = None) -> Tensor:
         with Image.open(file) as opened:
             mode, frames = opened.mode, getattr(opened, "n_frames", 1)
     except UnidentifiedImageError:
-        raise ValueError(f"{name}: no image of a kind that Pillow knows") from None
+        raise ValueError(f"{name}: not an image format that Pillow knows") from None
     except Exception as error:  # broken images make Pillow raise almost anything
         raise ValueError(f"{name}: cannot be decoded: {error}") from error
     if frames > 1:
         raise ValueError(f"{name}: {frames} frames, expected a still image")
     if mode == "CMYK":
-        raise ValueError(f"{name}: CMYK, the colors of a printer: expected gray or RGB; convert it first")
+        raise ValueError(f"{name}: CMYK (printing) colors: expected gray or RGB; convert it first")
     try:
         pixels: np.ndarray = decode_image(file.getvalue(), size, grayscale=mode in GRAY_MODES)
     except Exception as error:
@@ -244,8 +242,8 @@ def cropped(image: Tensor, multiple: int, name: str) -> Tensor:
     height, width = (side // multiple * multiple for side in image.shape[1:])
     if not height or not width:
         raise ValueError(
-            f"{name}: {image.shape[2]}×{image.shape[1]} pixels, expected at least {multiple}×{multiple}, of which its "
-            "sides are cropped to multiples"
+            f"{name}: {image.shape[2]}×{image.shape[1]} pixels, expected at least {multiple}×{multiple}, since "
+            "its sides are cropped to multiples"
         )
     top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
     return image[:, top : top + height, left : left + width].contiguous()

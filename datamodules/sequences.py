@@ -10,32 +10,33 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules.images import ImageBatch, Images
+from common.checks import at_least
 from datamodules.parts import loader
-from datamodules.parts.image_loaders import WrappedImages
+from datamodules.parts.image_sets import ImageBatch, Images
 from datamodules.parts.loader import TensorLoader
+from datamodules.parts.wrapped_images import WrappedImages
 from datamodules.sketches import BucketedLoader, SketchBatch, Sketches
-from datamodules.text import CharText
+from datamodules.text import CharText, Unknown
 
 Part = Literal["train", "val", "test"]
 
 
 class SequenceBatch(NamedTuple):
-    """B sequences; T is at least the length of the longest of them, and what is behind a sequence's end is 0."""
+    """B sequences; T is at least the length of the longest of them; values after a sequence's end are 0."""
 
     values: Tensor
     """(B, T, D) of real numbers, or (B, T) int64: codes of characters"""
     lengths: Tensor
     """(B,) int64"""
     labels: Tensor
-    """(B,) int64: the class, or -1 where there is none"""
+    """(B,) int64: the class, or -1 if there is none"""
 
 
 def positions_of(strokes: Tensor, lengths: Tensor) -> Tensor:
     """Strokes (B, T, 5) of a :class:`~datamodules.sketches.SketchBatch` → (B, T, 3): where each point is.
 
-    x, y in the unit of the strokes, with the middle of the drawing's bounding box at 0, and 1 where the pen is lifted
-    after the point, else 0. Positions rather than offsets, so that an error at one point moves no other.
+    x and y in the unit of the strokes, with the center of the drawing's bounding box at 0, and 1 if the pen is lifted
+    after the point, else 0. These are positions rather than offsets, so that an error at one point moves no other.
     """
     inside = torch.arange(strokes.shape[1], device=strokes.device) < lengths[:, None]
     places = strokes[:, :, :2].cumsum(1)  # behind the end the pen does not move
@@ -44,12 +45,12 @@ def positions_of(strokes: Tensor, lengths: Tensor) -> Tensor:
 
 
 class LineTable:
-    """Lines in memory, one behind the other; indexed by a vector of rows it answers with one :class:`SequenceBatch`.
+    """Lines in memory, one after the other; indexed by a vector of rows, it returns one :class:`SequenceBatch`.
 
     Args:
         codes: (P,) int64 of all characters.
-        lengths: (N,) int64 characters of each line.
-        alphabet: what the codes mean, for :meth:`fingerprint`.
+        lengths: (N,) int64, number of characters in each line.
+        alphabet: the meaning of the codes, for :meth:`fingerprint`.
     """
 
     def __init__(self, codes: Tensor, lengths: Tensor, alphabet: str) -> None:
@@ -60,7 +61,7 @@ class LineTable:
         return len(self.lengths)
 
     def fingerprint(self) -> int:
-        """A checksum of the characters and of where lines begin."""
+        """A checksum of the characters and of the line starts."""
         alphabet = torch.tensor(list(self.alphabet.encode()))
         return loader.checksum([self.codes, self.lengths, alphabet])
 
@@ -78,16 +79,16 @@ class LineTable:
 
 
 class TextLines(LightningDataModule):
-    """The lines of a text, each distinct one once: those of the end validate and test, the test part last.
+    """The distinct lines of a text, each once: those at the end are for validation and, last, for the test.
 
-    A line is of the part in which it begins, and of the first one only if it occurs again in a later one: no line that
-    validates or tests has been trained on.
+    A line belongs to the part in which it begins, and to the first one if it occurs again later: no validation or test
+    line is trained on.
 
     Args:
         source, root, unknown, limit: the text: see :class:`~datamodules.text.CharText`.
-        batch_size: lines per rank and batch. Training goes through batches of similar length in an order that is drawn
-            anew each epoch, evaluation through each line once.
-        min_length, max_length: lines of other lengths are left out; characters, without the line's end.
+        batch_size: lines per rank and batch. Training uses batches of lines of similar length, in an order drawn anew
+            each epoch; evaluation uses each line once.
+        min_length, max_length: lines of other lengths are left out; in characters, without the line's end.
         val_fraction, test_fraction: shares of the text.
 
     Attributes:
@@ -97,7 +98,7 @@ class TextLines(LightningDataModule):
 
     Raises:
         FileNotFoundError: there is no such text.
-        ValueError: an argument is out of range; the text is broken, or has no such line in one of its parts.
+        ValueError: an argument is out of range; the text is broken, or one of its parts has no line of such a length.
     """
 
     def __init__(
@@ -109,16 +110,14 @@ class TextLines(LightningDataModule):
         max_length: int = 40,
         val_fraction: float = 0.1,
         test_fraction: float = 0.05,
-        unknown: Literal["error", "unk"] = "error",
+        unknown: Unknown = "error",
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
-        if not 0 <= min_length <= max_length or max_length < 1:
-            raise ValueError(
-                f"min_length={min_length}, max_length={max_length}: expected 0 or more, and no more than max_length"
-            )
+        at_least(1, batch_size=batch_size, max_length=max_length)
+        at_least(0, min_length=min_length)
+        if min_length > max_length:
+            raise ValueError(f"min_length={min_length}: expected at most max_length={max_length}")
         self.batch_size, self.min_length, self.longest = batch_size, min_length, max_length
         self.order_seed = torch.initial_seed()  # of seed_everything
         self.text = CharText(
@@ -166,8 +165,8 @@ class TextLines(LightningDataModule):
         for name, lines in kept.items():
             if not lines:
                 raise ValueError(
-                    f"source={self.text.source!r}: its {name} part has no line of {self.min_length} to {self.longest} "
-                    "characters that no part before it has, expected at least one: see min_length and max_length"
+                    f"source={self.text.source!r}: its {name} part has no new line of {self.min_length} to "
+                    f"{self.longest} characters, expected at least one: see min_length and max_length"
                 )
             whole = torch.from_numpy(recoded[np.concatenate(lines).astype(np.int64)])
             self.parts[name] = LineTable(whole, torch.tensor([len(line) for line in lines]), "".join(self.vocab))
@@ -190,33 +189,32 @@ class TextLines(LightningDataModule):
 
 
 class SketchSequences(LightningDataModule):
-    """Sketches as sequences of their points: where each is, and whether the pen is lifted after it.
+    """Sketches as sequences of points: the position of each, and whether the pen is lifted after it.
 
-    See :func:`positions_of`. Order and augmentation are the source's.
+    See :func:`positions_of`. Order and augmentation are those of the source.
 
     Args:
         source: the sketches.
-        batch_size: sketches per rank and batch; the source's own does not matter.
+        batch_size: sketches per rank and batch; replaces that of the source.
 
     Attributes:
         sequence_dim: 3.
-        scale_factor: units of the drawings that 1 stands for: the standard deviation of the training offsets.
-        longest: points of the longest sketch.
+        scale_factor: what 1 stands for, in units of the drawings: the standard deviation of the training offsets.
+        longest: number of points in the longest sketch.
     """
 
     sequence_dim = 3
 
     def __init__(self, source: Sketches, batch_size: int = 100) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        at_least(1, batch_size=batch_size)
         self.source = source
         self.batch_size = source.batch_size = batch_size
         self.scale_factor, self.longest = source.scale_factor, source.longest
         self.class_names = source.class_names
 
     def sequences(self, part: Part) -> Iterator[SequenceBatch]:
-        """Every sketch of a part once over all ranks, as it is."""
+        """Every sketch of a part once over all ranks, unchanged."""
         return map(self._positions, TensorLoader(self.source.parts[part], self.batch_size))
 
     def train_dataloader(self) -> TensorLoader:
@@ -232,8 +230,7 @@ class SketchSequences(LightningDataModule):
         return self.source.predict_dataloader()
 
     def on_after_batch_transfer(self, batch: SketchBatch, dataloader_idx: int) -> SequenceBatch:
-        self.source.trainer = self.trainer
-        return self._positions(self.source.on_after_batch_transfer(batch, dataloader_idx))
+        return self._positions(self.source.augmented(batch, self.trainer))
 
     def _positions(self, batch: SketchBatch) -> SequenceBatch:
         return SequenceBatch(positions_of(batch.strokes, batch.lengths), batch.lengths, batch.labels)
@@ -244,7 +241,7 @@ class ImageRows(WrappedImages):
 
     Args:
         source: the images.
-        batch_size: images per rank and batch; the source's own does not matter.
+        batch_size: images per rank and batch; replaces that of the source.
 
     Attributes:
         sequence_dim: W·C.

@@ -1,4 +1,4 @@
-"""The colored shapes of easy-VQA as images with labels, from what PyPI's ``easy-vqa`` ships (MIT license)."""
+"""The colored shapes of easy-VQA as labeled images, from PyPI's ``easy-vqa`` package (MIT license)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from typing import Literal
 
 import torch
 
+from common.checks import one_of
 from datamodules.easy_vqa import COLORS, SHAPES, attributes, read_images
-from datamodules.images import ImageBatch, Images, Part
+from datamodules.parts.image_sets import ImageBatch, Images, Part
+
+Label = Literal["shape", "color"]
 
 
 class Shapes(Images):
-    """4,000 and 1,000 images 64×64 of one circle, rectangle or triangle in one of eight colors on a pale ground.
+    """4,000 and 1,000 images 64×64 of one circle, rectangle or triangle in one of eight colors on a pale background.
 
-    The labels are read off the pixels: a fifth of the images have no question that says them, and where one does it
-    agrees. The test images are the official ones.
+    The labels are read from the pixels: a fifth of the images have no question that states them; questions that do
+    agree with them. The test images are the official ones.
 
     Args:
-        label: what the classes are.
-        batch_size, root, val_fraction, split_seed, limit: as of :class:`~datamodules.images.Images`.
+        label: whether the classes are shapes or colors.
+        batch_size, root, val_fraction, split_seed, limit: as in :class:`~datamodules.parts.image_sets.Images`.
 
     Raises:
         ValueError: an unknown label.
@@ -28,7 +31,7 @@ class Shapes(Images):
 
     def __init__(
         self,
-        label: Literal["shape", "color"] = "shape",
+        label: Label = "shape",
         batch_size: int = 128,
         root: str | None = None,
         val_fraction: float = 0.1,
@@ -36,8 +39,7 @@ class Shapes(Images):
         limit: int | None = None,
     ) -> None:
         super().__init__(batch_size, root, val_fraction, split_seed, limit)
-        if label not in ("shape", "color"):
-            raise ValueError(f"label={label!r}: expected 'shape' or 'color'")
+        one_of(Label, label=label)
         self.label = label
         self.class_names = list(SHAPES if label == "shape" else COLORS)
 

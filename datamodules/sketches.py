@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
+from common.checks import at_least, more_than, nearest, within
 from common.distributed import rank_and_world_size
 from common.files import data_root, fetch, nearest_path
 from common.randomness import keyed_generator
@@ -22,32 +22,32 @@ from datamodules.parts.loader import TensorLoader
 from datamodules.parts.stroke_files import MEMBERS, QUICKDRAW_CATEGORIES, fetch_quickdraw, read_stroke_file
 
 OFFSET_LIMIT = 1000
-"""raw offsets are clamped to ± this, as sketch-rnn's are"""
+"""raw offsets are clamped to ± this, as in sketch-rnn"""
 
 BATCHES_PER_CHUNK = 16
-"""global batches whose sketches are sorted by length together"""
+"""number of global batches whose sketches are sorted by length together"""
 
 
 class SketchBatch(NamedTuple):
-    """B sketches; T is one more than the points of the longest of them, before training has dropped any."""
+    """B sketches; T is one more than the number of points in the longest, before training drops any."""
 
     strokes: Tensor
-    """(B, T, 5) float32: Δx, Δy in units of the scale factor, y downward, and the state of the pen as a one-hot: p1 it
-    stays down to the next point, p2 it is lifted after this one, p3 the drawing has ended. The rows after a sketch's
-    last point are (0, 0, 0, 0, 1), of which each has at least one."""
+    """(B, T, 5) float32: Δx, Δy in units of the scale factor, y downward, and the pen state as a one-hot: p1 the pen
+    stays down until the next point, p2 it is lifted after this one, p3 the drawing has ended. The rows after a sketch's
+    last point are (0, 0, 0, 0, 1); each sketch has at least one."""
     lengths: Tensor
-    """(B,) int64: points of each sketch, without its end row"""
+    """(B,) int64: number of points in each sketch, without its end row"""
     labels: Tensor
-    """(B,) int64: the category, or -1 where there is none"""
+    """(B,) int64: the category, or -1 if there is none"""
 
 
 def to_stroke_5(offsets: Tensor, lifted: Tensor, lengths: Tensor) -> Tensor:
     """Rows (B, T, 5) of a :class:`SketchBatch`: Ha & Eck 2017, section 3.1.
 
     Args:
-        offsets: (B, T, 2), of any value behind a sketch's end.
-        lifted: (B, T) bool: the pen is lifted after the point; likewise.
-        lengths: (B,) points of each.
+        offsets: (B, T, 2), with any value after a sketch's end.
+        lifted: (B, T) bool: whether the pen is lifted after the point; likewise.
+        lengths: (B,) number of points in each.
     """
     inside = torch.arange(offsets.shape[1], device=lengths.device) < lengths[:, None]
     pen = torch.stack([inside & ~lifted, inside & lifted, ~inside], 2)
@@ -62,24 +62,24 @@ def scale_factor_of(offsets: Tensor) -> float:
     """
     factor = float(offsets.double().std(correction=0))
     if factor == 0:
-        raise ValueError(f"all training offsets are {float(offsets[0, 0]):g}: expected drawings")
+        raise ValueError(f"all training offsets are {float(offsets[0, 0]):g}: expected real drawings")
     return factor
 
 
 def scale_randomly(strokes: Tensor, draws: Tensor, amount: float) -> Tensor:
-    """Each sketch stretched along x and y by factors within 1 ± ``amount``: strokes (B, T, 5), draws (B, 2) in 0..1."""
+    """Stretches each sketch along x and y by factors within 1 ± ``amount``: strokes (B, T, 5), draws (B, 2) in 0..1."""
     factors = 1 + amount * (2 * draws - 1)
     return torch.cat([strokes[:, :, :2] * factors[:, None], strokes[:, :, 2:]], 2)
 
 
 def drop_points(batch: SketchBatch, draws: Tensor, probability: float) -> SketchBatch:
-    """The batch without some of its points, while those that are left stay where they were.
+    """The batch without some of its points; the remaining points stay where they were.
 
-    As in sketch-rnn's code, each point of a stroke but its first two and its last two may be dropped. The next point
-    takes over its offset. T stays as it was: to know the new one, the host would wait for the device.
+    As in sketch-rnn's code, any point of a stroke except its first two and last two may be dropped. The next point
+    absorbs its offset. T is unchanged: to know a new T, the host would have to wait for the device.
 
     Args:
-        draws: (B, at least T − 1) in 0..1, of which point i is dropped where the i-th is below ``probability``.
+        draws: (B, at least T − 1) in 0..1; point i is dropped if the i-th draw is below ``probability``.
     """
     strokes = batch.strokes
     last = strokes.shape[1] - 1  # the row is an end row
@@ -97,17 +97,17 @@ def drop_points(batch: SketchBatch, draws: Tensor, probability: float) -> Sketch
 
 
 class SketchTable:
-    """Sketches in memory, one behind the other; indexed by a vector of rows it answers with one :class:`SketchBatch`.
+    """Sketches in memory, one after the other; indexed by a vector of rows, it returns one :class:`SketchBatch`.
 
     Args:
         sketches: stroke-3 arrays (n, 3).
         labels: (N,) int64.
 
     Attributes:
-        offsets: (P, 2) of all points, int16 where they are whole numbers, else float32; clamped.
+        offsets: (P, 2) of all points, int16 if they are whole numbers, else float32; clamped.
         lifted: (P,) bool.
-        lengths, starts: (N,) points of each sketch, and the place of its first.
-        scale_factor: what offsets are divided by.
+        lengths, starts: (N,) number of points in each sketch, and the position of its first.
+        scale_factor: the divisor of the offsets.
     """
 
     def __init__(self, sketches: Sequence[np.ndarray], labels: Tensor) -> None:
@@ -125,7 +125,7 @@ class SketchTable:
         return len(self.lengths)
 
     def fingerprint(self) -> int:
-        """A checksum of the points, of where sketches begin and of the labels."""
+        """A checksum of the points, the starts of the sketches and the labels."""
         return loader.checksum([self.offsets, self.lifted, self.lengths, self.labels])
 
     def __getitem__(self, indices: Tensor) -> SketchBatch:
@@ -138,11 +138,11 @@ class SketchTable:
 
 
 class BucketedLoader(TensorLoader):
-    """A :class:`TensorLoader` whose batches are of sketches of similar length, so that little of them is padding.
+    """A :class:`TensorLoader` whose batches hold sketches of similar length, with little padding.
 
     The shuffled order is cut into chunks of :data:`BATCHES_PER_CHUNK` global batches. Each chunk is sorted by length
-    and cut into global batches, all of which are then shuffled. What does not fill a global batch is left over before
-    anything is sorted, so that ``drop_last`` drops sketches of any length, and other ones each epoch.
+    and cut into global batches, which are then shuffled. Sketches that do not fill a global batch are set aside before
+    sorting, so that ``drop_last`` drops sketches of any length, and different ones each epoch.
     """
 
     def __init__(self, source: SketchTable, batch_size: int, *, drop_last: bool = False, seed: int = 0) -> None:
@@ -162,26 +162,26 @@ class BucketedLoader(TensorLoader):
 
 
 class Sketches(LightningDataModule):
-    """What every source of sketches shares: its facts, its loaders, and the augmentation on the device.
+    """Shared by all sources of sketches: facts, loaders, and the augmentation on the device.
 
-    A source calls :meth:`hold` in its constructor. Training goes through batches of similar length in an order that is
-    drawn anew each epoch. Evaluation sees each sketch once, in its own order and as it is; ``predict`` is of the test
+    A source calls :meth:`hold` in its constructor. Training uses batches of sketches of similar length, in an order
+    drawn anew each epoch. Evaluation sees each sketch once, in storage order and unchanged; ``predict`` uses the test
     part.
 
     Args:
         batch_size: sketches per rank and batch.
-        random_scale: in training each sketch is stretched along either axis by a factor within 1 ± this.
-        point_drop: in training the probability with which a point within a stroke is dropped: see :func:`drop_points`.
+        random_scale: in training, each sketch is stretched along each axis by a factor within 1 ± this.
+        point_drop: in training, the probability of dropping a point within a stroke: see :func:`drop_points`.
 
     Attributes:
-        scale_factor: the standard deviation of the training offsets, that all parts' are divided by.
-        longest: points of the longest sketch of all parts: N_max.
+        scale_factor: the standard deviation of the training offsets, by which the offsets of all parts are divided.
+        longest: number of points in the longest sketch of all parts: N_max.
         class_names, num_classes: of the labels, in their order.
         parts: the sketches of "train", "val" and "test".
 
     Raises:
-        FileNotFoundError: data are not there and cannot be downloaded; says where to put them.
-        ValueError: an argument is out of range; data are broken.
+        FileNotFoundError: the data do not exist and cannot be downloaded; says where to put them.
+        ValueError: an argument is out of range; the data are broken.
     """
 
     scale_factor: float
@@ -189,18 +189,15 @@ class Sketches(LightningDataModule):
 
     def __init__(self, batch_size: int = 100, random_scale: float = 0.15, point_drop: float = 0.1) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
-        for name, share in (("random_scale", random_scale), ("point_drop", point_drop)):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name}={share}: expected a share in [0, 1)")
+        at_least(1, batch_size=batch_size)
+        within("[0, 1)", random_scale=random_scale, point_drop=point_drop)
         self.batch_size, self.random_scale, self.point_drop = batch_size, random_scale, point_drop
         self.order_seed = torch.initial_seed()  # of seed_everything
         self.class_names: list[str] = []
         self.parts: dict[str, SketchTable] = {}
 
     def hold(self, parts: Mapping[str, SketchTable]) -> None:
-        """Keeps the parts and takes the facts from them."""
+        """Stores the parts and derives the facts from them."""
         self.parts = dict(parts)
         self.scale_factor = scale_factor_of(self.parts["train"].offsets)
         self.longest = max(int(table.lengths.max()) for table in self.parts.values())
@@ -224,11 +221,15 @@ class Sketches(LightningDataModule):
         return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: SketchBatch, dataloader_idx: int) -> SketchBatch:
-        if self.trainer is None or not self.trainer.training or not (self.random_scale or self.point_drop):
+        return self.augmented(batch, self.trainer)
+
+    def augmented(self, batch: SketchBatch, trainer: Trainer | None) -> SketchBatch:
+        """The batch, augmented if ``trainer`` trains on it: its draws are a function of where the training is."""
+        if trainer is None or not trainer.training or not (self.random_scale or self.point_drop):
             return batch
         # One for each point of the longest sketch there is: a sketch's draws do not depend on who else is in the batch.
         num_draws = 2 + self.longest
-        draws = loader.draws_per_sample(self.trainer, len(batch.lengths), num_draws, self.order_seed)
+        draws = loader.draws_per_sample(trainer, len(batch.lengths), num_draws, self.order_seed)
         for_scale, for_points = draws.to(batch.strokes.dtype).split([2, self.longest], 1)
         batch = batch._replace(strokes=scale_randomly(batch.strokes, for_scale, self.random_scale))
         return drop_points(batch, for_points, self.point_drop)
@@ -270,16 +271,16 @@ class SketchNPZ(Sketches):
             file = Path(source) if is_path else data_root(root) / "sketch_rnn" / f"{source}.npz"
             if not file.is_file():
                 hint = nearest_path(file, *(str(file.with_name(f"{name}.npz")) for name in self.SHA256))
-                raise FileNotFoundError(f"{file}: not found; put there an .npz file as {self.DATA_SETS} has{hint}")
+                raise FileNotFoundError(f"{file}: not found; expected an .npz file as {self.DATA_SETS} has{hint}")
         arrays = read_stroke_file(file)
         self.hold({part: SketchTable(part_of, torch.full((len(part_of),), -1)) for part, part_of in arrays.items()})
 
 
 class QuickDraw(Sketches):
-    """Categories of Quick, Draw! as sketch-rnn has them: 70,000, 2,500 and 2,500 sketches of each; CC BY 4.0.
+    """Categories of Quick, Draw! in sketch-rnn's form: 70,000, 2,500 and 2,500 sketches of each; CC BY 4.0.
 
-    From ``<root>/sketch_rnn/quickdraw/<category>.npz`` or downloaded to it. A sketch's label is its category's place
-    among the given ones.
+    From ``<root>/sketch_rnn/quickdraw/<category>.npz`` or downloaded to it. A sketch's label is the position of its
+    category in the given list.
 
     Args:
         categories: their names, as "cat" or "The Eiffel Tower".
@@ -302,9 +303,8 @@ class QuickDraw(Sketches):
         files = {category: folder / f"{category}.npz" for category in categories}
         for category, file in files.items():
             if category not in QUICKDRAW_CATEGORIES and not file.is_file():
-                close = difflib.get_close_matches(category, QUICKDRAW_CATEGORIES, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"categories={category!r}: QuickDraw has none of that name{hint}")
+                hint = nearest(category, QUICKDRAW_CATEGORIES)
+                raise ValueError(f"categories={category!r}: expected a category of QuickDraw{hint}")
         for category, file in files.items():
             fetch_quickdraw(category, file)
         arrays = [read_stroke_file(file) for file in files.values()]
@@ -317,17 +317,17 @@ class QuickDraw(Sketches):
 
 
 class Glyphs(Sketches):
-    """Letters and digits as outlines, of the fonts that come with matplotlib; those that test are never trained on.
+    """Outlines of letters and digits from the fonts that come with matplotlib; test fonts are never trained on.
 
-    They are split by families of fonts: DejaVu Sans, Sans Mono and Serif and Computer Modern (roman, bold, italic)
-    train, 15 fonts; Computer Modern Sans and Typewriter validate; the four STIX fonts, a Times, test. See
+    The fonts are split by family: DejaVu Sans, Sans Mono and Serif and Computer Modern (roman, bold, italic), 15 fonts,
+    for training; Computer Modern Sans and Typewriter for validation; the four STIX fonts, a Times, for the test. See
     :func:`~datamodules.parts.glyph_outlines.glyph_sketches` for units and for the order in which outlines are drawn.
 
     Args:
-        characters: what is drawn, each of them a class.
-        epsilon: how far a simplified outline may be from the font's, in hundredths of the height of an H. (With 2 no
-            letter or digit has more than 53 points.)
-        variants: further versions of each training font, which lean and are narrower or wider.
+        characters: the characters to draw; each is a class.
+        epsilon: largest distance of a simplified outline from the font's, in hundredths of the height of an H. (With 2,
+            no letter or digit has more than 53 points.)
+        variants: number of further versions of each training font, slanted and narrower or wider.
         batch_size, random_scale, point_drop: see :class:`Sketches`.
     """
 
@@ -343,10 +343,8 @@ class Glyphs(Sketches):
         super().__init__(batch_size, random_scale, point_drop)
         if not characters or len(set(characters)) < len(characters):
             raise ValueError(f"characters={characters!r}: expected at least one, each once")
-        if not epsilon > 0:
-            raise ValueError(f"epsilon={epsilon}: expected a distance above 0")
-        if variants < 0:
-            raise ValueError(f"variants={variants}: expected at least 0")
+        more_than(0, epsilon=epsilon)
+        at_least(0, variants=variants)
         parts = {}
         for part in MEMBERS:
             sketches, labels = glyph_sketches(part, characters, epsilon, variants if part == "train" else 0)

@@ -1,4 +1,4 @@
-"""Sort-of-CLEVR: procedural scenes of six colored objects, with questions about one object or about its relations.
+"""Sort-of-CLEVR: procedural scenes of six colored objects, with questions about one object or its relations.
 
 After Santoro et al., "A simple neural network module for relational reasoning" (2017), with questions as sentences.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.checks import at_least
 from common.vocabulary import build_vocab
 from datamodules.parts.visual_questions import Question, QuestionTable, VisualQuestions, language_prior
 
@@ -63,7 +64,7 @@ SENTENCES = {
 
 @dataclass
 class Scenes:
-    """N scenes of K objects, object k being of the k-th color."""
+    """N scenes of K objects; object k has the k-th color."""
 
     centers: np.ndarray
     """(N, K, 2) int: row and column"""
@@ -72,10 +73,10 @@ class Scenes:
 
 
 def draw_scenes(count: int, rng: np.random.Generator) -> Scenes:
-    """Scenes whose objects do not touch and in which no two are equally far from a third.
+    """Scenes whose objects do not touch and in which no two objects are equally far from a third.
 
-    (The generator that is commonly used compares *squared* distances with 999 when it looks for the closest object, so
-    a few percent of its answers are wrong. Here distances are compared exactly, and ties do not occur.)
+    (The commonly used generator compares *squared* distances with 999 when it looks for the closest object, so a few
+    percent of its answers are wrong. Here distances are compared exactly, and there are no ties.)
     """
     objects = len(COLORS)
     centers = np.zeros((count, objects, 2), int)
@@ -92,8 +93,9 @@ def draw_scenes(count: int, rng: np.random.Generator) -> Scenes:
 
 
 def squared_distances(centers: np.ndarray) -> np.ndarray:
-    """(N, K, 2) → (N, K, K)"""
-    return np.square(centers[:, :, None] - centers[:, None]).sum(-1)
+    """(N, K, 2) → (N, K, K)."""
+    array: np.ndarray = np.square(centers[:, :, None] - centers[:, None]).sum(-1)
+    return array
 
 
 def render(scenes: Scenes) -> Tensor:
@@ -113,7 +115,7 @@ def render(scenes: Scenes) -> Tensor:
 
 
 def ask(scenes: Scenes, per_group: int, rng: np.random.Generator) -> list[Question]:
-    """``per_group`` non-relational and as many relational questions about each scene.
+    """``per_group`` non-relational and equally many relational questions about each scene.
 
     Color, kind and wording are drawn independently, so a question may come twice.
     """
@@ -153,17 +155,17 @@ def ask(scenes: Scenes, per_group: int, rng: np.random.Generator) -> list[Questi
 class SortOfCLEVR(VisualQuestions):
     """Scenes of six objects, each of one color, with relational and non-relational questions.
 
-    Each part is a function of ``data_seed`` alone, whatever the size of the others.
+    Each part depends only on ``data_seed``, not on the sizes of the others.
 
     Args:
         batch_size: images per rank and batch.
-        num_train, num_val, num_test: images. (The paper has 9800 for training and 200 for the test, on which one
+        num_train, num_val, num_test: number of images. (The paper has 9800 for training and 200 for the test, where one
             percent is four questions.)
-        questions_per_image: half of them relational.
-        data_seed: seed of the scenes and questions, apart from the run's seed.
+        questions_per_image: number of questions, half of them relational.
+        data_seed: seed of the scenes and questions, independent of the run's seed.
 
     Raises:
-        ValueError: a size is not positive or ``questions_per_image`` not even.
+        ValueError: a size is not positive, or ``questions_per_image`` is not even.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("train", "val", "test")
@@ -178,10 +180,8 @@ class SortOfCLEVR(VisualQuestions):
         data_seed: int = 0,
     ) -> None:
         super().__init__(batch_size)
+        at_least(1, num_train=num_train, num_val=num_val, num_test=num_test)
         self.sizes = dict(zip(self.parts, (num_train, num_val, num_test), strict=True))
-        for part, size in self.sizes.items():
-            if size < 1:
-                raise ValueError(f"num_{part}={size}: expected at least 1")
         if questions_per_image < 2 or questions_per_image % 2:
             raise ValueError(f"questions_per_image={questions_per_image}: expected an even number, at least 2")
         self.questions_per_image = questions_per_image

@@ -1,10 +1,9 @@
-"""CharText: running text as characters, in rows that a recurrent network reads on from batch to batch."""
+"""CharText: running text as characters, in rows that a recurrent network keeps reading from batch to batch."""
 
 from __future__ import annotations
 
 import codecs
 import glob
-import json
 import os
 import sysconfig
 from bisect import bisect_right
@@ -18,17 +17,21 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from common.checks import at_least, one_of, within
 from common.distributed import rank_and_world_size
-from common.files import cache_file, data_root, fetch, nearest_path, state_of, write_whole
+from common.files import cache_file, data_root, fetch, nearest_path, read_checkpoint, read_json, state_of, write_whole
 from common.vocabulary import UNK, build_char_vocab, describe_char
 from datamodules.parts import loader
 from datamodules.parts.loader import TensorLoader
 
 Part = Literal["train", "val", "test"]
+Split = Literal["contiguous", "rows"]
+WindowKind = Literal["stateful", "random"]
+Unknown = Literal["error", "unk"]
 PARTS = ("train", "val", "test")
 
 IGNORED = -100
-"""the target where there is none, as PyTorch's cross-entropy has it"""
+"""the target where there is none, as in PyTorch's cross-entropy"""
 
 MODULES = (
     *("string", "argparse", "ast", "bdb", "bisect", "calendar", "cmd", "code", "codecs", "configparser", "contextlib"),
@@ -39,19 +42,19 @@ MODULES = (
     *("subprocess", "tempfile", "textwrap", "threading", "timeit", "tokenize", "trace", "traceback", "types", "uuid"),
     *("warnings", "weakref"),
 )
-"""What the source "python" reads: modules that are one file each in Python 3.11 to 3.13, about 2 MB in all.
+"""The modules that the source "python" reads: each is one file in Python 3.11 to 3.13, about 2 MB in all.
 
-``string`` comes first as it spells out every printable character, so that they all are in any training part.
+``string`` comes first since it spells out every printable character, so that every training part has all of them.
 """
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 MEMORY_LIMIT = 64 * 2**20
-"""bytes of codes above which they are kept on disk and mapped into memory"""
+"""size of the codes in bytes above which they are kept on disk and mapped into memory"""
 
 CHUNK = 2**18
-"""bytes of a file, or codes, that are looked at together"""
+"""bytes of a file, or codes, that are processed together"""
 
 
 class TextBatch(NamedTuple):
@@ -60,58 +63,68 @@ class TextBatch(NamedTuple):
     inputs: Tensor
     """(B, T) int64: codes of characters"""
     targets: Tensor
-    """(B, T) int64: the character after each input; -100 where there is none to be predicted"""
+    """(B, T) int64: the character after each input; -100 if there is nothing to predict"""
     fresh: Tensor
-    """(B,) bool: the row starts here, from a fresh state; elsewhere it goes on where it was in the batch before"""
+    """(B,) bool: the row starts here, from a fresh state; otherwise it continues from the previous batch"""
+
+    @property
+    def unit(self) -> str:
+        """What its size is counted in."""
+        return "characters"
+
+    @property
+    def num_units(self) -> int:
+        """How many of them it has."""
+        return self.inputs.numel()
 
 
 class CharText(LightningDataModule):
-    """A text, cut into R = ``batch_size`` × ranks rows that are read side by side, ``seq_len`` characters a batch.
+    """A text, cut into R = ``batch_size`` × ranks rows that are read side by side, ``seq_len`` characters per batch.
 
-    Row i of a batch goes on in row i of the next (``windows: stateful``), so that a state can be carried on; at an
-    epoch's first batch every row is ``fresh``. Training cuts its part into R rows of equal length and leaves out what
-    is left over, less than one window a row. Every target is of its own part: no training row looks at a validation
+    Row i of a batch continues in row i of the next (``windows: stateful``), so that a state can be carried over; in an
+    epoch's first batch every row is ``fresh``. Training cuts its part into R rows of equal length and leaves out the
+    remainder, less than one window per row. Every target is in its own part: no training row sees a validation
     character.
 
-    Validation and test predict each character of their part exactly once, but for the first, which has nothing before
-    it. They are cut into R rows as well, each of which but the first begins with up to ``eval_context`` characters that
-    precede it in its part and whose targets are -100, so that it is warm when it is scored. Rows are at least as long
-    as that context, which leaves rows of a short part empty. Windows behind a row's end have no targets at all: a loss
-    is to be a sum over targets, divided by their number.
+    Validation and test predict each character of their part exactly once, except for the first, which has nothing
+    before it. They are also cut into R rows. Each row except the first starts with up to ``eval_context`` preceding
+    characters of its part, with targets of -100, so that its state is warm when scoring begins. Rows are at least as
+    long as that context, so a short part may have empty rows. Windows after a row's end have no targets: a loss should
+    be a sum over targets divided by their number.
 
-    Files are UTF-8, with or without a byte order mark, which is left out; line ends are kept as they are.
+    Files are UTF-8, with or without a byte order mark, which is left out; line ends are kept unchanged.
 
     Args:
-        source: "python", the sources of Python's standard library (:data:`MODULES`, less the few lines that hold
+        source: "python", the sources of Python's standard library (:data:`MODULES`, without the few lines that have
             anything but printable ASCII, so that the alphabet is the same for all versions of Python);
             "tiny_shakespeare" (1,115,394 characters), from ``root`` or else downloaded to it; or a file, a folder
-            (all ``*.txt`` below it) or a glob. Several files are put together in the order of their paths.
+            (all ``*.txt`` below it) or a glob. Several files are joined in the order of their paths.
         root: the data folder, by default ``LIT_DATA`` or ``data/``.
         batch_size: rows per rank.
         seq_len: characters of a row in a batch.
-        split: "contiguous" validates and tests on the text's end, the test part last. "rows" is char-rnn's: the whole
-            text is cut into R rows, and the end of *each* validates and tests, from a fresh state. Its parts depend on
-            R, so that the vocabulary is that of the whole text, as in char-rnn.
+        split: "contiguous" validates and tests on the end of the text, the test part last. "rows" is char-rnn's: the
+            whole text is cut into R rows, and the end of *each* is for validation and test, from a fresh state. Its
+            parts depend on R, so the vocabulary is that of the whole text, as in char-rnn.
         val_fraction, test_fraction: shares of the text. Without a test part there is nothing to test.
         windows: "random" trains on single windows instead, every row fresh: window k begins at a random one of the
-            ``seq_len`` characters from ``k · seq_len`` on, drawn anew each epoch.
-        eval_context: characters that a row is fed before it is scored.
-        unknown: what becomes of characters outside the vocabulary: "error" refuses them, "unk" makes them ``<unk>``,
-            the vocabulary's first entry. Nothing is learned about it unless ``vocab`` is another text's.
-        vocab: the vocabulary, to train on a new text what an old one has trained; by default, the sorted characters of
-            the training part.
-        vocab_from: a file to take it from: a checkpoint of the earlier run, or JSON, a list of characters.
-        limit: characters of the text that are used, from its beginning on; by default all.
+            ``seq_len`` characters starting at ``k · seq_len``, drawn anew each epoch.
+        eval_context: number of characters that a row reads before it is scored.
+        unknown: what happens to characters outside the vocabulary: "error" refuses them, "unk" makes them ``<unk>``,
+            the vocabulary's first entry. Nothing is learned about it unless ``vocab`` comes from another text.
+        vocab: the vocabulary, to continue training an old model on a new text; by default, the sorted characters of the
+            training part.
+        vocab_from: a file with the vocabulary: a checkpoint of the earlier run, or a JSON list of characters.
+        limit: number of characters to use from the beginning of the text; by default all.
 
     Attributes:
         vocab: the characters, in the order of their codes.
         corpus_name: "python", "tiny_shakespeare", or the name of the file, folder or glob.
 
-    The codes of a text that fill more than 64 MB are kept in ``$XDG_CACHE_HOME/lit-baselines`` (by default
-    ``~/.cache/lit-baselines``), from where they are mapped into memory; the text itself is never held whole.
+    Codes larger than 64 MB are kept in ``$XDG_CACHE_HOME/lit-baselines`` (by default ``~/.cache/lit-baselines``) and
+    mapped into memory; the whole text is never held in memory.
 
     Raises:
-        FileNotFoundError: there is no such file, or it cannot be downloaded; says where to put it.
+        FileNotFoundError: a file does not exist or cannot be downloaded; says where to put it.
         ValueError: an argument is out of range; a file is empty or not UTF-8; a character is unknown; a part is too
             short for one batch.
     """
@@ -122,38 +135,30 @@ class CharText(LightningDataModule):
         root: str | None = None,
         batch_size: int = 50,
         seq_len: int = 50,
-        split: Literal["contiguous", "rows"] = "contiguous",
+        split: Split = "contiguous",
         val_fraction: float = 0.1,
         test_fraction: float = 0.05,
-        windows: Literal["stateful", "random"] = "stateful",
+        windows: WindowKind = "stateful",
         eval_context: int = 256,
-        unknown: Literal["error", "unk"] = "error",
+        unknown: Unknown = "error",
         vocab: list[str] | None = None,
         vocab_from: str | None = None,
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        for name, number, least in (
-            ("batch_size", batch_size, 1),
-            ("seq_len", seq_len, 1),
-            ("eval_context", eval_context, 0),
-            ("limit", 1 if limit is None else limit, 1),
-        ):
-            if number < least:
-                raise ValueError(f"{name}={number}: expected at least {least}")
-        for name, choice, known in (
-            ("split", split, ("contiguous", "rows")),
-            ("windows", windows, ("stateful", "random")),
-            ("unknown", unknown, ("error", "unk")),
-        ):
-            if choice not in known:
-                raise ValueError(f"{name}={choice!r}: expected {' or '.join(map(repr, known))}")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction}: expected a share between 0 and 1, both excluded")
-        if not 0 <= test_fraction < 1 - val_fraction:
-            raise ValueError(f"test_fraction={test_fraction}: expected at least 0 and, with val_fraction, below 1")
+        at_least(1, batch_size=batch_size, seq_len=seq_len, limit=limit)
+        at_least(0, eval_context=eval_context)
+        one_of(Split, split=split)
+        one_of(WindowKind, windows=windows)
+        one_of(Unknown, unknown=unknown)
+        within("(0, 1)", val_fraction=val_fraction)
+        within("[0, 1)", test_fraction=test_fraction)
+        if val_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction={val_fraction} and test_fraction={test_fraction}: expected less than 1 together"
+            )
         if vocab is not None and vocab_from is not None:
-            raise ValueError(f"vocab_from={vocab_from!r}: expected null where vocab is given")
+            raise ValueError(f"vocab_from={vocab_from!r} with a vocab: expected only one of them")
         self.batch_size, self.seq_len, self.eval_context = batch_size, seq_len, eval_context
         self.split, self.windows, self.unknown = split, windows, unknown
         # Where a part begins, as a share of the text or of a row.
@@ -167,7 +172,7 @@ class CharText(LightningDataModule):
         self._check_lengths(batch_size)  # on one rank, if there are more of them: the sooner it is said the better
 
     def _vocabulary(self, given: Sequence[str] | None) -> list[str]:
-        """``given`` or that of the training part; refuses the text's first unknown character."""
+        """``given``, or the vocabulary of the training part; refuses the text's first unknown character."""
         first_seen = self.corpus.first_seen
         if given is None:
             end = self._bounds(self.corpus.length)[1] if self.split == "contiguous" else self.corpus.length
@@ -176,10 +181,10 @@ class CharText(LightningDataModule):
         else:
             vocab = list(given)
             if not vocab or any(len(char) != 1 for char in vocab if char != UNK) or len(set(vocab)) < len(vocab):
-                raise ValueError(f"vocab={_shortened(vocab)}: expected single characters, each once, and maybe {UNK!r}")
+                raise ValueError(f"vocab={_shortened(vocab)}: expected single characters, each once, or {UNK!r}")
             if self.unknown == "unk" and UNK not in vocab:
                 raise ValueError(f"unknown='unk': expected a vocabulary that has {UNK!r}, or 'error'")
-            lacking = f"is none of the given vocabulary's {len(vocab)}"
+            lacking = f"is not one of the given vocabulary's {len(vocab)}"
             remedy = "expected unknown: unk" if UNK in vocab else "expected a text without it"
         if self.unknown == "error":
             known = set(vocab)
@@ -198,14 +203,14 @@ class CharText(LightningDataModule):
 
     @property
     def codes(self) -> np.ndarray:
-        """The whole text, (N,) in the smallest type that holds them."""
+        """The codes of the whole text, (N,) in the smallest type that fits."""
         if self._codes is None:
             self.setup()
         assert self._codes is not None
         return self._codes
 
     def part(self, part: Part) -> np.ndarray:
-        """The codes of "train", "val" or "test", one row behind the other."""
+        """The codes of "train", "val" or "test", one row after the other."""
         return np.concatenate([self.codes[start:end] for start, end in self._segments(part, self._rows())])
 
     def train_dataloader(self) -> TensorLoader:
@@ -232,7 +237,7 @@ class CharText(LightningDataModule):
         return batch._replace(inputs=batch.inputs.gather(1, columns), targets=batch.targets.gather(1, columns))
 
     def fingerprint(self) -> int:
-        """A checksum of the text and of what its codes mean."""
+        """A checksum of the text and of the meaning of its codes."""
         alphabet = torch.tensor([ord(char) if char != UNK else -1 for char in self.vocab])
         return loader.checksum(tensor for tensors in ([alphabet], _pieces(self.codes)) for tensor in tensors)
 
@@ -240,7 +245,7 @@ class CharText(LightningDataModule):
         return self.batch_size * rank_and_world_size()[1]
 
     def _bounds(self, length: int) -> list[int]:
-        """Where train, val and test begin in so many characters, and where test ends."""
+        """The positions at which train, val and test begin, and at which test ends."""
         return [floor(length * share + 1e-6) for share in self._shares]  # 1 - 0.9 is a little less than 0.1
 
     def _segments(self, part: str, rows: int) -> list[tuple[int, int]]:
@@ -268,7 +273,7 @@ class CharText(LightningDataModule):
                 sizes = f"{rows} rows" + (f" of seq_len={self.seq_len}" if part == "train" else "")
                 raise ValueError(
                     f"source={self.source!r}: its {part} part has {there} of its {self.corpus.length} characters, "
-                    f"expected at least {needed[part]} for {sizes}: see batch_size, seq_len and the parts' fractions"
+                    f"expected at least {needed[part]} for {sizes}: see batch_size, seq_len and the fractions"
                 )
 
     def _windows(self, part: str) -> Windows:
@@ -299,11 +304,11 @@ class Windows:
 
     Args:
         codes: (N,) the text.
-        starts: (R,) where each row's inputs begin.
+        starts: (R,) the start of each row's inputs.
         seq_len: T.
-        num_windows: of each row.
-        lengths: (R,) inputs of each row that have a target or are context; behind them inputs are 0, targets -100.
-        contexts: (R,) inputs at a row's beginning whose targets are -100.
+        num_windows: number of windows in each row.
+        lengths: (R,) number of inputs of each row with a target or as context; after them inputs are 0, targets -100.
+        contexts: (R,) number of inputs at a row's beginning whose targets are -100.
         fingerprint: what :meth:`fingerprint` returns.
     """
 
@@ -345,19 +350,19 @@ class Windows:
 
 
 class Corpus:
-    """The text of some files, one behind the other, never held whole.
+    """The text of several files, one after the other, never entirely in memory.
 
     Args:
         paths: of UTF-8 files.
-        limit: use the text's first so many characters.
-        printable_ascii: leave out lines that hold anything else.
+        limit: number of characters to use from the beginning.
+        printable_ascii: leave out lines with any other character.
 
     Attributes:
-        length: characters.
-        first_seen: each distinct character and the place where it occurs first, in the order of these.
+        length: number of characters.
+        first_seen: each distinct character and the position where it first occurs, in the order of positions.
 
     Raises:
-        ValueError: there is no character, or a file is not UTF-8; names the file and the byte.
+        ValueError: there are no characters, or a file is not UTF-8; names the file and the byte.
     """
 
     def __init__(self, paths: Sequence[Path], limit: int | None = None, printable_ascii: bool = False) -> None:
@@ -379,7 +384,7 @@ class Corpus:
             raise ValueError(f"{paths[0]}: empty, expected text" + (" there or in a file after it" * (len(paths) > 1)))
 
     def _chunks(self, path: Path, used: int) -> Iterator[str]:
-        """A file's text, of which ``used`` characters come before."""
+        """The text of a file, which ``used`` characters precede."""
         chunks: Iterable[str] = _decoded(path)
         if self.printable_ascii:
             lines = "".join(chunks).split("\n")
@@ -402,7 +407,7 @@ class Corpus:
         Every character is in ``vocab``, or ``unknown`` is "unk".
 
         Raises:
-            ValueError: the text has changed since it was looked at first.
+            ValueError: the text has changed since it was first read.
         """
         size = len(vocab)
         dtype = np.dtype(np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.int32)
@@ -418,7 +423,7 @@ class Corpus:
                     length += len(text)
                     yield table[_code_points(text)]
             if length != self.length:
-                raise ValueError(f"{self.paths[0]}: {length} characters, expected the {self.length} of a moment ago")
+                raise ValueError(f"{self.paths[0]}: {length} characters, expected {self.length}; it has just changed")
 
         if self.length * dtype.itemsize <= MEMORY_LIMIT:
             return np.concatenate(list(pieces()))
@@ -430,26 +435,21 @@ class Corpus:
 
 
 def read_vocab(path: str) -> list[str]:
-    """The vocabulary that a checkpoint's model was trained with, or that stands in a JSON file as a list.
+    """The vocabulary that a checkpoint's model was trained with, or the list in a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds none.
+        ValueError: the file contains no vocabulary.
     """
     file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"vocab_from={path!r}: no such file{nearest_path(file)}")
-    try:
-        if file.suffix == ".json":
-            vocab = json.loads(file.read_bytes())
-        else:
-            vocab = torch.load(file, map_location="cpu", weights_only=True)["hyper_parameters"]["vocab"]
-    except Exception as error:  # whatever a file that is no checkpoint makes torch.load or the look-up raise
-        raise ValueError(
-            f"vocab_from={path!r}: expected a checkpoint with a vocabulary or a JSON list: {type(error).__name__}"
-        ) from error
+    if file.suffix != ".json":
+        vocab = read_checkpoint(file, "vocab_from").get("hyper_parameters", {}).get("vocab")
+    elif file.is_file():
+        vocab = read_json(file)
+    else:
+        raise FileNotFoundError(f"vocab_from={path}: no such file{nearest_path(file)}")
     if not isinstance(vocab, list) or not all(isinstance(char, str) for char in vocab):
-        raise ValueError(f"vocab_from={path!r}: its vocabulary is {_shortened(vocab)}, expected a list of characters")
+        raise ValueError(f"vocab_from={path}: its vocabulary is {_shortened(vocab)}, expected a list of characters")
     return vocab
 
 
@@ -460,7 +460,7 @@ def _find(source: str, root: str | None) -> list[Path]:
         files = [folder / f"{module}.py" for module in MODULES]
         for file in files:
             if not file.is_file():
-                raise FileNotFoundError(f"{file}: not found; this Python comes without its source, see 'source'")
+                raise FileNotFoundError(f"{file}: not found; this Python has no source code, use another 'source'")
         return files
     if source == "tiny_shakespeare":
         file = data_root(root) / "tiny_shakespeare" / "input.txt"

@@ -1,12 +1,11 @@
 """VQAv2: open-ended questions about COCO photographs, from the official files of VQA v1 and v2.
 
 Antol et al. 2015 (v1), Goyal et al. 2017 (v2). Ten people answered each question, and a candidate answer is scored
-against all ten, so that targets are soft: :func:`soft_scores`.
+against all ten, so targets are soft: :func:`soft_scores`.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.files import read_json, require
+from common.checks import at_least
+from common.files import data_root, read_json, require
 from common.vocabulary import build_vocab, tokenize
 from datamodules.parts.image_features import CachedFeatures, decode_image, write_features
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
@@ -33,12 +33,12 @@ from datamodules.parts.vqa_accuracy import NUM_HUMANS, normalize_answer, soft_sc
 
 DOWNLOAD_PAGE = "https://visualqa.org/download.html"
 ANSWER_TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
-"""the files' names of the answer types, and ours"""
+"""the names of the answer types in the files, and ours"""
 
 
 @dataclass(kw_only=True)
 class RatedQuestion(Question):
-    """A question whose ``answer`` is the most frequent one, with the score of every answer that was given."""
+    """A question whose ``answer`` is the most frequent one, with the score of every given answer."""
 
     scores: dict[str, float]
 
@@ -47,7 +47,7 @@ def read_questions(questions_path: Path, annotations_path: Path) -> list[RatedQu
     """The questions of an official pair of files, in the order of their ids; ``image`` is the COCO image id.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file does not exist.
         ValueError: a file or a record of it is malformed; names the file and the question id.
     """
     asked, annotated = _read_records(questions_path, "questions"), _read_records(annotations_path, "annotations")
@@ -103,13 +103,13 @@ def _read_records(path: Path, key: str) -> dict[int, dict[str, Any]]:
 
 
 class CocoImages:
-    """The images of a COCO folder such as ``train2014``, decoded when asked for: (I, 3, size, size) uint8.
+    """The images of a COCO folder such as ``train2014``, decoded on request: (I, 3, size, size) uint8.
 
-    Images are squeezed to a square, not cropped: what a question is about may be at the edge.
+    Images are squeezed to a square, not cropped: the object of a question may be at the edge.
 
     Raises:
-        FileNotFoundError: the folder is not there.
-        ValueError: when asked for, an image cannot be decoded; names the file and the image id.
+        FileNotFoundError: the folder does not exist.
+        ValueError: on request, an image cannot be decoded; names the file and the image id.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
@@ -120,11 +120,11 @@ class CocoImages:
         return self.folder / f"COCO_{self.folder.name}_{image_id:012d}.jpg"
 
     def ids(self) -> list[int]:
-        """Of all images in the folder, in ascending order."""
+        """The ids of all images in the folder, in ascending order."""
         return sorted(int(path.stem[-12:]) for path in self.folder.glob(f"COCO_{self.folder.name}_{'[0-9]' * 12}.jpg"))
 
     def check(self, image_ids: Iterable[int]) -> None:
-        """Raises FileNotFoundError at the first image that is not there."""
+        """Raises FileNotFoundError at the first missing image."""
         there = set(self.ids())  # one look at the folder instead of one per image
         for image_id in image_ids:
             if image_id not in there:
@@ -139,7 +139,7 @@ class CocoImages:
 def cache_features(
     encoder: nn.Module, folders: Sequence[Path], prefix: Path, size: int = 224, batch_size: int = 64
 ) -> None:
-    """Writes the features of all images in COCO ``folders``, which ``encoder`` gets at ``size`` × ``size`` pixels.
+    """Writes the features of all images in COCO ``folders``; ``encoder`` gets them at ``size`` × ``size`` pixels.
 
     See :func:`datamodules.parts.image_features.write_features`.
     """
@@ -150,10 +150,10 @@ def cache_features(
 
 
 class RatedQuestionTable(QuestionTable):
-    """A :class:`QuestionTable` that fetches its images when a batch is formed, and whose ``answers`` are (Q, A) scores.
+    """A :class:`QuestionTable` that loads its images when a batch is formed, and whose ``answers`` are (Q, A) scores.
 
-    ``questions`` name their images by id. The scores are kept as at most ten per question: in full, those of VQA v2's
-    training questions would fill 1.8 GB.
+    ``questions`` refer to their images by id. At most ten scores are kept per question: all scores of VQA v2's training
+    questions would take 1.8 GB.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class RatedQuestionTable(QuestionTable):
         self.answers = torch.arange(len(questions))  # a question's row, for its scores
 
     def fingerprint(self) -> int:
-        """Of the questions, their scores and the images' ids; the images themselves may be too many to read."""
+        """A checksum of the questions, their scores and the image ids; the images may be too many to read."""
         return super().fingerprint() ^ checksum([self.columns, self.scores])
 
     def __getitem__(self, indices: Tensor) -> VQABatch:
@@ -199,29 +199,29 @@ class RatedQuestionTable(QuestionTable):
 class VQAv2(VisualQuestions):
     """The official VQA v2 (or v1) questions about COCO photographs, with soft targets.
 
-    Trains on train2014 less a validation split of its *images*, and tests on val2014, as the test set's answers are
-    not public. The candidate answers are the most frequent ``multiple_choice_answer`` of the training part, and the
-    vocabulary is that of its questions. Training questions that no candidate answers are left out; validation and test
-    keep theirs, and any prediction is wrong there. ``question_types`` are the official answer types.
+    Trains on train2014 without a validation split of its *images*, and tests on val2014, since the test set's answers
+    are not public. The candidate answers are the most frequent ``multiple_choice_answer`` of the training part, and the
+    vocabulary is that of its questions. Training questions without a candidate answer are left out; validation and test
+    keep theirs, for which any prediction is wrong. ``question_types`` are the official answer types.
 
     Args:
-        root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``vqa_v2/``. The names
-            below count from there, and may be absolute.
+        root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``vqa_v2/``. The paths
+            below are relative to it, or absolute.
         train_questions, train_annotations, test_questions, test_annotations: official files of VQA v2. Those of v1 are
             ``OpenEnded_mscoco_train2014_questions.json``, ``mscoco_train2014_annotations.json`` and so on.
         train_images, test_images: COCO folders; the images are ``<folder>/COCO_<folder>_<12 digits>.jpg``.
-        features: ``<prefix>`` of the image features to be used instead, both folders' together: see
+        features: ``<prefix>`` of the image features to use instead, for both folders together: see
             :class:`CachedFeatures`. ``null`` decodes the images.
         image_size: height and width to which images are resized.
-        num_workers: processes that decode images.
+        num_workers: number of processes that decode images.
         batch_size: images per rank and batch; about 5.4 questions come with each (in v1, 3).
-        val_fraction: share of the training images that validates.
-        num_answers: candidate answers, at most.
-        min_count: training questions have a word so often, or it is ``<unk>``.
-        split_seed: seed of the validation split, apart from the run's seed.
+        val_fraction: share of the training images used for validation.
+        num_answers: largest number of candidate answers.
+        min_count: words that occur less often in the training questions become ``<unk>``.
+        split_seed: seed of the validation split, independent of the run's seed.
 
     Raises:
-        FileNotFoundError: a file or an image is not there; says where to get it.
+        FileNotFoundError: a file or an image does not exist; says where to get it.
         ValueError: an argument is out of range, or a file is malformed; names the file and the record.
     """
 
@@ -244,15 +244,9 @@ class VQAv2(VisualQuestions):
         split_seed: int = 0,
     ) -> None:
         super().__init__(batch_size)
-        for name, value, least in (
-            ("image_size", image_size, 1),
-            ("num_workers", num_workers, 0),
-            ("num_answers", num_answers, 1),
-            ("min_count", min_count, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value}: expected at least {least}")
-        folder = Path(root or os.environ.get("LIT_DATA") or "data") / "vqa_v2"
+        at_least(1, image_size=image_size, num_answers=num_answers, min_count=min_count)
+        at_least(0, num_workers=num_workers)
+        folder = data_root(root) / "vqa_v2"
         self.test_files = folder / test_questions, folder / test_annotations
         self.image_folders = {
             "train": folder / train_images,
@@ -302,6 +296,6 @@ class VQAv2(VisualQuestions):
 
 
 def top_answers(answers: Iterable[str], num_answers: int) -> list[str]:
-    """The most frequent answers, the most frequent first; ties in alphabetical order. An empty one is none."""
+    """The most frequent answers in descending order of frequency, ties alphabetically. Empty answers do not count."""
     counts = Counter(answer for answer in answers if answer)
     return sorted(counts, key=lambda answer: (-counts[answer], answer))[:num_answers]

@@ -1,4 +1,4 @@
-"""Mistakes, which every subcommand can meet, and the subcommands that need nothing of Lightning: they start at once."""
+"""User mistakes, shared by all subcommands, and the subcommands that start at once since they need no Lightning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Mistake(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose complaints are a :class:`Mistake`, with the nearest valid name."""
+    """An argument parser that raises its errors as a :class:`Mistake` with the nearest valid name."""
 
     def __init__(self, command: str, documentation: str | None) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
@@ -38,10 +38,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run_command(args: list[str]) -> bool:
-    """Runs ``compare`` or ``sweep`` where ``args`` begin with one of them, and says whether they do.
+    """Runs ``compare`` or ``sweep`` if ``args`` start with one of them, and returns whether they do.
 
     Raises:
-        SystemExit: with status 2 after a mistake, which is said in one line, or with the subcommand's own.
+        SystemExit: with status 2 after a mistake, which is reported in one line, or with the subcommand's own status.
     """
     if not args or args[0] not in COMMANDS:
         return False

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and that are read as data, never as code."""
+"""Checkpoints that are either complete or absent, and that are read as data, never as code."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from common.files import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes under a temporary name in the same folder and renames when all of it is on the disk.
+    """Writes to a temporary name in the same folder and renames the file once it is completely on disk.
 
-    A process that is killed while it writes, or a full disk, leaves the checkpoints before it untouched.
+    If the process is killed while writing, or if the disk is full, earlier checkpoints stay untouched.
 
     Raises:
-        OSError: the disk is full (or another fault of the file system); names file and reason.
+        OSError: the disk is full, or the file system failed in another way; names the file and the reason.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
@@ -40,23 +40,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             left = free.f_bavail * free.f_frsize / 2**20
             raise OSError(
                 f"{target}: could not be saved ({reason.splitlines()[0]}; {left:.0f} MiB free); "
-                "the checkpoints before it are kept"
+                "earlier checkpoints are kept"
             ) from None
 
 
 def take_weights(module: nn.Module, path: Path) -> None:
-    """Gives ``module`` the weights and buffers of a checkpoint, and nothing else of it.
+    """Loads the weights and buffers of a checkpoint into ``module``, and nothing else.
 
     Raises:
         BrokenCheckpoint: see :func:`common.files.read_checkpoint`.
-        ValueError: the checkpoint is of another network: names the first difference.
+        ValueError: the checkpoint belongs to a different network; names the first difference.
     """
     found, wanted = read_checkpoint(path)["state_dict"], module.state_dict()
     for name in [*wanted, *found]:
         here, there = (tuple(state[name].shape) if name in state else None for state in (wanted, found))
         if here != there:
             raise ValueError(
-                f"init_from={path}: {name} is {there or 'not there'} in it and {here or 'not there'} in the model; "
+                f"init_from={path}: {name} is {there or 'missing'} in it and {here or 'missing'} in the model; "
                 "expected a checkpoint of the same network"
             )
     module.load_state_dict(found)

@@ -1,9 +1,9 @@
-"""The command line: Lightning's own, with runs that are recorded and mistakes that are said in one line.
+"""The command line: Lightning's own, with recorded runs and one-line error messages.
 
     train.py fit|validate|test|predict [-c FILE …] [--model.X …] [--data.X …] [--trainer.X …]
 
-``configs/base.yaml`` is always underneath; later files and options win. Facts of the data (its vocabulary, number of
-classes, …) are handed to whatever model has an argument of that name.
+``configs/base.yaml`` is always loaded first; later files and options override it. The facts of a data set (such as its
+vocabulary or number of classes) are passed to any model argument of the same name.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import warnings
 from contextlib import nullcontext
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +24,13 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from common.checks import nearest
-from common.files import BrokenCheckpoint, read_checkpoint, write_whole
+from common.files import write_whole
 from experiments.arguments import run_command
 from experiments.callbacks.checkpoints import RecoveryCheckpoint
 from experiments.callbacks.empty_hooks import leave_out_empty_hooks
 from experiments.callbacks.exact_resume import ExactResume
 from experiments.callbacks.figures import Figures
+from experiments.callbacks.first_batch import FirstBatch
 from experiments.callbacks.global_batch import GlobalBatch
 from experiments.callbacks.graceful_stop import GracefulStop, Stopped, requeue_job
 from experiments.callbacks.representation_probe import BestProbedCheckpoint, RepresentationProbe
@@ -40,29 +38,14 @@ from experiments.callbacks.run_record import RunRecord
 from experiments.callbacks.training_metrics import TrainingMetrics
 from experiments.checkpoint_io import AtomicCheckpointIO, take_weights
 from experiments.compilation import compile_parts
+from experiments.facts import classes_asked_for, shared_facts
 from experiments.metrics_csv import MetricsCSV
 from experiments.mistakes import Mistake, Parser, mistake_in
-from experiments.run_folder import (
-    REPOSITORY,
-    RunFolder,
-    RunOptions,
-    find_runs,
-    folder_of_checkpoint,
-    is_first_process,
-    launcher_run_id,
-    new_run_id,
-    runs_root,
-)
-
-DATA_FACTS = (
-    *("vocab", "answers", "question_types", "image_shape", "num_classes", "class_names"),
-    *("scale_factor", "longest", "sequence_dim", "num_images", "copies", "attributes"),
-)
-"""attributes of a data module that are linked to a model's argument of the same name"""
+from experiments.precision import usable_precision
+from experiments.resuming import RUN_ID, check_weights_file, locate, refuse_contradictions, with_own_config
+from experiments.run_folder import REPOSITORY, RunFolder, RunOptions, is_first_process
 
 BASE_CONFIG = REPOSITORY / "configs" / "base.yaml"
-RUN_ID = "LIT_RUN_ID"
-"""environment variable that tells the processes which a run starts on its other devices which run they belong to"""
 
 
 class CLI(LightningCLI):
@@ -71,88 +54,82 @@ class CLI(LightningCLI):
     folder: RunFolder
     stop: GracefulStop | None = None  # where there is a state to save
 
+    def __init__(self, args: list[str]) -> None:
+        """Reads ``args``, the command line without the program's name, and makes model, data and trainer.
+
+        Raises:
+            Mistake: in the command line or a configuration file.
+        """
+        self.command_line = with_own_config(args)
+        _check_yaml(self.command_line)
+        model, data = classes_asked_for(self.command_line, BASE_CONFIG)
+        self.facts = shared_facts(model, data) if model and data else set()
+        # Building a parser takes a while: only the one that is asked for is built.
+        known = LightningCLI.subcommands()
+        asked = args[0] if args else ""
+        self._subcommands = {asked: known[asked]} if asked in known else known
+        options: dict[str, Any] = {"allow_abbrev": False}
+        of_subcommand = {"default_config_files": [str(BASE_CONFIG)], **options}
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            parser_class=Parser,
+            parser_kwargs=options | dict.fromkeys(self._subcommands, of_subcommand),
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(self.command_line)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
         parser.add_argument(
-            "--test_after_fit", type=bool, default=True, help="Whether fit ends by testing the best checkpoint."
+            "--test_after_fit", type=bool, default=True, help="Whether fit tests the best checkpoint at the end."
         )
         parser.add_argument(
-            "--allow_changed_data", type=bool, default=False, help="Whether to resume on data that have changed."
+            "--allow_changed_data", type=bool, default=False, help="Whether to resume even if the data have changed."
         )
         parser.add_argument(
             "--init_from",
             type=str | None,
             default=None,
-            help="A checkpoint whose weights a new run starts from, to train on on other data, say.",
+            help="A checkpoint whose weights a new run starts from, for example to continue training on other data.",
         )
         parser.add_argument(
-            "--compile", type=bool, default=False, help="Whether the networks run through torch.compile."
+            "--compile", type=bool, default=False, help="Whether to compile the networks with torch.compile."
         )
         parser.add_argument(
             "--matmul_precision",
             type=Literal["highest", "high", "medium"],
             default="highest",
-            help="Of float32 matrix products: high is TF32 on GPUs that have it.",
+            help="Precision of float32 matrix products; high means TF32 on GPUs that have it.",
         )
         parser.add_lightning_class_args(GlobalBatch, "batch")
         parser.add_lightning_class_args(BestProbedCheckpoint, "best")
         parser.add_lightning_class_args(RecoveryCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Figures, "figures")
         parser.add_lightning_class_args(RepresentationProbe, "probe")
-        for fact in DATA_FACTS:
+        for fact in sorted(self.facts):
             parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        # Building a parser takes a while: only the one that is asked for is built.
-        known = LightningCLI.subcommands()
-        asked = sys.argv[1] if len(sys.argv) > 1 else ""
-        return {asked: known[asked]} if asked in known else known
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        return self._subcommands
 
     def _parse_ckpt_path(self) -> None:
         """Finds the run's folder and the checkpoint to start from.
 
-        Lightning would let the checkpoint's hyper-parameters win over the command line without a word.
+        Lightning would silently let the checkpoint's hyperparameters override the command line.
         """
         config = self.config[self.config.subcommand]
         self.folder, checkpoint = locate(self.config.subcommand, config)
         config.ckpt_path = str(checkpoint) if checkpoint else None
-        if config.init_from and not Path(config.init_from).is_file():
-            near = nearest(
-                Path(config.init_from).name, (file.name for file in Path(config.init_from).parent.glob("*.ckpt"))
-            )
-            raise Mistake(f"init_from={config.init_from}: no such file; expected a checkpoint{near}")
+        check_weights_file(config.init_from)
         if checkpoint:
-            self._refuse_contradictions(config, checkpoint)
-
-    def _refuse_contradictions(self, config: Any, checkpoint: Path) -> None:
-        asked = config.model.as_dict()
-        saved = read_checkpoint(checkpoint).get("hyper_parameters", {})
-        if (saved_class := saved.get("_class_path", asked["class_path"])) != asked["class_path"]:
-            raise Mistake(f"ckpt_path={checkpoint}: holds a {saved_class}, expected a {asked['class_path']}")
-        pairs = {f"model.{key}": (value, saved.get(key, value)) for key, value in asked.get("init_args", {}).items()}
-        package, _, name = asked["class_path"].rpartition(".")
-        adjustable = getattr(getattr(import_module(package), name), "adjustable", ())
-        origin = folder_of_checkpoint(checkpoint)
-        if self.config.subcommand != "fit":
-            for key in adjustable:
-                new, old = pairs.pop(f"model.{key}")
-                if new is None and old is not None:
-                    config.model.init_args[key] = old
-        elif origin is not None:
-            run = yaml.safe_load(origin.config.read_text())
             now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
-            for part in ("model", "data"):
-                old, new = run[part].get("init_args", {}), now[part].get("init_args", {})
-                pairs |= {f"{part}.{key}": (value, old.get(key, value)) for key, value in new.items()}
-            pairs["seed_everything"] = (now["seed_everything"], run["seed_everything"])
-        for key, (new, old) in pairs.items():
-            linked = key.removeprefix("model.") in DATA_FACTS
-            if _plain(new) != _plain(old) and not linked:
-                raise Mistake(
-                    f"{key}={_plain(new)}: contradicts the checkpoint {checkpoint}, which was made with {_plain(old)}; "
-                    "expected the same, or a new run without --ckpt_path"
-                )
+            refuse_contradictions(self.config.subcommand, config, now, checkpoint, self.facts)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config, options = self._get(self.config_init, "trainer"), self._get(self.config_init, "run")
@@ -161,12 +138,13 @@ class CLI(LightningCLI):
         seed = self._get(self.config, "seed_everything")
         metrics = MetricsCSV(self.folder.metrics)
         resume = ExactResume(self._get(self.config, "allow_changed_data"))
-        extra: list[Callback] = [TrainingMetrics(), resume]
+        extra: list[Callback] = [FirstBatch(), TrainingMetrics(), resume]
         if not config.fast_dev_run:
             best.dirpath = str(self.folder.checkpoints)
             recovery.folder = self.folder
             figures.folder = self.folder.figures
-            record = RunRecord(self.folder, self._rerunnable_config(), seed, options.tags, best, metrics)
+            command = ["train.py", *self.command_line]
+            record = RunRecord(self.folder, self._rerunnable_config(), command, seed, options.tags, best, metrics)
             extra.append(record)
         if config.enable_progress_bar is not False:
             from lightning.pytorch.callbacks import RichProgressBar
@@ -181,6 +159,7 @@ class CLI(LightningCLI):
         kwargs["callbacks"] = [probe, *(config.callbacks or []), *extra]
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        kwargs["precision"] = usable_precision(config.precision, self.model, str(config.accelerator))
         kwargs["default_root_dir"] = config.default_root_dir or str(self.folder.path)
         unchecked = config.enable_checkpointing is False or config.fast_dev_run
         wanted = [batch, figures]
@@ -189,10 +168,11 @@ class CLI(LightningCLI):
             wanted += [best, recovery, self.stop]
         trainer: Any = self._instantiate_trainer({**config, **kwargs, "logger": loggers}, wanted)
         leave_out_empty_hooks(trainer.callbacks)
-        return trainer
+        found: Trainer = trainer
+        return found
 
     def _rerunnable_config(self) -> str:
-        """The complete configuration as YAML, less what ties it to this one run."""
+        """The complete configuration as YAML, without the parts that tie it to this one run."""
         config = self.config[self.subcommand].clone()
         config.ckpt_path = config.run.id = None
         text: str = self._parser(self.subcommand).dump(config, skip_none=False)
@@ -202,13 +182,13 @@ class CLI(LightningCLI):
         from experiments.weights_and_biases import wandb_logger
 
         config = yaml.safe_load(self._rerunnable_config())
-        linked = {key: value for key, value in self.model.hparams.items() if key in DATA_FACTS}
+        linked = {key: value for key, value in self.model.hparams.items() if key in self.facts}
         short = {key: value for key, value in linked.items() if len(str(value)) < 1000}
         config["model"]["init_args"] = config["model"].get("init_args", {}) | short
         return wandb_logger(self.folder, config, options.project, str(self.subcommand), options.tags)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing yet: making the objects and running them are told apart, see :meth:`execute`."""
+        """Does nothing yet: building the objects and running them are separate steps, see :meth:`execute`."""
 
     def execute(self) -> None:
         """Runs the subcommand."""
@@ -247,10 +227,10 @@ class CLI(LightningCLI):
         self._report()
 
     def predict(self, **kwargs: Any) -> None:
-        """Predicts, and writes ``predictions.json`` into the run's folder: what ``predict_step`` returned, in order."""
+        """Predicts, and writes what ``predict_step`` returned, in order, to ``predictions.json`` in the run folder."""
         if self.trainer.world_size > 1:
             raise Mistake(
-                f"trainer.devices={self.trainer.num_devices}: expected 1 to predict, so that all are in order"
+                f"trainer.devices={self.trainer.num_devices}: expected 1 for predict, which keeps predictions in order"
             )
         batches = self.trainer.predict(**kwargs) or []
         items = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
@@ -266,133 +246,40 @@ class CLI(LightningCLI):
             print_report(self.folder, str(self.subcommand), dict(self.trainer.callback_metrics))
 
 
-def locate(subcommand: str, config: Any) -> tuple[RunFolder, Path | None]:
-    """The folder of the run and the checkpoint to start from, if any.
-
-    ``ckpt_path`` may be a file, ``last`` (the newest state of the run ``run.id``, or of the newest run of this name;
-    for ``fit`` none is a fresh start) or ``best`` (likewise). A file in a run's folder belongs to that run. Under
-    torchrun its ``--rdzv-id`` stands for ``run.id``.
-
-    Raises:
-        Mistake: no such checkpoint.
-    """
-    options = config.run
-    name = options.name or f"{_technique(config.model.class_path)}/{_snake_case(config.data.class_path)}"
-    if len(name.split("/")) != 2:
-        raise Mistake(f"run.name={name}: expected <technique>/<data set>")
-    root = runs_root(options)
-    run_id = options.id or os.environ.get(RUN_ID) or launcher_run_id()
-    wanted = config.ckpt_path
-    if wanted in ("last", "best"):
-        folders = [RunFolder(root / name / run_id)] if run_id else find_runs(root, name)[::-1]
-        for folder in folders:
-            found = newest_readable(folder) if wanted == "last" else folder.best_checkpoint()
-            if found:
-                return folder, found
-        if subcommand != "fit" or wanted == "best":
-            raise Mistake(f"ckpt_path={wanted}: no run of {name} in {root} has such a checkpoint")
-        wanted = None
-    if wanted:
-        path = Path(wanted)
-        if not path.is_file():
-            near = nearest(path.name, (file.name for file in path.parent.glob("*.ckpt")))
-            raise Mistake(f"ckpt_path={wanted}: no such file; expected a checkpoint, 'last' or 'best'{near}")
-        if (origin := folder_of_checkpoint(path)) and not options.id:
-            return origin, path
-        return RunFolder(root / name / (run_id or new_run_id())), path
-    return RunFolder(root / name / (run_id or new_run_id())), None
-
-
-def newest_readable(folder: RunFolder) -> Path | None:
-    """The newest state of a run that can be read; says so where a newer one cannot."""
-    candidates = folder.recovery_checkpoints()
-    for i, path in enumerate(candidates):
-        try:
-            read_checkpoint(path)
-        except BrokenCheckpoint as error:
-            older = candidates[i + 1] if i + 1 < len(candidates) else None
-            print(f"warning: {error}; going on from {older or 'the start'} instead", file=sys.stderr)
-        else:
-            return path
-    return None
-
-
-def _plain(value: Any) -> Any:
-    return yaml.safe_load(yaml.safe_dump(value)) if not hasattr(value, "as_dict") else value.as_dict()
-
-
-def _technique(class_path: str) -> str:
-    """``lit_models.vqa.VQA`` is ``vqa``."""
-    return class_path.split(".")[-2] if "." in class_path else class_path.lower()
-
-
-def _snake_case(class_path: str) -> str:
-    """``datamodules.easy_vqa.EasyVQA`` is ``easy_vqa``."""
-    name = class_path.rpartition(".")[2]
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
 def _check_yaml(args: list[str]) -> None:
-    """Says in which file the configuration is no YAML, which jsonargparse does not."""
+    """Reports which configuration file is not valid YAML, which jsonargparse does not do."""
     for option, path in pairwise(args):
         if option in ("-c", "--config") and Path(path).is_file():
             try:
                 yaml.safe_load(Path(path).read_text())
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise Mistake(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-
-
-def _with_own_config(args: list[str]) -> list[str]:
-    """A checkpoint in a run's folder brings its configuration along where none is given."""
-    given = any(arg in ("-c", "--config") or arg.startswith(("-c=", "--config=")) for arg in args)
-    for i, arg in enumerate(args):
-        if not given and arg.split("=")[0] == "--ckpt_path":
-            path = arg.partition("=")[2] or "".join(args[i + 1 : i + 2])
-            if folder := folder_of_checkpoint(Path(path)):
-                return [args[0], "-c", str(folder.config), *args[1:]]
-    return args
+                raise Mistake(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _hush_lightning() -> None:
-    """Leaves out an advertisement and a deprecation inside Lightning, which no user can act on."""
+    """Hides an advertisement and a deprecation warning of Lightning that users can do nothing about."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # jsonargparse names the data module in a debug message, for which Lightning would make all loaders and read them.
-    LightningDataModule.__str__ = object.__repr__  # type: ignore[method-assign]
 
 
-def build(args: list[str] | None = None) -> CLI:
-    """Reads the command line (by default ``sys.argv``) and makes model, data and trainer; ``execute`` runs them."""
+def build(args: list[str]) -> CLI:
+    """Makes model, data and trainer as ``train.py`` does for this command line; the result's ``execute`` runs them."""
     _hush_lightning()
-    if args is not None:
-        sys.argv[1:] = args
-    sys.argv[1:] = _with_own_config(sys.argv[1:])
-    _check_yaml(sys.argv[1:])
-    return CLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_callback=None,
-        parser_class=Parser,
-        parser_kwargs={"allow_abbrev": False}
-        | {name: {"default_config_files": [str(BASE_CONFIG)], "allow_abbrev": False} for name in CLI.subcommands()},
-    )
+    return CLI(args)
 
 
 def main() -> None:
-    """What ``train.py`` calls. A user's mistake ends with one line and exit status 2; LIT_TRACEBACK=1 shows it all."""
+    """Called by ``train.py``. A user's mistake gives one line and exit status 2; LIT_TRACEBACK=1 shows the rest."""
     if run_command(sys.argv[1:]):
         return
     building = True
     try:
-        cli = build()
+        cli = build(sys.argv[1:])
         building = False
         cli.execute()
     except Stopped as stop:
-        saved = f"the state is saved in {stop.checkpoint}" if stop.checkpoint else "it had not taken its first step"
+        saved = f"the state is saved in {stop.checkpoint}" if stop.checkpoint else "it had not yet taken its first step"
         print(f"{stop}: stopped; {saved}", file=sys.stderr)
         if stop.number == signal.SIGUSR1:
             if is_first_process():

@@ -1,4 +1,4 @@
-"""``--compile true``: the networks of a module go through ``torch.compile``, the module itself does not."""
+"""``--compile true``: compiles the networks of a module with ``torch.compile``, but not the module itself."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torchmetrics import Metric
 def compile_parts(module: LightningModule, device: torch.device) -> None:
     """Compiles each part of ``module`` in place, at its first use: names and checkpoints stay the same.
 
-    A part is a direct child that has parameters. Those with a recurrent layer of torch (``nn.LSTM`` and the like), at
-    which ``torch.compile`` gives up, are left out, and all of them where the device has no working compiler; one
-    warning says so. What a technique computes outside its parts, such as its loss, is not compiled.
+    A part is a direct child that has parameters. Parts with a recurrent layer of torch (such as ``nn.LSTM``), on which
+    ``torch.compile`` gives up, are left out. Without a working compiler for the device, all parts are left out. One
+    warning reports it. Computations outside the parts, such as the loss, are not compiled.
     """
     parts = {
         name: child
@@ -23,10 +23,10 @@ def compile_parts(module: LightningModule, device: torch.device) -> None:
     }
     recurrent = [name for name, part in parts.items() if any(isinstance(m, nn.RNNBase) for m in part.modules())]
     if reason := no_compiler(device):
-        rank_zero_warn(f"compile: nothing is compiled, as torch.compile does not work on {device.type} here ({reason})")
+        rank_zero_warn(f"compile: nothing is compiled: torch.compile does not work on {device.type} here ({reason})")
         return
     if recurrent:
-        rank_zero_warn(f"compile: left out for their recurrent layers: {', '.join(recurrent)}")
+        rank_zero_warn(f"compile: left out because of their recurrent layers: {', '.join(recurrent)}")
     compiled = [part for name, part in parts.items() if name not in recurrent]
     # The parts share one count of variants (of sizes, and of training, validation and pictures), and beyond the limit
     # they would run uncompiled.
@@ -37,7 +37,7 @@ def compile_parts(module: LightningModule, device: torch.device) -> None:
 
 
 def no_compiler(device: torch.device) -> str | None:
-    """Why ``torch.compile`` does not work on ``device``, found by compiling one addition; None where it works."""
+    """Why ``torch.compile`` does not work on ``device``, found by compiling one addition; None if it works."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception as error:  # of many kinds: no compiler, no Python headers, no Triton, a GPU that is too old

@@ -1,25 +1,29 @@
-"""Checkpoints of lightning-bolts 0.7.0 as ours: python -m experiments.from_lightning_bolts CHECKPOINT OUT
+"""Converts checkpoints of lightning-bolts 0.7.0.
 
-Its SimCLR and Moco_v2 come over whole, its AE and VAE as far as their encoders go: they decode by a ResNet in reverse,
-which no technique here has, so ``--encoder_only`` has to say that a new decoder will do. What is written is loaded by
-``load_from_checkpoint(OUT, weights_only=True)`` of the module that the last line names, and takes pixels in 0..1: the
-normalization that the network was trained with goes along.
+    python -m experiments.from_lightning_bolts CHECKPOINT OUT
+
+SimCLR and Moco_v2 are converted completely. Of AE and VAE only the encoders are converted: they decode with a reversed
+ResNet, which no technique here has, so ``--encoder_only`` must confirm that a new decoder will do. Load the result with
+``load_from_checkpoint(OUT, weights_only=True)`` of the module that the last line names. It takes pixels in 0..1, since
+the normalization that the network was trained with is converted too.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from common.checks import one_of
+from common.files import read_checkpoint
 from lit_models.autoencoder import Autoencoder
 from lit_models.moco import MoCo
 from lit_models.networks.encoders import IMAGENET_MEAN, IMAGENET_STD, RESNETS
@@ -56,7 +60,7 @@ def convert(
     normalization: str | None = None,
     encoder_only: bool = False,
 ) -> LightningModule:
-    """Writes to ``out`` what a checkpoint of lightning-bolts holds, and returns the module, in evaluation.
+    """Converts a checkpoint of lightning-bolts, writes it to ``out``, and returns the module in evaluation mode.
 
     Args:
         checkpoint: of its SimCLR, Moco_v2, AE or VAE.
@@ -66,22 +70,23 @@ def convert(
         encoder_only: leave the decoder of an AE or VAE as it is made, untrained.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: a checkpoint of something else, or of what cannot be converted; the line says why.
     """
-    theirs, said = _read(checkpoint)
+    content = read_checkpoint(Path(checkpoint), "checkpoint")
+    theirs, said = content["state_dict"], content.get("hyper_parameters", {})
     dataset = str(said.get("dataset", "")).removesuffix("2012")
     kind = _kind(theirs, checkpoint)
     size = size or said.get("input_height") or SIZES.get(dataset)
     if size is None:
-        raise ValueError("size=null: expected the pixels of a side of the images, which this checkpoint does not say")
+        raise ValueError("size=null: expected the side of the images in pixels, since this checkpoint does not say it")
     if normalization is None:
         normalization = "none" if kind in ("AE", "VAE") else dataset
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization={normalization or 'null'}: expected one of {', '.join(NORMALIZATIONS)}")
+    one_of(NORMALIZATIONS, normalization=normalization or None)
     if kind in ("AE", "VAE") and not encoder_only:
         raise ValueError(
-            f"encoder_only=False: expected True (--encoder_only), for this is lightning-bolts' {kind}, whose decoder, "
-            "a ResNet in reverse, has no counterpart here; its encoder comes over, and a new decoder is begun"
+            f"encoder_only=False: expected True (--encoder_only), since the decoder of lightning-bolts' {kind}, a "
+            "reversed ResNet, has no counterpart here; its encoder is converted, and the new decoder is untrained"
         )
     mean, std = NORMALIZATIONS[normalization]
     scale = {"mean": torch.tensor(mean)[:, None, None], "std": torch.tensor(std)[:, None, None]}
@@ -89,23 +94,11 @@ def convert(
         made = KINDS[kind](theirs, {**said, "size": int(size)}, scale)
         model = built(made)
     except KeyError as error:
-        raise ValueError(f"checkpoint={checkpoint}: of a {kind}, but without {error.args[0]}") from None
+        raise ValueError(f"checkpoint={checkpoint}: a {kind} checkpoint without {error.args[0]}") from None
     hyper_parameters = {**model.hparams, "_class_path": f"{made.module.__module__}.{made.module.__qualname__}"}
     content = {"state_dict": model.state_dict(), "hyper_parameters": hyper_parameters, "epoch": 0, "global_step": 0}
     torch.save({**content, "pytorch-lightning_version": metadata.version("lightning")}, out)
     return model.eval()
-
-
-def _read(checkpoint: str) -> tuple[Weights, Mapping[str, Any]]:
-    """The weights and the arguments in a checkpoint, read as data."""
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        return content["state_dict"], content.get("hyper_parameters", {})
-    except OSError as error:
-        raise ValueError(f"checkpoint={checkpoint}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-        reason = "it has no state_dict" if isinstance(error, KeyError) else (str(error).splitlines() or ["empty"])[0]
-        raise ValueError(f"checkpoint={checkpoint}: expected one of lightning-bolts ({reason})") from None
 
 
 def _kind(theirs: Weights, checkpoint: str) -> str:
@@ -128,7 +121,7 @@ def built(made: Converted) -> LightningModule:
     missing, unexpected = model.load_state_dict(made.weights, strict=False)
     missing = [key for key in missing if not key.startswith(made.left_new)]
     if missing or unexpected:
-        raise ValueError(f"weights that do not fit {made.module.__name__}: {', '.join([*missing, *unexpected][:3])}")
+        raise ValueError(f"the weights do not fit {made.module.__name__}: {', '.join([*missing, *unexpected][:3])}")
     return model
 
 
@@ -149,20 +142,22 @@ def _stem(said: Mapping[str, Any]) -> str:
     chosen = bool(said["first_conv"]), bool(said["maxpool1"])
     if chosen not in STEMS:
         raise ValueError(
-            f"first_conv={chosen[0]}, maxpool1={chosen[1]}: expected both or neither, as the stems here are"
+            f"first_conv={chosen[0]}, maxpool1={chosen[1]}: expected both or neither, as in the stems here"
         )
     return STEMS[chosen]
 
 
 def _name(name: Any, argument: str) -> str:
-    if name not in RESNETS:
-        raise ValueError(f"{argument}={name!r}: expected one of {', '.join(RESNETS)}")
+    one_of(RESNETS, **{argument: name})
     return str(name)
 
 
 def _simclr(theirs: Weights, said: Mapping[str, Any], scale: Weights) -> Converted:
-    """Its head is linear, batch normalization, ReLU, linear. Ours has no bias before the normalization, which takes it
-    out again, and one normalization more, made so that it changes nothing in evaluation."""
+    """The weights of a SimCLR whose head is linear, batch normalization, ReLU, linear.
+
+    Ours has no bias before the normalization, which takes it out again, and one more normalization, whose weights are
+    chosen so that it changes nothing in evaluation.
+    """
     head = "projection.model"
     norm = {key: theirs[f"{head}.1.{key}"] for key in ("weight", "bias", "running_var", "num_batches_tracked")}
     norm["running_mean"] = theirs[f"{head}.1.running_mean"] - theirs[f"{head}.0.bias"]
@@ -223,8 +218,8 @@ def _coder(said: Mapping[str, Any]) -> dict[str, Any]:
     expected = "cifar" if said["size"] <= 64 else "imagenet"
     if _stem(said) != expected:
         raise ValueError(
-            f"size={said['size']} with the {_stem(said)} stem: expected {expected}, which encoders of autoencoders "
-            "have for images of that size"
+            f"size={said['size']} with the {_stem(said)} stem: expected {expected}, the stem of autoencoders here for "
+            "images of that size"
         )
     return {"image_shape": [3, said["size"], said["size"]], "encoder": name}
 
@@ -237,8 +232,10 @@ def _autoencoder(theirs: Weights, said: Mapping[str, Any], scale: Weights) -> Co
 
 
 def _vae(theirs: Weights, said: Mapping[str, Any], scale: Weights) -> Converted:
-    """Its loss divided by the pixels P and the dimensions D is ours of a Gaussian of variance ½, times 1/P: with
-    β = kl_coeff · P/D."""
+    """The weights of a VAE, whose loss is ours of a Gaussian of variance ½, times 1/P, with β = kl_coeff · P/D.
+
+    P is the number of pixels and D that of dimensions, by which it divides the two terms.
+    """
     weights = _resnet(theirs, "encoder.", "encoder.0.", scale)
     for part in ("weight", "bias"):
         weights[f"encoder.1.{part}"] = torch.cat([theirs[f"fc_mu.{part}"], theirs[f"fc_var.{part}"]])
@@ -262,19 +259,19 @@ KINDS: dict[str, Callable[[Weights, Mapping[str, Any], Weights], Converted]] = {
 
 
 def main(args: list[str]) -> int:
-    """The exit status: 2 after a mistake, which is said in one line."""
+    """The exit status: 2 after a mistake, which is reported in one line."""
     parser = argparse.ArgumentParser(
-        "python -m experiments.from_lightning_bolts", description=(__doc__ or "").split(":")[0], allow_abbrev=False
+        "python -m experiments.from_lightning_bolts", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of its SimCLR, Moco_v2, AE or VAE")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of its SimCLR, Moco_v2, AE or VAE")
     parser.add_argument("out", metavar="OUT", help="the file to write")
-    parser.add_argument("--size", type=int, help="pixels of a side of the images (default: what the checkpoint says)")
-    parser.add_argument("--normalization", help=f"{', '.join(NORMALIZATIONS)} (default: its own script's)")
-    parser.add_argument("--encoder_only", action="store_true", help="leave an AE's or VAE's decoder untrained")
+    parser.add_argument("--size", type=int, help="side of the images in pixels (default: taken from the checkpoint)")
+    parser.add_argument("--normalization", help=f"{', '.join(NORMALIZATIONS)} (default: that of bolts' own script)")
+    parser.add_argument("--encoder_only", action="store_true", help="leave the decoder of an AE or VAE untrained")
     options = vars(parser.parse_args(args))
     try:
         model = convert(**options)
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{options['out']}: {type(model).__module__}.{type(model).__name__}")

@@ -1,4 +1,4 @@
-"""A logger that writes one wide CSV file and can go on with it after a restart."""
+"""A logger that writes one wide CSV file and can continue it after a restart."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from common.files import write_whole
 
 
 class MetricsCSV(Logger):
-    """``metrics.csv``: a row a call, a column a metric, ``step`` and ``epoch`` first.
+    """``metrics.csv``: one row per call and one column per metric, with ``step`` and ``epoch`` first.
 
-    Lightning's CSVLogger starts its file anew when a run is resumed; this one drops the rows that were written after
-    the checkpoint (:meth:`truncate`) and appends.
+    Lightning's CSVLogger starts a new file when a run is resumed; this one drops the rows written after the checkpoint
+    (:meth:`truncate`) and appends to the rest.
 
     Args:
         path: the file. It is created with the first row.
@@ -53,7 +53,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's folder has the whole configuration."""
+        """Does nothing: the run's folder holds the whole configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -97,5 +97,5 @@ class MetricsCSV(Logger):
 
 
 def _text(value: Any) -> str:
-    """Floats in the shortest form that reads back as the same number."""
+    """Floats in the shortest form that is read back as the same number."""
     return repr(float(value)) if isinstance(value, float) else str(value)

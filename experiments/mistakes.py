@@ -1,4 +1,4 @@
-"""A user's mistake becomes one readable line: what is wrong, what was expected, and the nearest valid name."""
+"""Turns a user's mistake into one readable line: what is wrong, what was expected, and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from experiments.run_folder import REPOSITORY
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, which says what is wrong in one line instead of forty."""
+    """Lightning's parser, with error messages of one line instead of forty."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # one of several types is being tried: the outermost parser will speak
@@ -27,10 +27,10 @@ class Parser(LightningArgumentParser):
 
 
 def mistake_in(error: BaseException, while_building: bool) -> str | None:
-    """The line to show for an exception that a user's mistake caused; None for any other.
+    """The line to show for an exception that a user's mistake caused; None for any other exception.
 
-    A mistake is what this project's own code raises on purpose (a ``raise`` of a ValueError, TypeError or OSError),
-    what Lightning calls a misconfiguration, and, ``while_building`` the objects that the configuration names, any
+    Mistakes are the errors that this project's own code raises on purpose (a ``raise`` of a ValueError, TypeError or
+    OSError), Lightning's misconfiguration errors, and, ``while_building`` the objects that the configuration names, any
     ValueError or OSError.
     """
     while str(error).startswith("Does not validate against any of the Union") and error.__cause__ is not None:
@@ -47,7 +47,7 @@ def mistake_in(error: BaseException, while_building: bool) -> str | None:
 
 
 def one_line(message: str, parser: LightningArgumentParser) -> str:
-    """The useful line of jsonargparse's message, and the nearest valid name where a name is wrong."""
+    """The useful line of jsonargparse's message, with the nearest valid name if a name is wrong."""
     keys = re.findall(r"(?:Parser key|Key) \"([^\"]+)\":", message)
     given = re.search(r"Given value: NestedArg\(key='([^']+)', val=(.*)\)", message)
     path = ".".join(dict.fromkeys(keys))  # in order, each once
@@ -74,6 +74,9 @@ def one_line(message: str, parser: LightningArgumentParser) -> str:
         return f"{path}: {match[1]} has no class {match[2]!r}{nearest(match[2], _classes(match[1]))}"
     if match := re.search(r"No module named '([^']+)'", message):
         return f"{path}: no module named {match[1]!r}{nearest(match[1], _modules())}"
+    if classes and (match := re.search(r"the following arguments are required: (\w+)", message)):
+        source = ", or data with an attribute of that name" if path == "model" else ""
+        return f"{path}.{match[1]}: {classes[-1]} requires it; expected --{path}.{match[1]}{source}"
     if match := re.search(r"File does not exist: '([^']+)'", message):
         return f"{path}: no file {_relative(match[1])!r}{nearest(_relative(match[1]), _configs())}"
     if match := re.search(r"Expected an? (.+?)\.? Got value: (.*)", message):

@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""The table that a run ends with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.run_folder import RunFolder, read_record
 
 
 def print_report(folder: RunFolder, subcommand: str, metrics: dict[str, Any]) -> None:
-    """Metrics, time, speed, where everything is and how to go on: for ``fit`` from its summary, else ``metrics``."""
+    """Prints metrics, time, speed, paths and how to continue: for ``fit`` from its summary, else from ``metrics``."""
     summary = read_record(folder.summary) if subcommand == "fit" else {}
     table = Table(title=f"{folder.name}  {folder.id}", title_justify="left")
     table.add_column("metric")
@@ -27,8 +27,9 @@ def print_report(folder: RunFolder, subcommand: str, metrics: dict[str, Any]) ->
     if summary:
         table.add_section()
         table.add_row("wall time", f"{summary['wall_seconds']:.0f} s")
-        if "samples_per_second" in summary:
-            table.add_row("samples per second", f"{summary['samples_per_second']:.0f}")
+        for key in summary:
+            if key.endswith("_per_second"):
+                table.add_row(key.replace("_", " "), f"{summary[key]:.0f}")
     console = Console(width=None if os.isatty(1) else 100)
     console.print(table)
     path = _relative(folder.path)
@@ -44,7 +45,7 @@ def print_report(folder: RunFolder, subcommand: str, metrics: dict[str, Any]) ->
 
 
 def _values(metrics: dict[str, Any], stage: str) -> dict[str, float | None]:
-    """The metrics of a stage, without its name in front."""
+    """The metrics of a stage, without the stage's prefix."""
     chosen = {name: value for name, value in metrics.items() if name.startswith(stage) and "/" in name}
     return {name.partition("/")[2]: None if value is None else float(value) for name, value in chosen.items()}
 
@@ -54,6 +55,6 @@ def _number(value: float | None) -> str:
 
 
 def _relative(path: Path) -> str:
-    """From the working directory where that is shorter."""
+    """The path relative to the working directory, if it is below it."""
     relative = os.path.relpath(path)
     return relative if not relative.startswith("..") else str(path)

@@ -1,16 +1,13 @@
 """How good a representation is, by the same yardstick for every technique: features (N, D) in, a few numbers out.
 
 Pure functions of tensors, on whatever device they are. What the numbers mean is best seen beside those of a
-representation that learned nothing: the pixels, their principal components, an encoder with random weights. For the
-data and the encoder of a configuration, on its validation part:
-
-    python -m experiments.representations -c configs/vae/digits.yaml [--data.batch_size 256 …]
+representation that learned nothing: the pixels, their principal components, an encoder with random weights, which
+``configs/representations/`` measures.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,14 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.checks import at_least, more_than
+
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
-"""of the linear probe's weights, beside the *mean* loss, from which validation chooses"""
+"""penalties of the linear probe's weights, added to the *mean* loss; validation chooses among them"""
 FRACTIONS = {"1pct": 0.01, "10pct": 0.1}
-"""shares of the training labels that the probe is also fitted on"""
+"""shares of the training labels on which a probe is fitted too"""
 BLOCK = 2**22
-"""numbers of a block of similarities: 16 MB, in memory that is used again: larger ones take a CPU twice as long"""
+"""numbers in a block of similarities: 16 MB of reused memory; larger blocks take a CPU twice as long"""
 MOST_COMPARED = 10_000
-"""features that are compared pair by pair; of more, so many evenly spaced ones"""
+"""features that are compared pair by pair; if there are more, this many evenly spaced ones are used"""
 
 
 # ---- accuracy --------------------------------------------------------------------------------------------------------
@@ -34,14 +33,14 @@ MOST_COMPARED = 10_000
 def knn_predict(
     bank: Tensor, labels: Tensor, queries: Tensor, num_classes: int, k: int = 200, temperature: float = 0.1
 ) -> Tensor:
-    """The class that the k most similar features of the bank vote for: Wu et al. 2018, section 3.4.
+    """The class voted for by the k most similar features in the bank: Wu et al. 2018, section 3.4.
 
-    A neighbor of cosine similarity s has exp(s / temperature) votes.
+    A neighbor with cosine similarity s has exp(s / temperature) votes.
 
     Args:
         bank, labels: features (N, D) and their classes (N,).
         queries: features (M, D).
-        k: neighbors; all where the bank has fewer.
+        k: number of neighbors; all of them if the bank has fewer.
 
     Returns:
         (M,) classes.
@@ -78,14 +77,15 @@ def fit_linear_probes(
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
 ) -> Iterator[LinearProbe]:
-    """Multinomial logistic regression by full-batch L-BFGS, for each penalty λ beginning where the one before ended:
+    """Multinomial logistic regression by full-batch L-BFGS, for each penalty λ starting where the previous one ended.
 
         mean cross-entropy + λ/2 ‖W‖²        (scikit-learn's C = 1 / (λ N); the bias costs nothing)
 
-    Deterministic, and without autograd, which ``inference_mode`` does not have. Needs 16 N D bytes or so.
+    Deterministic, and without autograd, which ``inference_mode`` turns off. Needs about 16 N D bytes.
 
     Args:
-        features: (N, D), standardized. In float32 the large products are, and all else is float64: in half the time.
+        features: (N, D), standardized. If they are float32, so are the large products, which halves the time; all else
+            is float64.
         labels: (N,), each below ``num_classes``.
         tolerance: largest element of the gradient, in the coordinates below, at which it has converged; the default
             is as in scikit-learn.
@@ -128,7 +128,7 @@ def fit_linear_probes(
 
 
 def standardize(bank: Tensor, *others: Tensor) -> list[Tensor]:
-    """Each dimension less the bank's mean, over its deviation, in float64; a dimension that is constant becomes 0."""
+    """Each dimension minus the bank's mean, divided by its deviation, in float64; constant dimensions become 0."""
     mean = bank.mean(0, dtype=torch.double)
     deviation = bank.double().sub_(mean).square_().mean(0).sqrt_()
     # What is left of a constant in float32 is rounding, not a feature.
@@ -147,7 +147,7 @@ def accuracy(predicted: Tensor, labels: Tensor) -> float:
 def uniformity(features: Tensor, t: float = 2.0) -> float:
     """log mean exp(−t ‖x − y‖²) over pairs of different normalized features (N, D): Wang & Isola 2020, section 4.1.
 
-    0 where all are one point; near −2t where they are spread evenly over a sphere of many dimensions.
+    0 if all features are one point; near −2t if they are spread evenly over a sphere of many dimensions.
     """
     x = F.normalize(evenly_spaced(features).float(), dim=1)
     if len(x) < 2:
@@ -170,7 +170,7 @@ def alignment(a: Tensor, b: Tensor, alpha: float = 2.0) -> float:
 def effective_rank(features: Tensor) -> float:
     """exp of the entropy of the singular values of (N, D), normalized to sum 1: RankMe (Garrido et al. 2023).
 
-    Between 1 and min(N, D); 0 where all features are 0. (The paper's ε, there for the logarithm, is not needed.)
+    Between 1 and min(N, D); 0 if all features are 0. (The paper's ε, which guards the logarithm, is not needed.)
     """
     x = evenly_spaced(features).double()
     gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T  # its eigenvalues are the squares, and it is small
@@ -183,7 +183,7 @@ def effective_rank(features: Tensor) -> float:
 def feature_std(features: Tensor) -> float:
     """Mean over dimensions of the deviation of normalized features (N, D): Chen & He 2021 (SimSiam), section 4.1.
 
-    0 where they have collapsed to one point, 1/√D where they are spread evenly over the sphere.
+    0 if they have collapsed to one point, 1/√D if they are spread evenly over the sphere.
     """
     return float(F.normalize(features.double(), dim=1).std(0, correction=0).mean())
 
@@ -210,30 +210,29 @@ def probe(
     temperature: float = 0.1,
     penalties: Sequence[float] = PENALTIES,
 ) -> dict[str, float]:
-    """Every figure of a representation, by its name without the stage.
+    """Every metric of a representation, by its name without the stage.
 
     Args:
-        features_train, labels_train: what neighbors are looked for in and the linear probe is fitted on: (N, D), (N,).
-        features_eval, labels_eval: what is evaluated: (M, D), (M,).
-        features_select, labels_select: what chooses the probe's penalty, by accuracy, the largest of equals. By
-            default what is evaluated, which is right for a validation part only, and slightly optimistic for it.
-        num_classes: by default as many as the labels have.
-        subsets: rows of the training features whose labels a probe of its own may use, by the end of its name; the
-            features are standardized by all of them.
+        features_train, labels_train: the data for the neighbors and for fitting the linear probe: (N, D), (N,).
+        features_eval, labels_eval: the data to evaluate: (M, D), (M,).
+        features_select, labels_select: the data that choose the probe's penalty, by accuracy; of equally good penalties
+            the largest. By default the evaluated data, which is right only for a validation part, and slightly
+            optimistic for it.
+        num_classes: by default the number of classes in the labels.
+        subsets: rows of the training features whose labels a separate probe may use, by the suffix of its name; the
+            features are standardized using all rows.
         k, temperature: see :func:`knn_predict`.
 
     Returns:
         ``knn_accuracy``, ``probe_accuracy``, and one ``probe_accuracy_…`` for each subset, from training to evaluated
-        part; ``uniformity``, ``effective_rank``, ``feature_std`` of the evaluated features. NaN throughout where a
-        feature is not finite.
+        part; ``uniformity``, ``effective_rank``, ``feature_std`` of the evaluated features. All are NaN if a feature is
+        not finite.
 
     Raises:
         ValueError: k or the temperature is not positive, or a part is empty.
     """
-    if k < 1:
-        raise ValueError(f"k={k}: expected at least 1")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: expected more than 0")
+    at_least(1, k=k)
+    more_than(0, temperature=temperature)
     if not (len(features_train) and len(features_eval)):
         raise ValueError(f"{len(features_train)} training and {len(features_eval)} evaluated features: expected some")
     if features_select is None or labels_select is None:
@@ -247,7 +246,7 @@ def probe(
         return dict.fromkeys(["knn_accuracy", *names, "uniformity", "effective_rank", "feature_std"], math.nan)
 
     neighbors = knn_predict(features_train, labels_train, features_eval, num_classes, k, temperature)
-    figures = {"knn_accuracy": accuracy(neighbors, labels_eval)}
+    metrics = {"knn_accuracy": accuracy(neighbors, labels_eval)}
     bank, evaluated, selecting = standardize(*parts)
     bank = bank.float()
     everything = torch.arange(len(bank), device=bank.device)
@@ -255,42 +254,8 @@ def probe(
         x = bank if rows is everything else bank[rows]
         probes = list(fit_linear_probes(x, labels_train[rows], num_classes, sorted(penalties, reverse=True)))
         best = max(probes, key=lambda fitted: accuracy(fitted.predict(selecting), labels_select))
-        figures[name] = accuracy(best.predict(evaluated), labels_eval)
-    figures["uniformity"] = uniformity(features_eval)
-    figures["effective_rank"] = effective_rank(features_eval)
-    figures["feature_std"] = feature_std(features_eval)
-    return figures
-
-
-def main(options: list[str]) -> None:
-    """Prints the rows that a learned representation has to be better than."""
-    from experiments.callbacks.representation_probe import collect, labeled_rows
-    from experiments.cli import build
-
-    cli = build(["fit", *options, "--trainer.fast_dev_run", "true"])  # which leaves no run folder
-    data, encoder = cli.datamodule, cli.model.eval()
-    data.prepare_data()
-    data.setup("fit")
-    rows, subsets = labeled_rows(data)
-    parts = ("train", rows), ("val", None)
-    figures = {}
-
-    def measure(name: str, bank: tuple[Tensor, Tensor], evaluated: tuple[Tensor, Tensor]) -> None:
-        figures[name] = probe(*bank, *evaluated, num_classes=data.num_classes, subsets=subsets)
-
-    with torch.inference_mode():
-        bank, evaluated = (collect(lambda batch: batch.images.flatten(1), data, *part) for part in parts)
-        random = [collect(lambda batch: encoder.encode(batch.images).flatten(1), data, *part) for part in parts]
-        width = min(random[0][0].shape[1], bank[0].shape[1])
-        axes = torch.linalg.eigh(bank[0].T.double().cov()).eigenvectors[:, -width:].float()
-        measure("pixels", bank, evaluated)
-        measure(f"PCA ({width})", *((images @ axes, labels) for images, labels in (bank, evaluated)))
-        measure(f"random encoder ({random[0][0].shape[1]})", *random)
-    names = next(iter(figures.values()))
-    print(f"{'':24}", *(f"{name:>20}" for name in names))
-    for row, found in figures.items():
-        print(f"{row:24}", *(f"{found[name]:>20.4f}" for name in names))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+        metrics[name] = accuracy(best.predict(evaluated), labels_eval)
+    metrics["uniformity"] = uniformity(features_eval)
+    metrics["effective_rank"] = effective_rank(features_eval)
+    metrics["feature_std"] = feature_std(features_eval)
+    return metrics

@@ -1,9 +1,9 @@
-"""A run's folder: its id, what is written there, and how it is found again.
+"""A run's folder: its id, its contents, and how to find it again.
 
 runs/<technique>/<data set>/<run id>/
-    config.yaml      complete: `train.py fit -c` it to run the same again
+    config.yaml      the complete configuration: `train.py fit -c config.yaml` repeats the run
     manifest.json    commit and uncommitted changes, versions, hardware, seed, command of every (re)start
-    metrics.csv      one row a logging step
+    metrics.csv      one row per logging step
     summary.json     best and last val/*, test/*, wall time, samples per second
     checkpoints/  figures/  wandb/
 """
@@ -35,13 +35,13 @@ _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse"
 
 @dataclass
 class RunOptions:
-    """Where a run is kept and how it is shown.
+    """Where a run is stored and how it is labeled.
 
     Args:
-        name: ``<technique>/<data set>``; by default from the names of the model's file and the data's class.
-        id: name of the run's folder; by default the date, the time and a random part, or the SLURM job's number.
-        root: the folder of all runs; by default the environment's ``LIT_RUNS``, or ``runs``.
-        project: of Weights & Biases.
+        name: ``<technique>/<data set>``; by default derived from the model's file and the data's class.
+        id: name of the run's folder; by default date, time and a random part, or the number of the SLURM job.
+        root: the folder of all runs; by default ``LIT_RUNS`` in the environment, or ``runs``.
+        project: the Weights & Biases project.
         tags: labels for Weights & Biases and the manifest.
     """
 
@@ -53,7 +53,7 @@ class RunOptions:
 
 
 class RunFolder:
-    """The paths of one run. Nothing is created before it is written."""
+    """The paths of one run. A folder is created only when something is written to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,16 +73,16 @@ class RunFolder:
         return f"{self.path.parent.parent.name}/{self.path.parent.name}"
 
     def recovery_checkpoints(self) -> list[Path]:
-        """The states that were saved to go on from, the newest first."""
+        """The states saved for resuming, newest first."""
         found = [(int(match[1]), path) for path in self.checkpoints.glob("*.ckpt") if (match := _STEP.match(path.name))]
         return [path for _, path in sorted(found, reverse=True)]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second run out of this folder for as long as this process lives.
+        """Keeps other runs out of this folder as long as this process lives.
 
         Raises:
-            ValueError: another process has the folder.
+            ValueError: another process is using the folder.
         """
         if not is_first_process():  # the other ranks of the run that holds the lock
             yield
@@ -94,14 +94,14 @@ class RunFolder:
             except OSError:
                 file.seek(0)
                 owner = file.read().strip()
-                raise ValueError(f"run.id={self.id}: {owner} is running in {self.path}; expected another id") from None
+                raise ValueError(f"run.id={self.id}: {owner} is running in {self.path}; use another id") from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
             yield
 
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint that validation chose; None when there is none."""
+        """The checkpoint that validation chose; None if there is none."""
         path = self.checkpoints / "best.ckpt"
         return path if path.is_file() else None
 
@@ -111,7 +111,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process of a run or its rank 0, as far as the environment tells."""
+    """Whether this is the run's only process or its rank 0, according to the environment."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
 
 
@@ -122,18 +122,17 @@ def runs_root(options: RunOptions) -> Path:
 def launcher_run_id() -> str | None:
     """The id that torchrun's ``--rdzv-id`` gives a run on all nodes and at every restart; None without one.
 
-    None also for the id that ``torchrun --standalone`` makes up anew each time: it names a new run, but none to go on
-    with.
+    Also None for the id that ``torchrun --standalone`` makes up each time: it names a new run, not one to resume.
     """
     torchrun = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return None if torchrun == "none" or _UUID.fullmatch(torchrun) else f"torchrun-{torchrun}"
 
 
 def new_run_id() -> str:
-    """An id that every process of a run agrees on: its SLURM job or torchrun's, else one of date, time and chance.
+    """An id that all processes of a run agree on: that of SLURM or torchrun, else made of date, time and a random part.
 
     Raises:
-        ValueError: several processes were started by something that gave them no common id.
+        ValueError: several processes were started without a common id.
     """
     if job := os.environ.get("SLURM_JOB_ID"):
         return f"slurm-{job}"
@@ -142,14 +141,14 @@ def new_run_id() -> str:
         return f"torchrun-{torchrun}"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LIGHTNING_RANK" not in os.environ:
         raise ValueError(
-            f"run.id: {os.environ['WORLD_SIZE']} processes were started without a common id; expected --run.id ID, "
-            "or torchrun's --rdzv-id"
+            f"run.id: {os.environ['WORLD_SIZE']} processes were started without a common id; use --run.id ID, or "
+            "torchrun's --rdzv-id"
         )
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def find_runs(root: Path, name: str) -> list[RunFolder]:
-    """The runs of one name, oldest first by when they were last started."""
+    """The runs of one name, in the order of their last starts, oldest first."""
     folders = [RunFolder(path.parent) for path in (root / name).glob("*/manifest.json")]
     return sorted(folders, key=lambda folder: folder.manifest.stat().st_mtime)
 
@@ -161,7 +160,7 @@ def folder_of_checkpoint(checkpoint: Path) -> RunFolder | None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What one of a run's JSON files holds; empty when there is no such file.
+    """The content of one of a run's JSON files; empty if there is no such file.
 
     Raises:
         ValueError: the file is not JSON.
@@ -170,15 +169,15 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(
-    folder: RunFolder, seed: int | None, tags: list[str], batch: dict[str, int] | None = None
+    folder: RunFolder, command: list[str], seed: int | None, tags: list[str], batch: dict[str, int] | None = None
 ) -> dict[str, Any]:
-    """Everything that the configuration does not say about how this run came about; a restart is added to it.
+    """Writes everything about a run's origin that is not in the configuration; a restart adds to it.
 
-    ``batch`` is the size of the global batch and what it is made of. Returns what it has written.
+    ``batch`` is the size of the global batch and its factors. Returns what it has written.
     """
     start = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join([Path(sys.executable).name, *command]),
         "directory": str(Path.cwd()),
         "git": _git_state(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
@@ -205,7 +204,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the code that runs; None where it is no git checkout."""
+    """Commit and uncommitted changes of the running code; None if it is not a git checkout."""
 
     def git(*args: str) -> str:
         done = subprocess.run(["git", "-C", str(REPOSITORY), *args], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The Weights & Biases logger of a run: online when logged in, else into the run's folder."""
+"""The Weights & Biases logger of a run: online if logged in, else into the run's folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments.run_folder import RunFolder, is_first_process
 
 
 def wandb_mode() -> str:
-    """``WANDB_MODE`` where it is set; else online for who is logged in (an API key is known), and offline."""
+    """``WANDB_MODE`` if it is set; else online if the user is logged in (an API key is known), or else offline."""
     if mode := os.environ.get("WANDB_MODE"):
         return {"dryrun": "offline"}.get(mode, mode)
     import wandb
@@ -22,12 +22,12 @@ def wandb_mode() -> str:
 def wandb_logger(
     folder: RunFolder, config: dict[str, Any], project: str, job_type: str, tags: list[str]
 ) -> WandbLogger | None:
-    """A logger that groups by technique and data set and keeps one W&B run over restarts; None when disabled.
+    """A logger that groups by technique and data set and keeps one W&B run across restarts; None if disabled.
 
     Only the first rank reports.
 
     Raises:
-        ValueError: ``WANDB_MODE`` is none of W&B's modes.
+        ValueError: ``WANDB_MODE`` is not one of W&B's modes.
     """
     mode = wandb_mode()
     if mode == "disabled" or not is_first_process():

@@ -5,9 +5,9 @@ Rumelhart, Hinton & Williams (1986); Hinton & Salakhutdinov, "Reducing the Dimen
 
     code = encoder(x)        x̂ = decoder(code)        loss = |x̂ − x|², or another distance
 
-A linear autoencoder finds the subspace of PCA, so the same number of principal components is what a code has to beat:
-they are computed in the same run and their error is logged beside the code's. With ``corruption`` the encoder sees a
-damaged image and has to restore the whole one (Vincent et al., "Extracting and Composing Robust Features with Denoising
+A linear autoencoder finds the subspace of PCA, so a code has to beat the same number of principal components: they are
+computed in the same run, and their error is logged beside the code's. With ``corruption``, the encoder sees a damaged
+image and has to restore the original (Vincent et al., "Extracting and Composing Robust Features with Denoising
 Autoencoders", 2008).
 """
 
@@ -25,27 +25,28 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, one_of, within
 from common.distributed import global_mean
 from common.randomness import normal_of_samples, uniform_of_samples
+from common.trainer import datamodule_of
 from lit_models.networks.encoders import image_encoder
 from lit_models.networks.image_coders import conv_down, conv_up_double
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
-from lit_models.scores.pca import PCA
+from lit_models.scores.pca import find_components
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from datamodules.images import ImageBatch
+    from datamodules.parts.image_sets import ImageBatch
 
 PCA_MOST = 4096
-"""numbers of an image above which its principal components, whose cost grows with the cube, are left out"""
+"""number of values in an image above which PCA, whose cost grows with its cube, is left out"""
 
+Loss = Literal["mse", "l1", "bce"]
 Corruption = Literal["none", "noise", "mask"]
 
 
-def reconstruction_loss(kind: Literal["mse", "l1", "bce"], output: Tensor, images: Tensor) -> Tensor:
+def reconstruction_loss(kind: Loss, output: Tensor, images: Tensor) -> Tensor:
     """(B,): the mean over an image's pixels of (x̂ − x)², of |x̂ − x|, or of the cross-entropy of logits, in nats."""
     if kind == "mse":
         each = (output - images).square()
@@ -57,27 +58,27 @@ def reconstruction_loss(kind: Literal["mse", "l1", "bce"], output: Tensor, image
 
 
 class Autoencoder(LightningModule):
-    """A fully convolutional autoencoder of images of any size that is no smaller than what its code was made for.
+    """A fully convolutional autoencoder of images of any size, down to the smallest that its code allows.
 
-    n layers of stride 2 take an image of H×W to a map of ⌈H/2ⁿ⌉×⌈W/2ⁿ⌉, and a last convolution that to the code. An
-    image whose sides are no multiples of 2ⁿ is padded by repeating its edge, and what comes back is cropped.
+    n layers of stride 2 map an image of H×W to ⌈H/2ⁿ⌉×⌈W/2ⁿ⌉, and a last convolution maps that to the code. If the
+    sides are not multiples of 2ⁿ, the image is padded by repeating its edge, and the output is cropped.
 
     Args:
-        image_shape: (C, H, W) of the images that it is trained on; others need the same C.
+        image_shape: (C, H, W) of the training images; other images need the same C.
         channels: of the layers of stride 2.
         code_channels: of the code.
-        code_size: the code's map is ``code_size``×``code_size`` for images of ``image_shape``, which the last
-            convolution's kernel is chosen for; ``null`` keeps the map as it is. With 1 the code is a vector.
-        encoder, width: a network of :func:`lit_models.networks.encoders.image_encoder`, which other techniques share,
-            and a linear layer in place of the encoder's convolutions; images then are of ``image_shape``.
+        code_size: the code's map is ``code_size``×``code_size`` for images of ``image_shape``, which determines the
+            kernel of the last convolution; ``null`` keeps the map unchanged. With 1 the code is a vector.
+        encoder, width: a network of :func:`lit_models.networks.encoders.image_encoder`, shared with other techniques,
+            followed by a linear layer, replaces the encoder's convolutions; images must then have ``image_shape``.
         loss: ``mse``, ``l1`` or ``bce``.
-        corruption: what the encoder sees in training: ``noise`` adds a Gaussian of deviation ``corruption_level``,
+        corruption: of the encoder's input in training: ``noise`` adds a Gaussian of deviation ``corruption_level``,
             ``mask`` blackens that share of the pixels.
-        corruption_level: see there.
+        corruption_level: see ``corruption``.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: a code size that the map does not have; an argument out of range.
+        ValueError: the code size is larger than the map; an argument is out of range.
     """
 
     pca_mean: Tensor
@@ -91,19 +92,16 @@ class Autoencoder(LightningModule):
         code_size: int | None = 1,
         encoder: str | None = None,
         width: int | None = None,
-        loss: Literal["mse", "l1", "bce"] = "mse",
+        loss: Loss = "mse",
         corruption: Corruption = "none",
         corruption_level: float = 0.25,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
     ) -> None:
         super().__init__()
-        if loss not in ("mse", "l1", "bce"):
-            raise ValueError(f"loss={loss!r}: expected 'mse', 'l1' or 'bce'")
-        if corruption not in ("none", "noise", "mask"):
-            raise ValueError(f"corruption={corruption!r}: expected 'none', 'noise' or 'mask'")
-        if not 0 <= corruption_level < 1:
-            raise ValueError(f"corruption_level={corruption_level}: expected 0 or more and less than 1")
+        one_of(Loss, loss=loss)
+        one_of(Corruption, corruption=corruption)
+        within("[0, 1)", corruption_level=corruption_level)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.image_shape, self.stride = list(image_shape), 2 ** len(channels)
         self.loss, self.corruption, self.corruption_level = loss, corruption, corruption_level
@@ -116,7 +114,7 @@ class Autoencoder(LightningModule):
                 f"code_size={code_size}: expected 1 to {side}, the map's size after {len(channels)} layers"
             )
         if encoder is not None and code_size != 1:
-            raise ValueError(f"code_size={code_size}: expected 1 with encoder={encoder!r}, which ends in a vector")
+            raise ValueError(f"code_size={code_size}: expected 1 with encoder={encoder!r}, whose output is a vector")
         self.kernel = kernel = 1 if code_size is None else side - code_size + 1
         layers = [self.image_shape[0], *channels]
         if encoder is None:
@@ -138,7 +136,6 @@ class Autoencoder(LightningModule):
         self.register_buffer("pca_components", torch.zeros(min(self.code_dim, pixels) * self.compares, pixels))
 
         self.val_loss, self.mse, self.pca_mse = MeanMetric(), MeanMetric(), MeanMetric()
-        self._shown: ImageBatch | None = None  # for illustrate(): the first batch that was last evaluated
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -147,9 +144,11 @@ class Autoencoder(LightningModule):
         height, width = images.shape[2:]
         if min(height, width) <= (self.kernel - 1) * self.stride:
             least = (self.kernel - 1) * self.stride + 1
-            raise ValueError(f"images of {height}×{width}: expected at least {least}×{least}, which the code needs")
+            raise ValueError(f"images of {height}×{width}: expected at least {least}×{least} for this code")
         right, below = -width % self.stride, -height % self.stride
-        return self.encoder(F.pad(images, (0, right, 0, below), mode="replicate") if right or below else images)
+        padded = F.pad(images, (0, right, 0, below), mode="replicate") if right or below else images
+        code: Tensor = self.encoder(padded)
+        return code
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → (B, D): the code as a vector."""
@@ -157,14 +156,15 @@ class Autoencoder(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → the decoder's output, of the same shape: logits for ``bce``."""
-        return self.decoder(self.code(images))[:, :, : images.shape[2], : images.shape[3]]
+        output: Tensor = self.decoder(self.code(images))[:, :, : images.shape[2], : images.shape[3]]
+        return output
 
     def to_pixels(self, output: Tensor) -> Tensor:
         """The decoder's output as images in 0..1."""
         return output.sigmoid() if self.loss == "bce" else output.clamp(0, 1)
 
     def corrupted(self, images: Tensor, *key: int) -> Tensor:
-        """What the encoder sees in training: a function of ``key``."""
+        """The encoder's input in training: a function of ``key``."""
         count, device = len(images), images.device
         if self.corruption == "noise":
             noise = normal_of_samples(count, images[0].numel(), "noise", *key, device=device).view_as(images)
@@ -181,26 +181,20 @@ class Autoencoder(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Finds the principal components of the training images, unless the run goes on and has them."""
+        """Computes the principal components of the training images, unless a resumed run already has them."""
         if not self.compares or self.trainer.ckpt_path is not None:
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        pca = PCA(len(self.pca_mean), self.device)
-        for batch in data.plain_loader("train"):
-            pca.update(data.to_float(batch).images.to(self.device).flatten(1))
-        mean, components = pca.compute(len(self.pca_components))
-        self.pca_mean.copy_(mean)
-        self.pca_components.copy_(components)
+        data = datamodule_of(self.trainer)
+        images = (batch.images for batch in data.plain_batches("train", self.device))
+        find_components(images, self.pca_mean, self.pca_components)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "test")
+        self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: ImageBatch, batch_idx: int, stage: str) -> None:
-        if batch_idx == 0:
-            self._shown = batch
+    def _evaluate(self, batch: ImageBatch, stage: str) -> None:
         output = self(batch.images)
         self.val_loss.update(reconstruction_loss(self.loss, output, batch.images))
         self.mse.update(reconstruction_loss("mse", self.to_pixels(output), batch.images))
@@ -210,7 +204,7 @@ class Autoencoder(LightningModule):
             self.log(f"{stage}/pca_mse", self.pca_mse)
 
     def pca_reconstruction(self, images: Tensor) -> Tensor:
-        """The images (B, C, H, W) from as many principal components as the code has numbers."""
+        """The images (B, C, H, W) reconstructed from as many principal components as the code has numbers."""
         centered = images.flatten(1) - self.pca_mean
         restored = self.pca_mean + centered @ self.pca_components.T @ self.pca_components
         return restored.view_as(images).clamp(0, 1)
@@ -232,9 +226,8 @@ class Autoencoder(LightningModule):
 
     @torch.inference_mode()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
-        """(steps, C, H, W): what lies between two images on a straight line between their codes."""
-        if steps < 2:
-            raise ValueError(f"steps={steps}: expected at least 2, both ends")
+        """(steps, C, H, W): images decoded on the straight line between the codes of two images."""
+        at_least(2, steps=steps)
         height, width = self.image_shape[1:]
         with evaluating(self):
             first, last = (self.code(self._batch(image)) for image in (a, b))
@@ -243,9 +236,3 @@ class Autoencoder(LightningModule):
 
     def _batch(self, image: object) -> Tensor:
         return to_image_batch(image, self.image_shape, self.device).to(self.dtype)
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Reconstructions beside PCA's, with their errors; interpolations; a map of the codes."""
-        from lit_models.figures.autoencoder import figures
-
-        return {} if self._shown is None else figures(self, self._shown)

@@ -4,7 +4,7 @@
 
     x_{-1} = W_i CNN(I)        x_t = W_e S_t        p_{t+1} = softmax(W LSTM(x_t))
 
-*Show, Attend and Tell* (Xu et al., ICML 2015, with soft attention) lets it look at the image anew for each word. With
+*Show, Attend and Tell* (Xu et al., ICML 2015, with soft attention) lets it look at the image again for each word. With
 annotations a_i, one for each of the L cells of the CNN's grid:
 
     e_ti = f_att(a_i, h_{t-1})        α_t = softmax(e_t)        ẑ_t = β_t Σ_i α_ti a_i            (4), (5), (13)
@@ -13,16 +13,16 @@ annotations a_i, one for each of the L cells of the CNN's grid:
     h_0 = f_h(1/L Σ_i a_i)        c_0 = f_c(1/L Σ_i a_i)                                          section 3.1.2
 
 Training minimizes −Σ_t log p(y_t | y_1 … y_{t-1}, I) over the true words, to which attention adds the doubly stochastic
-regularizer λ Σ_i (1 − Σ_t α_ti)², eq. (14): over the whole sentence each cell is to be looked at as much.
+regularizer λ Σ_i (1 − Σ_t α_ti)², eq. (14): over a whole sentence, each cell should get equal attention.
 
-A sentence ends with a token of its own, which is also what it starts from. That token is ``<pad>``, which stands
-behind the end of each sentence anyway.
+A sentence ends with a special token, and also starts from it. That token is ``<pad>``, which follows the end of each
+sentence anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, one_of, within
 from common.distributed import global_mean, world_size
 from common.randomness import uniform_of_samples
 from common.vocabulary import UNK
@@ -48,12 +49,10 @@ from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
 from lit_models.scores.captions import CaptionScores, fingerprints
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.captions import CaptionBatch
 
 END = 0
-"""the token behind the last word and before the first: ``<pad>``"""
+"""the token after the last word and before the first: ``<pad>``"""
 
 Method = Literal["greedy", "beam", "nucleus", "sample"]
 
@@ -61,11 +60,11 @@ COMPARED = (
     *("bleu_4", "cider_d", "truthful", "coverage", "distinct_1", "distinct_2", "self_bleu"),
     *("unique_share", "novel_share", "vocabulary_coverage", "length"),
 )
-"""what the test tells of each way to decode, beside what it tells of the greedy one"""
+"""the test's metrics for each decoding method, beside those of greedy decoding"""
 
 
 def shifted(captions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the decoder reads and has to write, (N, T + 1) each, and which steps there are, (N, T + 1) bool.
+    """The decoder's inputs and targets, (N, T + 1) each, and which steps exist, (N, T + 1) bool.
 
     A caption of n words takes n + 1 steps: it reads :data:`END` and the words, and writes the words and :data:`END`.
     """
@@ -74,7 +73,7 @@ def shifted(captions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def doubly_stochastic(attention: Tensor, inside: Tensor) -> Tensor:
-    """(N,): the mean over cells of (1 − Σ_t α_ti)², of attention (N, T, L) in the steps that there are (N, T).
+    """(N,): the mean over cells of (1 − Σ_t α_ti)², for attention (N, T, L) in the existing steps (N, T).
 
     Xu et al. 2015, eq. (14), have the sum over the cells; the mean lets λ mean the same for every size of the grid.
     """
@@ -85,30 +84,30 @@ class Captioner(LightningModule):
     """CNN → LSTM → sentence.
 
     Args:
-        vocab: the words that captions are made of, ``<pad>`` and ``<unk>`` first.
-        longest: words at which a caption is cut off: those of the longest training caption.
+        vocab: the words of captions, ``<pad>`` and ``<unk>`` first.
+        longest: number of words at which a caption is cut off: that of the longest training caption.
         image_shape: (C, H, W) of an image, or of cached image features.
-        attributes: of the objects in the images and their values, where there is a ground truth that captions can be
-            held against.
-        encoder: ``conv``, a small CNN; a ResNet of torchvision or ``timm/<name>``; ``features`` when the data has
-            cached image features.
+        attributes: the attributes of the objects in the images with their values, if there is a ground truth for
+            checking captions.
+        encoder: ``conv``, a small CNN; a ResNet of torchvision or ``timm/<name>``; ``features`` if the data have cached
+            image features.
         channels, norm: of the small CNN, each layer of stride 2; ``batch``, ``group`` or ``none``.
         pretrained, frozen: of a torchvision or timm encoder.
-        annotation_dim: put a 3×3 convolution with ReLU of so many channels on the grid, and beside them the coordinates
-            of each cell, for things whose place matters; ``null`` takes the grid as it is, as the papers do.
-        attention: look at the image for each word (Xu et al.), or at first only (Vinyals et al.).
+        annotation_dim: apply a 3×3 convolution with ReLU and this many channels to the grid, and add the coordinates of
+            each cell, for images in which places matter; ``null`` uses the grid unchanged, as the papers do.
+        attention: look at the image for each word (Xu et al.), or only once at the start (Vinyals et al.).
         pooling: without attention, how the grid becomes one vector.
         embedding_dim, hidden_dim: of words and of the LSTM.
         attention_dim: width of the network that scores cells.
-        word_query: let it know the last word, y_{t-1}, too. In the paper's f_att(a_i, h_{t-1}) it does not: the state
-            h_{t-1} is from before that word was chosen. Where several things could be spoken of, "a yellow" may then go
-            on with another thing's shape.
+        word_query: give the attention the last word, y_{t-1}, too. The paper's f_att(a_i, h_{t-1}) does not have it,
+            since the state h_{t-1} predates the choice of that word. If several things can be described, "a yellow" may
+            then continue with the shape of another thing.
         attention_weight: λ of the doubly stochastic regularizer.
-        dropout: on words' embeddings and on what each next word is told from.
+        dropout: on word embeddings and on the features that predict the next word.
         label_smoothing: share of a target's probability that is spread over all words.
         schedule, schedule_steps, teacher_forcing: the probability that the decoder reads the true last word in training
-            (scheduled sampling): see :func:`~lit_models.parts.scheduled_sampling.forcing_probability`, of which
-            ``teacher_forcing`` is the floor.
+            (scheduled sampling): see :func:`~lit_models.parts.scheduled_sampling.forcing_probability`;
+            ``teacher_forcing`` is its floor.
         beam_size, length_penalty: of beam search, see :func:`~lit_models.parts.beam_search.beam_search`.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
@@ -149,27 +148,18 @@ class Captioner(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
     ) -> None:
         super().__init__()
-        sizes = {"longest": longest, "embedding_dim": embedding_dim, "hidden_dim": hidden_dim, "beam_size": beam_size}
-        sizes |= {"attention_dim": attention_dim, "annotation_dim": 1 if annotation_dim is None else annotation_dim}
-        for name, number in sizes.items():
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name}={share}: expected a share in [0, 1)")
-        for name, weight in (("attention_weight", attention_weight), ("length_penalty", length_penalty)):
-            if not weight >= 0:
-                raise ValueError(f"{name}={weight}: expected 0 or more")
+        one_of(Norm, norm=norm)
+        one_of(Pooling, pooling=pooling)
+        one_of(Schedule, schedule=schedule)
+        at_least(1, longest=longest, embedding_dim=embedding_dim, hidden_dim=hidden_dim, attention_dim=attention_dim)
+        at_least(1, annotation_dim=annotation_dim, beam_size=beam_size, schedule_steps=schedule_steps)
+        at_least(0, attention_weight=attention_weight, length_penalty=length_penalty)
+        within("[0, 1)", dropout=dropout, label_smoothing=label_smoothing)
+        within("[0, 1]", teacher_forcing=teacher_forcing)
         if attention_weight and not attention:
             raise ValueError(f"attention_weight={attention_weight} with attention=false: expected 0")
         if word_query and not attention:
             raise ValueError("word_query=true with attention=false: expected false")
-        if schedule not in get_args(Schedule):
-            raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(get_args(Schedule))}")
-        if not schedule_steps >= 1:
-            raise ValueError(f"schedule_steps={schedule_steps}: expected at least 1")
-        if not 0 <= teacher_forcing <= 1:
-            raise ValueError(f"teacher_forcing={teacher_forcing}: expected a probability")
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.vocab, self.longest, self.image_shape = list(vocab), longest, list(image_shape)
         self.attributes = dict(attributes or {})
@@ -197,9 +187,9 @@ class Captioner(LightningModule):
         self.scores = CaptionScores(vocab)
         self.compared: Any = nn.ModuleDict()  # in the test: scores of each other way to decode
         self.taught: Tensor | None = None  # fingerprints of the training captions, to know which caption is novel
-        self._shown: CaptionBatch | None = None  # for illustrate(): the first batch of the last evaluation,
-        self._by_length: dict[int, tuple[int, float, float]] = {}  # how good captions of each length were,
-        self._table: dict[str, dict[str, float]] = {}  # and how each way to decode did
+        # Of the last evaluation, for its figures:
+        self.by_length: dict[int, tuple[int, float, float]] = {}  # how good captions of each length were
+        self.by_method: dict[str, dict[str, float]] = {}  # and, of a test, how each way to decode did
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -209,14 +199,14 @@ class Captioner(LightningModule):
         return grid if self.annotate is None else with_coordinates(self.annotate(grid))
 
     def read(self, images: Tensor) -> tuple[State, State]:
-        """The decoder's state before the first word of each image, and what it can look at; I rows each."""
+        """The decoder's state before the first word for each image, and what it can look at; I rows each."""
         grid = self.grid(images)
         if isinstance(self.decoder, ShowAndTell):
             return self.decoder.read(pool(grid, self.pooling))
         return self.decoder.read(grid.flatten(2).transpose(1, 2))
 
     def forward(self, batch: CaptionBatch) -> Tensor:
-        """Logits (N, T + 1, V) of each caption's words and of its end, each given the true words before it."""
+        """Logits (N, T + 1, V) of each caption's words and its end, each given the true words before it."""
         inputs, _, _ = shifted(batch.captions, batch.lengths)
         state, memory = (rows(part, batch.image_index) for part in self.read(batch.images))
         return self.decoder.to_words(self.decoder(inputs, state, memory, batch.lengths + 1).features)
@@ -241,11 +231,11 @@ class Captioner(LightningModule):
         return result
 
     def scheduled(self, inputs: Tensor, state: State, memory: State, probability: float, draws: Tensor) -> Heard:
-        """What the decoder makes of sentences (N, T) where each step reads the true last word with ``probability``,
-        else a word that is drawn from what the model says (Bengio et al. 2015).
+        """The decoder's output for sentences (N, T) if each step reads the true last word with ``probability``, else a
+        word drawn from the model's own distribution (Bengio et al. 2015).
 
         Args:
-            draws: (N, 2, at least T) in 0..1: the coins, and what words are drawn with.
+            draws: (N, 2, at least T) in 0..1: for the coins, and for drawing words.
         """
         word, steps = inputs[:, :1], []
         for t in range(inputs.shape[1]):
@@ -262,7 +252,7 @@ class Captioner(LightningModule):
         )
 
     def _draws(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
-        """(N, 2, longest + 1) in 0..1, a function of each caption's image and place among the captions of it."""
+        """(N, 2, longest + 1) in 0..1, a function of each caption's image and its place among that image's captions."""
         counts = torch.bincount(batch.image_index, minlength=len(batch.images))
         most = counts.max()
         if world_size() > 1:  # all ranks draw the same table
@@ -280,7 +270,7 @@ class Captioner(LightningModule):
     # ---- decoding ------------------------------------------------------------------------------------------------
 
     def is_known(self, words: Tensor) -> Tensor:
-        """Which token ids are words: ``<unk>`` stands for those that are not known, and is neither taught nor said."""
+        """Which token ids are words: ``<unk>`` stands for unknown words, and is neither taught nor generated."""
         return words != self.vocab.index(UNK)
 
     def sayable(self, logits: Tensor) -> Tensor:
@@ -299,12 +289,12 @@ class Captioner(LightningModule):
         length_penalty: float = 1.0,
         draws: Tensor | None = None,
     ) -> Tensor:
-        """Captions of a batch of images: token ids (I, n, T), :data:`END` behind the last word; T ≤ ``longest``.
+        """Captions for a batch of images: token ids (I, n, T), :data:`END` after the last word; T ≤ ``longest``.
 
         Args:
             method: ``greedy`` takes the likeliest word each time; ``beam`` searches for the likeliest sentence; the
                 others draw, ``nucleus`` from the likeliest words that together reach ``top_p``.
-            draws: (I, n, longest) in 0..1, what words are drawn with.
+            draws: (I, n, longest) in 0..1, for drawing words.
         """
         state, memory = self.read(images)
         if method == "beam":
@@ -335,7 +325,7 @@ class Captioner(LightningModule):
         return torch.stack(written, 1).unflatten(0, (len(images), n))
 
     def to_text(self, tokens: Sequence[int]) -> str:
-        """The sentence of the words before the first :data:`END`."""
+        """The words before the first :data:`END` as a sentence."""
         return " ".join(self.vocab[word] for word in until_end(tokens))
 
     @torch.inference_mode()
@@ -350,7 +340,7 @@ class Captioner(LightningModule):
         length_penalty: float | None = None,
         seed: int | None = None,
     ) -> list[list[str]]:
-        """``n`` captions of each image; for ``beam`` the best first.
+        """``n`` captions for each image; for ``beam``, best first.
 
         Args:
             images: one image, or a list of them, or a tensor (I, C, H, W). Each is a PIL image, an array (H, W[, C]) or
@@ -365,15 +355,13 @@ class Captioner(LightningModule):
         """
         beam_size = self.beam_size if beam_size is None else beam_size
         length_penalty = self.length_penalty if length_penalty is None else length_penalty
-        if method not in get_args(Method):
-            raise ValueError(f"method={method!r}: expected one of {', '.join(get_args(Method))}")
-        if n < 1:
-            raise ValueError(f"n={n}: expected at least 1")
+        one_of(Method, method=method)
+        at_least(1, n=n)
         if method == "greedy" and n > 1:
-            raise ValueError(f"n={n} with method='greedy': expected 1, as there is one likeliest word")
+            raise ValueError(f"n={n} with method='greedy': expected 1, because only one word is the likeliest")
         check_sampling(temperature, None, top_p)
         if isinstance(self.encoder, nn.Identity):
-            raise ValueError("encoder='features': expected a model that reads images, not cached features of them")
+            raise ValueError("encoder='features': expected a model that reads images, not their cached features")
         several = isinstance(images, (list, tuple)) or (isinstance(images, Tensor) and images.dim() == 4)
         batches = [to_image_batch(image, self.image_shape, self.device) for image in (images if several else [images])]
         if not batches:
@@ -394,7 +382,7 @@ class Captioner(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Notes which captions it is taught, unless the run goes on and knows them."""
+        """Records the training captions, unless a resumed run already has them."""
         tables = getattr(getattr(self.trainer, "datamodule", None), "tables", {})
         if self.taught is None and "train" in tables:
             self.taught = fingerprints(tables["train"].captions).unique()
@@ -407,7 +395,7 @@ class Captioner(LightningModule):
         self.taught = checkpoint.get("taught_captions")
 
     def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, "val")
 
     def on_test_start(self) -> None:
         self.compared = nn.ModuleDict(
@@ -416,7 +404,7 @@ class Captioner(LightningModule):
         self.compared.to(self.device)
 
     def test_step(self, batch: CaptionBatch, batch_idx: int) -> None:
-        references = self._evaluate(batch, batch_idx, "test")
+        references = self._evaluate(batch, "test")
         for method in ("beam", "nucleus", "sample"):
             key = (self.seed, "test", method, batch_idx)
             draws = uniform_of_samples(len(batch.images), self.longest, *key, device=self.device)[:, None]
@@ -436,10 +424,8 @@ class Captioner(LightningModule):
             first = [list(sentences[0]) for sentences in references]
             self._score(self.compared["people"], first, [sentences[1:] for sentences in references], batch)
 
-    def _evaluate(self, batch: CaptionBatch, batch_idx: int, stage: str) -> list[list[list[int]]]:
+    def _evaluate(self, batch: CaptionBatch, stage: str) -> list[list[list[int]]]:
         """Adds a batch to the scores; the references of each image."""
-        if batch_idx == 0:
-            self._shown = batch
         _, targets, inside = shifted(batch.captions, batch.lengths)
         told = inside & self.is_known(targets)
         self.nats.update(F.cross_entropy(self(batch)[told], targets[told], reduction="none"))
@@ -471,40 +457,27 @@ class Captioner(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         found = self._log_scores("test")
-        self._table = {"greedy": found}
+        self.by_method = {"greedy": found}
         for name, scores in self.compared.items():
             if scores.rows:
-                self._table[name] = {key: float(value) for key, value in scores.compute().items()}
+                self.by_method[name] = {key: float(value) for key, value in scores.compute().items()}
         self.compared = nn.ModuleDict()
-        for name, values in self._table.items():
+        for name, values in self.by_method.items():
             self.log_dict({f"test/{name}/{key}": values[key] for key in COMPARED if key in values})
 
     def _log_scores(self, stage: str) -> dict[str, float]:
         # Every rank computes the same figures from what all have gathered.
         scores = self.scores.compute()
-        self._by_length = self.scores.by_length
+        self.by_length = self.scores.by_length
         self.scores.reset()
         main = "truthful" if "truthful" in scores else "cider_d"
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != main})
         self.log(f"{stage}/{main}", scores[main], prog_bar=True)
         return {name: float(value) for name, value in scores.items()}
 
-    @torch.no_grad()
-    def illustrate(self) -> dict[str, Figure]:
-        """Images with captions; where it looks for each word; scores by length; diversity of the ways to decode.
-
-        Made of the last evaluation, the last one of a test. Empty before any.
-        """
-        from lit_models.figures.captioner import figures
-
-        if self._shown is None:
-            return {}
-        with evaluating(self):
-            return figures(self, self._shown, self._by_length, self._table)
-
 
 def inverse_cdf(logits: Tensor, draws: Tensor) -> Tensor:
-    """(B,): a symbol a row of softmax(logits) (B, V), the one at which the summed probability passes ``draws`` (B,)."""
+    """(B,): one symbol per row of softmax(logits) (B, V), where the summed probability passes ``draws`` (B,)."""
     sums = logits.softmax(1).cumsum(1)
     # Scaled to the sum as it was rounded, so that no symbol of probability 0 behind the last is ever drawn.
     return torch.searchsorted(sums, (draws.to(sums.dtype) * sums[:, -1])[:, None], right=True)[:, 0].clamp_max(
@@ -513,12 +486,12 @@ def inverse_cdf(logits: Tensor, draws: Tensor) -> Tensor:
 
 
 def rows(state: State, index: Tensor) -> State:
-    """Of each tensor the rows that ``index`` names."""
+    """The rows ``index`` of each tensor."""
     return tuple(s.index_select(0, index) for s in state)
 
 
 def repeated(state: State, times: int) -> State:
-    """Each row of each tensor so many times, one after the other."""
+    """Repeats each row of each tensor a number of times, one after the other."""
     return state if times == 1 else tuple(s.repeat_interleave(times, 0) for s in state)
 
 
@@ -529,11 +502,11 @@ def until_end(tokens: Sequence[int]) -> list[int]:
 
 
 def judge(objects: Tensor, attributes: dict[str, list[str]], sentences: Sequence[str]) -> Tensor:
-    """(I, 5): what a sentence about each image states and what of it is true, as ``CaptionScores`` takes it.
+    """(I, 5): how much a sentence about each image states and how much of it is true, for ``CaptionScores``.
 
     Args:
-        objects: (I, K, A + 2) as in ``CaptionBatch``; without any, K = 0, all is −1.
-        attributes: what the first A of these columns are.
+        objects: (I, K, A + 2) as in ``CaptionBatch``; without any, K = 0, the result is all −1.
+        attributes: the meaning of the first A of these columns.
     """
     from datamodules.parts.scenes import check
 

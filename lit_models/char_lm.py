@@ -1,12 +1,12 @@
 """Character language models: a recurrent network reads a text and predicts each next character.
 
 The simple recurrent network (Elman 1990) is a dynamical system. Its state s_t is its memory; U, V and W are the same at
-every step, which is what unrolling it along the sequence shows:
+every step, as unrolling the network along the sequence shows:
 
     s_t = f(U x_t + W s_{t-1})        o_t = g(V s_t)
 
-Here x_t is a character, one-hot or embedded; f is tanh and U, W are ``weight_ih``, ``weight_hh`` of ``nn.RNN``; V is
-``decoder.weight`` and g a softmax over the next character. Each f'·W multiplies the gradient once more, so that it
+Here x_t is a character, one-hot or embedded; f is tanh, and U, W are ``weight_ih``, ``weight_hh`` of ``nn.RNN``; V is
+``decoder.weight``, and g a softmax over the next character. Each step multiplies the gradient by another f'·W, so it
 vanishes (or explodes) with the lag. The LSTM (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000)
 carries an explicit memory C past these products:
 
@@ -14,10 +14,10 @@ carries an explicit memory C past these products:
     i_t = σ(U_i x_t + W_i h_{t-1})    what to store           C_t = f_t ⊙ C_{t-1} + i_t ⊙ C̃_t
     o_t = σ(U_o x_t + W_o h_{t-1})    what to show            h_t = o_t ⊙ tanh C_t
 
-∂C_t/∂C_{t-1} has f_t as a summand of its own (``parts.recurrent.cell_jacobian_terms``). The GRU (Cho et al. 2014) has
+One summand of ∂C_t/∂C_{t-1} is f_t alone (``networks.recurrent.cell_jacobian_terms``). The GRU (Cho et al. 2014) has
 two gates and no cell.
 
-Training is truncated back-propagation through time: the state goes on from window to window, the gradient does not.
+Training is truncated back-propagation through time: the state carries over between windows, the gradient does not.
 Recipes: Karpathy's char-rnn; Karpathy, Johnson & Fei-Fei, "Visualizing and Understanding Recurrent Networks" (2015).
 """
 
@@ -35,6 +35,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from common.checks import at_least
 from common.distributed import gather_rows, global_mean, rows_of_this_rank
 from common.vocabulary import UNK, encode_chars
 from lit_models.networks.recurrent import Cell, RecurrentStack, State
@@ -43,29 +44,27 @@ from lit_models.parts.optim import DecayAfter, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.text import TextBatch
 
 PASSAGE = 2000
-"""characters of the evaluated text that :meth:`CharLM.illustrate` looks at"""
+"""characters of the evaluated text that are kept for the figures"""
 
 
 def nats_per_character(logits: Tensor, targets: Tensor) -> Tensor:
-    """−ln p of each target: logits (B, T, V), targets (B, T) → (B, T), and 0 where the target is −100."""
+    """−ln p of each target: logits (B, T, V), targets (B, T) → (B, T), with 0 where the target is −100."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
 
 def text_metrics(nats: Tensor) -> dict[str, Tensor]:
-    """The mean of −ln p in the units of the literature: nats, bits, and perplexity, each a character."""
+    """The mean of −ln p in the units of the literature: nats, bits and perplexity per character."""
     return {"nats_per_char": nats, "bits_per_char": nats / math.log(2), "perplexity": nats.exp()}
 
 
 def carried(state: State | None, fresh: Tensor) -> State | None:
-    """The state that a window starts from: the last one's, but zeros in ``fresh`` rows (B,).
+    """The state that a window starts from: that of the last window, with zeros in ``fresh`` rows (B,).
 
-    ``None``, which is zeros, where there is none yet or it is of another number of rows.
+    It is ``None``, which means zeros, if there is no state yet or if its number of rows differs.
     """
     if state is None or state[0][0].shape[1] != len(fresh):
         return None
@@ -80,18 +79,18 @@ class CharLM(LightningModule):
         vocab: the characters, ``<unk>`` first if the data has it.
         cell: ``rnn`` (Elman's, with tanh), ``lstm`` or ``gru``.
         layers, hidden: recurrent layers and the size of the state of each.
-        embedding_dim: size of a character's embedding; ``null`` for one-hot input.
+        embedding_dim: size of a character's embedding; ``null`` means one-hot input.
         dropout: on the output of each layer, as in char-rnn (and on the embedding, if there is one).
-        locked_dropout: with one mask for all time steps of a window (Gal & Ghahramani 2016).
+        locked_dropout: use one dropout mask for all time steps of a window (Gal & Ghahramani 2016).
         weight_drop: DropConnect on the recurrent matrices (Merity et al. 2018).
         layer_norm: normalize the output of each layer.
-        tied: the decoder's matrix is the embedding's (Press & Wolf 2017).
-        forget_bias: of the LSTM at the start; 1 lets the cell remember from the start (Jozefowicz et al. 2015).
+        tied: use the embedding's matrix for the decoder (Press & Wolf 2017).
+        forget_bias: initial forget bias of the LSTM; with 1 the cell remembers from the start (Jozefowicz et al. 2015).
         init_range: all weights start from U(−r, r); ``null`` leaves PyTorch's 1/√H.
         optimizer, scheduler: callables, as Lightning's CLI makes them; by default char-rnn's.
 
     Raises:
-        ValueError: an unknown cell or a size that is none; ``tied`` where embedding and state differ in size.
+        ValueError: an unknown cell or a size out of range; ``tied`` where embedding and state differ in size.
     """
 
     def __init__(
@@ -112,8 +111,9 @@ class CharLM(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: DecayAfter(optimizer, after=10, factor=0.97),
     ) -> None:
         super().__init__()
+        at_least(1, "or null for one-hot input", embedding_dim=embedding_dim)
         if tied and embedding_dim != hidden:
-            raise ValueError(f"tied with embedding_dim={embedding_dim}: expected the state's size, hidden={hidden}")
+            raise ValueError(f"embedding_dim={embedding_dim} with tied=true: expected {hidden}, as hidden is")
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.vocab = list(vocab)
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -139,10 +139,10 @@ class CharLM(LightningModule):
         self.nats = MeanMetric()  # over the characters of all ranks
         self._state: State | None = None  # of the training rows, carried from window to window
         self._evaluated: State | None = None  # likewise in evaluation
-        self._passage: list[Tensor] = []  # for illustrate(): the beginning of what was last evaluated
+        self.passage: list[Tensor] = []  # the beginning of what was last evaluated, for the figures
 
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Codes (B, T) → logits of each next character (B, T, V), and the state after the last one."""
+        """Codes (B, T) → logits of each next character (B, T, V), and the state after the last."""
         outputs, state = self.recurrent(self.embed(inputs), state)
         return self.decoder(outputs), state
 
@@ -176,9 +176,9 @@ class CharLM(LightningModule):
         nats = nats_per_character(logits, batch.targets)
         self.nats.update(nats[batch.targets != -100])
         if batch_idx == 0:
-            self._passage = []
-        if sum(map(len, self._passage)) < PASSAGE:
-            self._passage.append(batch.inputs[0][batch.targets[0] != -100])
+            self.passage = []
+        if sum(map(len, self.passage)) < PASSAGE:
+            self.passage.append(batch.inputs[0][batch.targets[0] != -100])
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -208,8 +208,7 @@ class CharLM(LightningModule):
         seed: int | None,
     ) -> Iterator[Tensor]:
         """Codes (B,) of one character after the other, of a text a prime."""
-        if length < 1:
-            raise ValueError(f"length={length}: expected at least 1")
+        at_least(1, length=length)
         check_sampling(temperature, top_k, top_p)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         with evaluating(self):
@@ -230,14 +229,14 @@ class CharLM(LightningModule):
 
     @property
     def start(self) -> str:
-        """What a text without a prime is primed with: a new line, as far as the vocabulary has it."""
+        """The prime for texts without one: a newline, if the vocabulary has it."""
         return "\n" if "\n" in self.vocab else self.vocab[-1]
 
     def to_codes(self, text: str) -> Tensor:
         """Codes (T,) on the model's device.
 
         Raises:
-            ValueError: a character that the vocabulary lacks, unless it has ``<unk>``.
+            ValueError: a character is not in the vocabulary, unless that has ``<unk>``.
         """
         return encode_chars(text, self.vocab).to(self.device)
 
@@ -250,16 +249,16 @@ class CharLM(LightningModule):
         top_p: float | None = None,
         seed: int | None = None,
     ) -> str | list[str]:
-        """Text that goes on from ``prime``, which is left out of it; a list where a list of primes is given.
+        """Text that continues ``prime``, without the prime itself; a list if a list of primes is given.
 
         Args:
-            length: characters of each.
+            length: number of characters of each text.
             temperature: below 1 safer, above 1 wilder; 0 takes the likeliest character each time.
-            top_k, top_p: draw from the k likeliest only, or from the likeliest that together reach a probability.
+            top_k, top_p: draw only from the k likeliest, or from the likeliest that together reach this probability.
             seed: the same seed gives the same text on the same device.
 
         Raises:
-            ValueError: an argument out of range; a character of the prime that the vocabulary lacks.
+            ValueError: an argument is out of range; a character of the prime is not in the vocabulary.
         """
         primes = [prime] if isinstance(prime, str) else list(prime)
         if not primes:
@@ -277,7 +276,7 @@ class CharLM(LightningModule):
         top_p: float | None = None,
         seed: int | None = None,
     ) -> Iterator[str]:
-        """As :meth:`sample`, character by character as they are drawn."""
+        """Like :meth:`sample`, but yields each character as it is drawn."""
         for codes in self._drawn([prime], length, temperature, top_k, top_p, seed):
             yield self.vocab[int(codes)]
 
@@ -290,12 +289,3 @@ class CharLM(LightningModule):
         with evaluating(self):
             logits, _ = self(codes[None, :-1])
         return nats_per_character(logits, codes[None, 1:])[0, -len(text) :]
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Samples, surprise over a passage, cells with a meaning, saturated gates, and how far the gradient reaches.
-
-        Made of the beginning of what was last evaluated. Empty before any.
-        """
-        from lit_models.figures.char_lm import figures
-
-        return figures(self, torch.cat(self._passage)[:PASSAGE]) if self._passage else {}

@@ -1,20 +1,21 @@
-"""The deep image prior: a network that never saw another image restores this one.
+"""The deep image prior: a network that has never seen another image restores this one.
 
-Ulyanov, Vedaldi & Lempitsky, "Deep Image Prior" (2018). Restoring an image x from measurements y of it, which an
-operator A and noise have made, asks for what explains y and is a likely image:
+Ulyanov, Vedaldi & Lempitsky, "Deep Image Prior" (2018). Restoring an image x from measurements y, which an operator A
+and noise have made from it, means finding a likely image that explains y:
 
     x* = argmin_x  E(x; y) + R(x)        E(x; y) = mean of m ⊙ (A x − y)² over the measurements, m the known ones
 
-Where others have a prior R, the total variation say, here the image is what a randomly initialized network f makes of a
-fixed random input z, and its weights are what is searched:
+Instead of a prior R, such as the total variation, the image is the output of a randomly initialized network f for a
+fixed random input z, and the search is over the network's weights:
 
     θ* = argmin_θ  E(f_θ(z); y)        x* = f_θ*(z)
 
-Natural content is easier to encode than noise, which has to be memorized: the network learns the undamaged part first.
-Fitted for long enough it learns the damage too, so it is stopped before. Where is found without a ground truth, from
-how much the last outputs vary (Wang et al. 2021: :class:`~lit_models.scores.windowed_variance.WindowedVariance`).
+Natural content is easier to encode than noise, which has to be memorized, so the network learns the undamaged part
+first. If fitted for too long it also learns the damage, so it is stopped before that. The stop is found without a
+ground truth, from the variance of the last outputs (Wang et al. 2021:
+:class:`~lit_models.scores.windowed_variance.WindowedVariance`).
 
-The total variation is the prior to beat: under the same operator, its solution is computed in the same run.
+The total variation is the prior to beat: its solution under the same operator is computed in the same run.
 """
 
 from __future__ import annotations
@@ -31,28 +32,28 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
+from common.checks import at_least, more_than, one_of, within
 from common.distributed import gather_rows, rows_of_this_rank, world_size
 from common.randomness import keyed_generator, normal_of_samples
+from common.trainer import datamodule_of
 from datamodules.degradations import Task, compared, psnr
-from lit_models.networks.skip_network import SkipNetwork
+from lit_models.networks.skip_network import SkipNetwork, Upsample
 from lit_models.parts.optim import configure_optimizers
 from lit_models.parts.precision import full_precision
 from lit_models.parts.total_variation import total_variation, tv_restore_noisy
 from lit_models.scores.windowed_variance import WindowedVariance
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.restoration import Restoration, RestorationBatch
 
 TRACE = ("misfit", "variance", "psnr_raw_db", "psnr_average_db")
-"""what is kept of every iteration, for the curves"""
+"""what is recorded in every iteration, for the curves"""
 FRAMES = (10, 30, 100, 300, 1000, 3000)
-"""iterations whose output is kept, to be looked at"""
+"""iterations whose outputs are kept for the figures"""
 
 
 def misfit(measured: Tensor, degraded: Tensor, mask: Tensor) -> Tensor:
-    """E (B,): the mean over all measurements, known or not, of the squared error at the known ones."""
+    """E (B,): the sum of squared errors at the known measurements, divided by the number of all measurements."""
     return (mask * (measured - degraded)).square().flatten(1).mean(1)
 
 
@@ -62,35 +63,38 @@ def random_input(count: int, channels: int, size: Sequence[int], seed: int) -> T
 
 
 def mesh_grid(count: int, size: Sequence[int]) -> Tensor:
-    """z (N, 2, H, W): each pixel's place, in 0..1, from left to right and from top to bottom."""
+    """z (N, 2, H, W): the coordinates of each pixel in 0..1, from left to right and from top to bottom."""
     down, right = (torch.linspace(0, 1, side) for side in size)
     rows, columns = torch.meshgrid(down, right, indexing="ij")
     return torch.stack([columns, rows]).expand(count, -1, -1, -1).clone()
 
 
-class DeepImagePrior(LightningModule):
-    """A network prior for each of N images, which are fitted side by side and do not know of each other.
+Input = Literal["noise", "meshgrid"]
 
-    With K ``copies`` each image has K networks, of weights and inputs of their own; what is restored is the mean of
-    theirs. The paper's best denoising is that of two.
+
+class DeepImagePrior(LightningModule):
+    """A network prior for each of N images; they are fitted side by side, independently of each other.
+
+    With K ``copies`` each image has K networks with separate weights and inputs; the restored image is the mean of
+    their outputs. The paper's best denoising result uses two.
 
     Args:
         image_shape: (C, H, W) of a restored image.
         num_images: N.
         copies: K. Network n · K + k is the k-th of image n.
         down, up, skip, kernel_down, kernel_up, upsample: of :class:`~lit_models.networks.skip_network.SkipNetwork`.
-        input: z: ``noise``, or a ``meshgrid`` of the pixels' places.
+        input: z: ``noise``, or a ``meshgrid`` of the pixel coordinates.
         input_channels: of the noise.
-        input_noise: deviation of what is added to z, anew in each iteration.
-        averaging: weight of the past in the running average of outputs; 0 is the newest output.
-        window, patience: of the stop; ``patience: null`` goes on to the Trainer's end.
-        backtrack_db: where the fit has become worse by so much since the last epoch, the weights and the optimizer go
-            back to that epoch's; ``null`` never does.
-        tv_weight: of the total variation of the output, beside the network prior.
+        input_noise: deviation of the noise added to z in each iteration.
+        averaging: weight of the past in the running average of outputs; 0 means the newest output.
+        window, patience: of the stop; ``patience: null`` continues to the Trainer's end.
+        backtrack_db: if the fit has become worse by this much since the last epoch, the weights and the optimizer are
+            reset to that epoch's; ``null`` never resets them.
+        tv_weight: weight of the output's total variation, in addition to the network prior.
         optimizer: callable, as Lightning's CLI makes it.
 
     Raises:
-        ValueError: an argument out of range; an image too small for so many levels; accumulated gradients.
+        ValueError: an argument is out of range; an image is too small for the number of levels; accumulated gradients.
     """
 
     z: Tensor
@@ -107,8 +111,8 @@ class DeepImagePrior(LightningModule):
         skip: Sequence[int] = (4,) * 5,
         kernel_down: int = 3,
         kernel_up: int = 3,
-        upsample: Literal["bilinear", "nearest"] = "bilinear",
-        input: Literal["noise", "meshgrid"] = "noise",
+        upsample: Upsample = "bilinear",
+        input: Input = "noise",
         input_channels: int = 32,
         input_noise: float = 1 / 30,
         averaging: float = 0.99,
@@ -119,18 +123,11 @@ class DeepImagePrior(LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=0.01),
     ) -> None:
         super().__init__()
-        if input not in ("noise", "meshgrid"):
-            raise ValueError(f"input={input!r}: expected 'noise' or 'meshgrid'")
-        for name, count in (("copies", copies), ("input_channels", input_channels)):
-            if count < 1:
-                raise ValueError(f"{name}={count}: expected at least 1")
-        for name, value in (("input_noise", input_noise), ("tv_weight", tv_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
-        if not 0 <= averaging < 1:
-            raise ValueError(f"averaging={averaging}: expected 0 or more and less than 1")
-        if backtrack_db is not None and not backtrack_db > 0:
-            raise ValueError(f"backtrack_db={backtrack_db}: expected more than 0, or null")
+        one_of(Input, input=input)
+        at_least(1, num_images=num_images, copies=copies, input_channels=input_channels)
+        at_least(0, input_noise=input_noise, tv_weight=tv_weight)
+        within("[0, 1)", averaging=averaging)
+        more_than(0, "or null to never go back", backtrack_db=backtrack_db)
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self.image_shape, self.num_images, self.copies = list(image_shape), num_images, copies
         self.num_networks = num_images * copies
@@ -162,27 +159,28 @@ class DeepImagePrior(LightningModule):
         self._trace: list[Tensor] = []  # (N, len(TRACE)) of each iteration
         self._good: dict[str, Any] = {}  # the state to go back to
         self._references: dict[str, Tensor] = {}  # what the network has to beat
-        self._shown: RestorationBatch | None = None  # for illustrate()
 
     def on_fit_start(self) -> None:
         if (count := self.trainer.accumulate_grad_batches) != 1:
             raise ValueError(
-                f"trainer.accumulate_grad_batches={count}: expected 1, as each iteration sees the same images"
+                f"trainer.accumulate_grad_batches={count}: expected 1, because every batch holds the same images"
             )
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
     @property
     def data(self) -> Restoration:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        found: Restoration = datamodule_of(self.trainer)
+        return found
 
     def forward(self, step: int | None = None) -> Tensor:
-        """x = f(z) (B, C, H, W) for this rank's images; in iteration ``step`` z has that one's noise added."""
+        """x = f(z) (B, C, H, W) for this rank's images; the noise of iteration ``step`` is added to z."""
         z = rows_of_this_rank(self.z)
         if step is not None and self.input_noise:
             noise = normal_of_samples(len(z), z[0].numel(), self.seed, "perturb", step, device=z.device)
             z = z + self.input_noise * noise.view_as(z).to(z.dtype)
-        return self.network(z)
+        output: Tensor = self.network(z)
+        return output
 
     def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Tensor]:
         step = self.trainer.global_step
@@ -199,13 +197,13 @@ class DeepImagePrior(LightningModule):
         return {"loss": loss.sum() * world_size()}
 
     def misfit(self, images: Tensor, batch: RestorationBatch) -> Tensor:
-        """:func:`misfit` of images (B, C, H, W) to what was measured."""
+        """:func:`misfit` of images (B, C, H, W) to the measurements."""
         with full_precision(images):
             return misfit(self.data.operator(images), batch.degraded, batch.mask)
 
     @torch.no_grad()
     def _observe(self, step: int, output: Tensor, fit: Tensor, batch: RestorationBatch) -> None:
-        """Takes an output into the average and the stop. All ranks get to hold those of all images."""
+        """Adds an output to the average and the stop. Every rank holds those of all images."""
         outputs = gather_rows(output)
         self.average.lerp_(outputs, 1 - self.averaging if step else 1.0)
         self.stop.update(step, outputs, self.average)
@@ -224,7 +222,7 @@ class DeepImagePrior(LightningModule):
     # ---- taking a step back ----------------------------------------------------------------------------------------
 
     def _state(self) -> list[Tensor]:
-        """All that a step changes of the networks, as it lives."""
+        """Everything in the networks that a step changes (not copies)."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         own = list(self.network.parameters())
         moments = [value for p in own for value in optimizer.state.get(p, {}).values() if isinstance(value, Tensor)]
@@ -232,9 +230,9 @@ class DeepImagePrior(LightningModule):
 
     @torch.no_grad()
     def _went_back(self, fit: Tensor) -> bool:
-        """Puts those networks back whose misfit (N · K,) has risen, and remembers the others'.
+        """Resets networks whose misfit (N · K,) has risen, and remembers the state of the others.
 
-        The gradient of a fit that has gone astray is never applied. Read by the host once an epoch.
+        The gradient of a fit that has gone astray is never applied. The host reads this once per epoch.
         """
         if self.backtrack_db is None:
             return False
@@ -267,22 +265,22 @@ class DeepImagePrior(LightningModule):
 
     @property
     def restored(self) -> Tensor:
-        """(N, C, H, W): each network's averaged outputs at its stop, or until now; of copies their mean."""
+        """(N, C, H, W): each network's averaged outputs at its stop, or so far; the mean over copies."""
         return self.of_each_image(self.stop.kept).mean(1)
 
     def of_each_image(self, networks: Tensor) -> Tensor:
-        """(N · K, …) → (N, K, …)"""
-        return networks.unflatten(0, (self.num_images, self.copies))
+        """(N · K, …) → (N, K, …)."""
+        output: Tensor = networks.unflatten(0, (self.num_images, self.copies))
+        return output
 
     @property
     def trace(self) -> Tensor:
-        """(iterations, N · K, len(TRACE))"""
+        """(iterations, N · K, len(TRACE))."""
         if not self._trace:
             return self.average.new_zeros(0, self.num_networks, len(TRACE))
         return torch.stack([row.to(self.device) for row in self._trace])
 
     def _evaluate(self, batch: RestorationBatch, stage: str) -> None:
-        self._shown = batch
         images = {"": self.stop.kept, "_average": self.average, "_raw": self.stop.newest()}
         if self.copies > 1:
             images["_mean_of_copies"] = self.restored.repeat_interleave(self.copies, 0)
@@ -313,7 +311,7 @@ class DeepImagePrior(LightningModule):
             return ssim(found, truth, data_range=1.0)  # type: ignore[return-value]
 
     def references(self, batch: RestorationBatch) -> dict[str, Tensor]:
-        """What anybody would do, and the least total variation: each (B, C, H, W), computed once."""
+        """The trivial restoration and that of least total variation, each (B, C, H, W), computed once."""
         if not self._references:
             task, operator = self.data.task, self.data.operator
             with full_precision(batch.degraded):
@@ -342,19 +340,13 @@ class DeepImagePrior(LightningModule):
     # ---- use -------------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: RestorationBatch, batch_idx: int) -> list[str]:
-        """Writes each restored image beside its file, or into the current folder where it has none."""
+        """Writes each restored image beside its file, or into the current folder if it has none."""
         if not int(self.stop.steps):
-            raise ValueError("nothing is restored yet: expected --ckpt_path of a run")
+            raise ValueError("nothing is restored yet: expected --ckpt_path with the checkpoint of a run")
         return [
             str(write_restored(image, name, file))
             for image, name, file in zip(self.restored, self.data.names, self.data.files, strict=True)
         ]
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Degraded, restored and true with a part enlarged; PSNR and variance over iterations; outputs on the way."""
-        from lit_models.figures.deep_image_prior import figures
-
-        return {} if self._shown is None else figures(self, self._shown)
 
 
 def write_restored(image: Tensor, name: str, file: Path | None) -> Path:
@@ -379,10 +371,10 @@ def restore(image: Any, task: Task, iterations: int = 3000, seed: int = 0, **opt
 
     Args:
         image: a file, or a tensor (C, H, W) or (N, C, H, W) in 0..1; with several, each has its own network.
-        task: what was done to it; ``Denoise(sigma=None)`` where the noise is not known.
-        iterations: at most; it stops before, unless ``patience=None``.
-        options: ``accelerator``, by default the best there is; ``copies``, networks of each image, whose mean is
-            returned; and further arguments of :class:`DeepImagePrior`.
+        task: what was done to the image; ``Denoise(sigma=None)`` if the noise is unknown.
+        iterations: the maximum; it stops earlier, unless ``patience=None``.
+        options: ``accelerator``, by default the best available; ``copies``, the number of networks per image, whose
+            mean is returned; and further arguments of :class:`DeepImagePrior`.
 
     Returns:
         (C, H, W) in 0..1, or (N, C, H, W) as the image is.
@@ -402,7 +394,7 @@ def fitted(
     copies: int = 1,
     **options: Any,
 ) -> DeepImagePrior:
-    """The model of :func:`restore`, of an image as :class:`~datamodules.restoration.Restoration` takes it."""
+    """The fitted model of :func:`restore`, for an image as :class:`~datamodules.restoration.Restoration` takes it."""
     from datamodules.restoration import Restoration
 
     with torch.random.fork_rng():

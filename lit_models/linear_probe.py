@@ -1,9 +1,9 @@
 """Offline evaluation of a representation: a linear classifier on a trained encoder, which is frozen or fine-tuned.
 
-The protocol of SimCLR (section 2.3) and MoCo (section 4.1): the pre-training is over, its head is thrown away, and a
-linear layer learns the classes from h = encode(x). What is frozen stays as it is: its weights and its batch
-normalization's statistics. With all labels this measures the representation; with 1 % or 10 % of them
-(``data.label_fraction``), and the encoder trained along (``frozen: false``), what it is good for when labels are few.
+The protocol of SimCLR (section 2.3) and MoCo (section 4.1): after pre-training, the head is thrown away and a linear
+layer learns the classes from h = encode(x). A frozen encoder stays fixed: its weights and its batch normalization
+statistics. With all labels this measures the representation; with 1 % or 10 % of them (``data.label_fraction``) and the
+encoder trained too (``frozen: false``), it measures its use when labels are scarce.
 """
 
 from __future__ import annotations
@@ -28,30 +28,28 @@ from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.contrastive_views import ViewBatch
 
 
 class LinearProbe(LightningModule):
-    """A linear classifier of what any trained module's ``encode`` makes of images.
+    """A linear classifier on the features that a trained module's ``encode`` computes from images.
 
-    Training is on the first view of :class:`datamodules.contrastive_views.ContrastiveViews`, evaluation on the images
-    as they are.
+    Training uses the first view of :class:`datamodules.contrastive_views.ContrastiveViews`, evaluation the images
+    themselves.
 
     Args:
         image_shape: (C, H, W).
-        num_classes: of the labels.
-        checkpoint: of a module of this repository that has ``encode``; may hold ``~`` and variables of the environment.
-        frozen: train the linear layer only; else the encoder too.
-        standardize: normalize the features without learned scale, by batch statistics, before the linear layer: they
-            can be of any size.
-        class_names: of the classes, for :meth:`classify`.
-        encoder: the module's class and arguments, which a checkpoint of this class knows, so that it needs no other.
+        num_classes: number of classes.
+        checkpoint: of a module of this repository that has ``encode``; may contain ``~`` and environment variables.
+        frozen: train only the linear layer; otherwise the encoder too.
+        standardize: normalize the features by batch statistics, without a learned scale, before the linear layer, since
+            their scale is arbitrary.
+        class_names: names of the classes, for :meth:`classify`.
+        encoder: the module's class and arguments; a checkpoint of this class holds them, so it needs no other.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: the checkpoint is no such module's.
+        ValueError: the checkpoint is not of such a module.
     """
 
     adjustable: ClassVar = ("checkpoint", "encoder")
@@ -75,7 +73,7 @@ class LinearProbe(LightningModule):
             encoder, weights = trained_module(checkpoint)
         self.encoder = rebuilt(encoder)
         if not hasattr(self.encoder, "encode"):
-            raise ValueError(f"checkpoint={checkpoint}: holds a {encoder['class_path']}, which has no encode")
+            raise ValueError(f"checkpoint={checkpoint}: contains a {encoder['class_path']}, which has no encode")
         if weights is not None:
             try:
                 self.encoder.load_state_dict(weights)
@@ -85,7 +83,7 @@ class LinearProbe(LightningModule):
         whole_batch_norm(self.encoder)
         trained_on = list(getattr(self.encoder, "image_shape", encoder["init_args"].get("image_shape", image_shape)))
         if trained_on != list(image_shape):
-            raise ValueError(f"checkpoint={checkpoint}: was trained on images of {trained_on}, these are {image_shape}")
+            raise ValueError(f"checkpoint={checkpoint}: trained on images of {trained_on}, but these are {image_shape}")
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.hparams["encoder"] = encoder
         self.image_shape, self.frozen = list(image_shape), frozen
@@ -98,10 +96,10 @@ class LinearProbe(LightningModule):
         self.train()  # Lightning leaves each part in the mode that it finds
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.confusion = MulticlassConfusionMatrix(num_classes)
-        self._confusion: Tensor | None = None  # for illustrate(): of what was last evaluated
+        self.confusions: Tensor | None = None  # (K, K) counts of the last evaluation: class by what it was taken for
 
     def _train_what_encodes(self, trained: bool) -> int:
-        """Lets those parameters be trained, if any, that ``encode`` depends on; returns how many numbers it gives."""
+        """Makes the parameters that ``encode`` depends on trainable, if any; returns the size of its output."""
         with evaluating(self.encoder), torch.enable_grad():
             features = self.encoder.encode(torch.zeros(1, *self.image_shape)).flatten(1)  # type: ignore[operator]
             if features.requires_grad:
@@ -109,7 +107,8 @@ class LinearProbe(LightningModule):
         for parameter in self.encoder.parameters():
             parameter.requires_grad_(trained and parameter.grad is not None)
             parameter.grad = None
-        return features.shape[1]
+        size: int = features.shape[1]
+        return size
 
     def train(self, mode: bool = True) -> LinearProbe:
         super().train(mode)
@@ -119,7 +118,8 @@ class LinearProbe(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → logits (B, K)."""
-        return self.classifier(self.norm(self.encoder.encode(images).flatten(1)))  # type: ignore[operator]
+        output: Tensor = self.classifier(self.norm(self.encoder.encode(images).flatten(1)))  # type: ignore[operator]
+        return output
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         logits = self(batch.views[0])
@@ -133,53 +133,35 @@ class LinearProbe(LightningModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: ViewBatch, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        logits = self(data.to_float(batch).images)
+        logits = self(batch.images)
         self.loss.update(F.cross_entropy(logits, batch.labels, reduction="none"))
         self.accuracy.update(logits, batch.labels)
         self.confusion.update(logits, batch.labels)
         self.log_dict({f"{stage}/loss": self.loss, f"{stage}/accuracy": self.accuracy})
 
     def on_validation_epoch_end(self) -> None:
-        self._confusion = self.confusion.compute()
+        self.confusions = self.confusion.compute()
         self.confusion.reset()
 
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[int]:
         """The class of each image of the batch."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self(data.to_float(batch).images).argmax(1).tolist()
+        found: list[int] = self(batch.images).argmax(1).tolist()
+        return found
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
     @torch.inference_mode()
     def classify(self, image: object) -> dict[str, float]:
-        """The probability of each class, by its name, for an image as
-        :func:`~lit_models.parts.images.to_image_batch` takes it."""
+        """The probability of each class, by its name.
+
+        Args:
+            image: as :func:`~lit_models.parts.images.to_image_batch` takes it.
+        """
         with evaluating(self):
             batch = to_image_batch(image, self.image_shape, self.device).to(self.dtype)
             probabilities = self(batch).softmax(1)[0].tolist()
         names = self.class_names or [str(i) for i in range(len(probabilities))]
         return dict(sorted(zip(names, probabilities, strict=True), key=lambda item: -item[1]))
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Which classes are taken for which."""
-        return {} if self._confusion is None else {"confusion": confusion_figure(self._confusion, self.class_names)}
-
-
-def confusion_figure(counts: Tensor, names: Sequence[str]) -> Figure:
-    """Which class (K rows) was taken for which, as shares of each row of counts (K, K)."""
-    from matplotlib.figure import Figure
-
-    shares = counts.float().cpu() / counts.sum(1, keepdim=True).clamp_min(1).cpu()
-    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(names) <= 20:
-        axis.set_xticks(range(len(names)), names, rotation=90)
-        axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel="taken for", ylabel="class")
-    figure.colorbar(image, label="share of the class")
-    return figure

@@ -1,35 +1,32 @@
 """Metric learning: a representation supervised by examples of what is alike (+) and what is not (−).
 
 Hadsell, Chopra & LeCun, "Dimensionality Reduction by Learning an Invariant Mapping" (2006): two images go through the
-same network, a siamese one, and with d the distance of their embeddings
+same (siamese) network, and with d the distance of their embeddings
 
-    L = ½ d²   of a pair that is alike,        L = ½ max(0, m − d)²   of one that is not                     (eq. 4)
+    L = ½ d²   for a pair that is alike,       L = ½ max(0, m − d)²   for one that is not                    (eq. 4)
 
-Schroff, Kalenichenko & Philbin, "FaceNet" (2015): an anchor shall be nearer to its positive than to its negative,
+Schroff, Kalenichenko & Philbin, "FaceNet" (2015): an anchor should be nearer to its positive than to its negative,
 
     L = max(0, d(a, p)² − d(a, n)² + m)                                                                      (eq. 3)
 
-where most triplets are soon no trouble and a miner chooses those that are: the hardest of a batch (Hermans, Beyer &
-Leibe 2017), the semi-hard ones, whose negative is farther than the positive, but by less than the margin (FaceNet), or
-by distance (Wu et al. 2017). Khosla et al., "Supervised Contrastive Learning" (2020), take all positives of a batch
-into the softmax of SimCLR. Learning to classify, with the classifier thrown away, is what they all have to be better
-than.
+Most triplets soon become easy, so a miner chooses hard ones: the hardest of a batch (Hermans, Beyer & Leibe 2017), the
+semi-hard ones, whose negative is farther than the positive, but by less than the margin (FaceNet), or by distance (Wu
+et al. 2017). Khosla et al., "Supervised Contrastive Learning" (2020), put all positives of a batch into the softmax of
+SimCLR. The baseline for all of them is learning to classify and throwing the classifier away.
 
-Losses, miners, distances and reducers are those of pytorch-metric-learning, by their names there.
+Losses, miners, distances and reducers are those of pytorch-metric-learning, under their names there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from inspect import signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
@@ -38,8 +35,10 @@ from pytorch_metric_learning import distances, losses, miners, reducers
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from common.checks import at_least, nearest, one_of
 from common.distributed import gather_rows, gather_rows_with_gradient, world_size
 from common.randomness import keyed_generator
+from common.trainer import datamodule_of
 from lit_models.networks.encoders import Stem, image_encoder, library_weights
 from lit_models.networks.heads import projection_head
 from lit_models.parts.contrastive import spread
@@ -56,15 +55,13 @@ from lit_models.scores.retrieval import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.labelled_pairs import ExampleBatch
 
 SHOWN = 400
-"""images that the figures are of"""
+"""number of images in the figures"""
 COLLAPSED = 0.01
-"""mean distance of negative pairs, over the embeddings' mean length or the loss's margin, below which they are taken
-for one point"""
+"""mean distance of negative pairs, relative to the mean length of the embeddings or the margin of the loss, below which
+the embeddings count as one point"""
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -76,7 +73,7 @@ class SiameseLoss(losses.ContrastiveLoss):
     pytorch-metric-learning's ``ContrastiveLoss`` is the same without the squares.
 
     Raises:
-        ValueError: the distance is a similarity, or squared already.
+        ValueError: the distance is a similarity, or is already squared.
     """
 
     def __init__(self, margin: float = 1.0, **options: Any) -> None:
@@ -84,11 +81,12 @@ class SiameseLoss(losses.ContrastiveLoss):
         if self.distance.is_inverted or self.distance.power != 1:
             name, power = type(self.distance).__name__, self.distance.power
             raise ValueError(
-                f"distance={name} of power {power}: expected a distance of power 1, which the loss squares"
+                f"distance={name} of power {power}: expected a distance of power 1, because the loss squares it"
             )
 
     def get_per_pair_loss(self, pair_dists: Tensor, pos_or_neg: str) -> Tensor:
-        return super().get_per_pair_loss(pair_dists, pos_or_neg).square() / 2
+        output: Tensor = super().get_per_pair_loss(pair_dists, pos_or_neg).square() / 2
+        return output
 
 
 class ClassificationLoss(nn.Module):
@@ -102,17 +100,19 @@ class ClassificationLoss(nn.Module):
         return F.cross_entropy(self.classifier(embeddings), labels)
 
 
+Representation = Literal["encoder", "embedding"]
+
 OWN = {"SiameseLoss": SiameseLoss, "ClassificationLoss": ClassificationLoss}
 FACENET = {"name": "LpDistance", "power": 2}
-"""the distance of TripletMarginLoss where no other is chosen: squared, which the library's own is not"""
+"""the default distance of TripletMarginLoss: squared, unlike the library's own"""
 
 
 def chosen(argument: str, spec: Mapping[str, Any], library: ModuleType, **facts: Any) -> Any:
-    """An object of pytorch-metric-learning, or of :data:`OWN`, by ``name``; what else ``spec`` holds are its arguments.
+    """An object of pytorch-metric-learning or :data:`OWN`, by ``name``; the rest of ``spec`` are its arguments.
 
     Args:
-        argument: what is chosen, for messages.
-        facts: arguments that it is given if it has them.
+        argument: name of the option, for messages.
+        facts: arguments that are passed if the object has them.
 
     Raises:
         ValueError: no such name or argument.
@@ -123,16 +123,16 @@ def chosen(argument: str, spec: Mapping[str, Any], library: ModuleType, **facts:
         OWN if library is losses else {}
     )
     if name not in known:
-        near = get_close_matches(str(name), known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{argument}.name={name!r}: expected a name of {library.__name__}{hint}")
+        hint = nearest(str(name), known)
+        raise ValueError(f"{argument}.name={name!r}: expected a class of {library.__name__}{hint}")
     wanted: set[str] = set()
     for base in known[name].__mro__:
         wanted |= set(signature(vars(base)["__init__"]).parameters) if "__init__" in vars(base) else set()
     wanted -= {"self", "args", "kwargs", "options"}
     if unknown := [key for key in options if key not in wanted]:
         raise ValueError(
-            f"{argument}.{unknown[0]}: {name} has no such argument, expected of {', '.join(sorted(wanted))}"
+            f"{argument}.{unknown[0]}: {name} has no such argument; expected one of {', '.join(sorted(wanted))}"
+            f"{nearest(unknown[0], wanted)}"
         )
     try:
         return known[name](**{key: value for key, value in facts.items() if key in wanted}, **options)
@@ -141,8 +141,14 @@ def chosen(argument: str, spec: Mapping[str, Any], library: ModuleType, **facts:
 
 
 def pairs_of(same: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Groups (N, G − 1), of which an anchor is alike, as pytorch-metric-learning takes pairs of embeddings (N·G, D):
-    rows of the anchors and of the others of positive pairs, and those of negative pairs."""
+    """The pairs in groups as pytorch-metric-learning takes them for embeddings (N·G, D).
+
+    Args:
+        same: (N, G − 1), whether each example is like its group's anchor.
+
+    Returns:
+        Rows of the anchors and of the others of positive pairs, and those of negative pairs.
+    """
     size = same.shape[1] + 1
     found = []
     for pairs in (same, ~same):
@@ -153,7 +159,7 @@ def pairs_of(same: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @contextmanager
 def drawing(device: torch.device, *key: int | str) -> Iterator[None]:
-    """Torch's draws inside are a function of ``key``, and change none outside: a miner's, the same on every rank."""
+    """Makes torch's draws inside (those of a miner) a function of ``key``, equal on all ranks, without side effects."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(keyed_generator(*key).initial_seed())
         yield
@@ -167,25 +173,25 @@ class MetricLearning(LightningModule):
 
     Args:
         image_shape: (C, H, W) of the images.
-        num_classes: for losses that have weights for each class.
+        num_classes: for losses with weights for each class.
         encoder, stem, width, pretrained: as :func:`lit_models.networks.encoders.image_encoder` takes them.
-        out_dim: of the embedding that the loss compares; ``null`` for the encoder's own features.
-        head_layers, head_dim: linear layers from the features to the embedding, and the hidden units of more than one.
-        normalize: embeddings of length 1.
+        out_dim: of the embedding that the loss compares; ``null`` uses the encoder's own features.
+        head_layers, head_dim: number of linear layers from the features to the embedding, and their hidden units.
+        normalize: whether embeddings have length 1.
         loss: ``name`` and arguments of one of pytorch-metric-learning's losses, of :class:`SiameseLoss` or of
             :class:`ClassificationLoss`.
-        miner: of one of its miners, which choose among the pairs or triplets of a batch; ``null`` for all.
-        distance, reducer: of its distances and reducers; ``null`` for the loss's own, and of triplets FaceNet's squared
-            distance. A miner measures as the loss does. They are of embeddings of length 1 if ``normalize`` is true or
-            the distance has ``normalize_embeddings``.
-        freeze_batch_norm: keep the batch-norm statistics of the encoder as they are, as is usual with pretrained
-            weights and small batches.
-        representation: what :meth:`encode` gives: the encoder's features, or the embedding.
+        miner: one of its miners, which choose among the pairs or triplets of a batch; ``null`` uses all.
+        distance, reducer: of its distances and reducers; ``null`` means the loss's own, and for triplets FaceNet's
+            squared distance. A miner uses the loss's distance. They apply to embeddings of length 1 if ``normalize`` is
+            true or the distance has ``normalize_embeddings``.
+        freeze_batch_norm: freeze the batch-norm statistics of the encoder, as is usual with pretrained weights and
+            small batches.
+        representation: the output of :meth:`encode`: the encoder's features, or the embedding.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: an argument out of range; no such loss, miner, distance or reducer, or one that the loss does not
-            go with.
+        ValueError: an argument is out of range; a loss, miner, distance or reducer does not exist, or does not fit the
+            loss.
     """
 
     adjustable: ClassVar = ("representation",)
@@ -209,15 +215,13 @@ class MetricLearning(LightningModule):
         distance: dict[str, Any] | None = None,
         reducer: dict[str, Any] | None = None,
         freeze_batch_norm: bool = False,
-        representation: Literal["encoder", "embedding"] = "encoder",
+        representation: Representation = "encoder",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
         super().__init__()
-        if out_dim is not None and out_dim < 1:
-            raise ValueError(f"out_dim={out_dim}: expected at least 1, or null")
-        if representation not in ("encoder", "embedding"):
-            raise ValueError(f"representation={representation!r}: expected 'encoder' or 'embedding'")
+        at_least(1, "or null for the encoder's own features", out_dim=out_dim)
+        one_of(Representation, representation=representation)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.image_shape, self.normalize, self.representation = list(image_shape), normalize, representation
         self.freeze_batch_norm = freeze_batch_norm
@@ -234,7 +238,7 @@ class MetricLearning(LightningModule):
             for argument, value in (("miner", miner), ("distance", distance), ("reducer", reducer)):
                 if value is not None:
                     raise ValueError(
-                        f"{argument}={value}: expected null with ClassificationLoss, which compares no pairs"
+                        f"{argument}={value}: expected null with ClassificationLoss, which does not compare pairs"
                     )
         if distance is None and loss.get("name") == "TripletMarginLoss":
             distance = FACENET
@@ -259,8 +263,9 @@ class MetricLearning(LightningModule):
 
         self._evaluated: list[tuple[Tensor, Tensor]] = []  # embeddings and labels, on this rank
         self.register_buffer("threshold", torch.tensor(torch.nan))  # between pairs that are alike and others
-        self._verification: Verification | None = None  # for illustrate(): of what was last evaluated, and some of it
-        self._shown: list[tuple[Tensor, Tensor]] = []
+        # Of the last evaluation, for its figures:
+        self.verification: Verification | None = None  # of all pairs
+        self.examples: list[tuple[Tensor, Tensor]] = []  # some images and their labels
         self.train()  # Lightning leaves each part in the mode that it finds
 
     def train(self, mode: bool = True) -> MetricLearning:
@@ -272,18 +277,21 @@ class MetricLearning(LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        size = getattr(self.trainer.datamodule, "group_size", 1) if stage == "fit" else 1  # type: ignore[attr-defined]
+        size = getattr(datamodule_of(self.trainer), "group_size", 1) if stage == "fit" else 1
         if size > 1 and self.miner is not None:
-            raise ValueError(f"miner={type(self.miner).__name__}: expected null, for data.groups are explicit")
+            raise ValueError(
+                f"miner={type(self.miner).__name__}: expected null, because data.groups says what is compared"
+            )
         # Others compare an anchor's positives with its negatives, of which a pair has only one.
         if size == 2 and not isinstance(self.loss, losses.ContrastiveLoss):
             raise ValueError(
-                f"loss.name={type(self.loss).__name__!r}: expected 'SiameseLoss' or 'ContrastiveLoss', for data.groups "
-                "are pairs"
+                f"loss.name={type(self.loss).__name__!r}: expected 'SiameseLoss' or 'ContrastiveLoss', because "
+                "data.groups are pairs"
             )
         if size == 3 and not isinstance(self.loss, losses.GenericPairLoss | losses.TripletMarginLoss):
             raise ValueError(
-                f"loss.name={type(self.loss).__name__!r}: expected one of pairs or triplets, for data.groups are such"
+                f"loss.name={type(self.loss).__name__!r}: expected a loss of pairs or triplets, because data.groups "
+                "are triplets"
             )
 
     # ---- the model -----------------------------------------------------------------------------------------------
@@ -293,7 +301,7 @@ class MetricLearning(LightningModule):
         return self.encoder(images) if self.representation == "encoder" else self.embed(images)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in 0..1 → the embedding (B, out_dim), whose distances are what is learned."""
+        """Images (B, C, H, W) in 0..1 → the embedding (B, out_dim), whose distances are learned."""
         z = self.head(self.encoder(images))
         z = z.to(torch.promote_types(z.dtype, torch.float))
         return F.normalize(z, dim=1) if self.normalize else z
@@ -318,7 +326,7 @@ class MetricLearning(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._shown, self._evaluated = [], []
+        self.examples, self._evaluated = [], []
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -332,20 +340,19 @@ class MetricLearning(LightningModule):
         images, labels = batch.images[:, 0], batch.labels[:, 0]
         self._evaluated.append((self.embed(images), labels))
         rows = torch.arange(0, len(images), max(1, len(images) * num_batches // SHOWN))  # data may be sorted by class
-        self._shown.append((images[rows], labels[rows]))
+        self.examples.append((images[rows], labels[rows]))
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
         z, labels = self._log_scores("test")
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         try:
             data.labeled_subset(1.0)
         except ValueError:  # how it says that no training image is of a class of the test's
             return
-        for batch in data.plain_loader("train"):
-            batch = data.to_float(move_data_to_device(batch, self.device))
+        for batch in data.plain_batches("train", self.device):
             with self.trainer.precision_plugin.forward_context():  # as Lightning does around test_step
                 self._evaluated.append((self.embed(batch.images), batch.labels))
         gallery, classes = self._collected()
@@ -355,7 +362,7 @@ class MetricLearning(LightningModule):
             )
 
     def _collected(self) -> tuple[Tensor, Tensor]:
-        """Embeddings and labels that were collected on all ranks."""
+        """The embeddings and labels collected on all ranks."""
         z, labels = (torch.cat(parts) for parts in zip(*self._evaluated, strict=True))
         self._evaluated = []
         if world_size() > 1:
@@ -372,7 +379,7 @@ class MetricLearning(LightningModule):
             if not self.normalize:  # comparable to embeddings of length 1, whose order by distance is that by cosine
                 by_cosine = retrieval_scores(F.normalize(z, dim=1), labels)
                 found |= {f"cosine_{name}": float(values.mean()) for name, values in by_cosine.items()}
-        pairs = self._verification = verification(z, labels)
+        pairs = self.verification = verification(z, labels)
         if stage == "val":
             self.threshold.fill_(pairs.best_threshold())
         found["verification_auc"] = pairs.auc()
@@ -383,7 +390,7 @@ class MetricLearning(LightningModule):
         if pairs.negative_distance <= COLLAPSED * max(float(z.norm(dim=1).mean()), self.margin):
             rank_zero_warn(
                 f"collapse: all images are embedded in nearly one point (step {self.global_step}, mean distance of "
-                f"negative pairs {pairs.negative_distance:.2g}), where a loss is its margin and has no gradient; "
+                f"negative pairs {pairs.negative_distance:.2g}), where the loss equals its margin and has no gradient; "
                 "another miner, a lower learning rate or a larger batch may help"
             )
         return z, labels
@@ -399,7 +406,7 @@ class MetricLearning(LightningModule):
 
     @torch.inference_mode()
     def embedding(self, image: object) -> Tensor:
-        """(out_dim,): of an image as :func:`~lit_models.parts.images.to_image_batch` takes it."""
+        """(out_dim,): the embedding of an image as :func:`~lit_models.parts.images.to_image_batch` takes it."""
         with evaluating(self):
             return self.embed(to_image_batch(image, self.image_shape, self.device).to(self.dtype))[0]
 
@@ -408,37 +415,27 @@ class MetricLearning(LightningModule):
         return float((self.embedding(a) - self.embedding(b)).norm())
 
     def alike(self, a: object, b: object) -> bool:
-        """Whether two images are nearer to each other than the threshold that told validation's pairs apart best.
+        """Whether two images are nearer to each other than the threshold that separated validation pairs best.
 
         Raises:
-            ValueError: the model was never validated, so that there is none.
+            ValueError: the model was never validated, so there is no threshold.
         """
         if self.threshold.isnan():
             raise ValueError("threshold=nan: expected a model that was validated")
         return self.distance(a, b) < float(self.threshold)
 
     def nearest(self, image: object, gallery: Sequence[object], k: int = 5) -> list[tuple[int, float]]:
-        """The k images of a gallery that are nearest to an image, as (number in the gallery, distance), nearest first.
+        """The k images of a gallery that are nearest to an image, as (index in the gallery, distance), nearest first.
 
         Raises:
             ValueError: the gallery is empty, or k is less than 1.
         """
-        if not len(gallery) or k < 1:
-            raise ValueError(f"k={k} of a gallery of {len(gallery)} images: expected at least 1 of at least 1")
+        at_least(1, **{"k": k, "len(gallery)": len(gallery)})
         query = self.embedding(image)
         found = torch.stack([(self.embedding(other) - query).norm() for other in gallery])
         smallest = found.topk(min(k, len(gallery)), largest=False)
         return list(zip(smallest.indices.tolist(), smallest.values.tolist(), strict=True))
 
     def export(self) -> dict[str, Tensor]:
-        """The encoder's weights by the names of torchvision or timm: see :meth:`lit_models.simclr.SimCLR.export`."""
+        """The encoder's weights under torchvision's or timm's names: see :meth:`lit_models.simclr.SimCLR.export`."""
         return library_weights(self.encoder)
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Neighbors with hits and misses; a map; the distances of positive and negative pairs; the hardest pairs."""
-        from lit_models.figures.metric_learning import figures
-
-        if self._verification is None:
-            return {}
-        images, labels = (torch.cat(parts) for parts in zip(*self._shown, strict=True))
-        return figures(self, images, labels, self._verification)

@@ -1,4 +1,4 @@
-"""MoCo: contrast with a queue of earlier keys, which an encoder that follows slowly has made.
+"""MoCo: contrast with a queue of earlier keys, made by an encoder that follows slowly.
 
 He, Fan, Wu, Xie & Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning" (2020). A query is one
 view of an image, its positive key another view of it, and its negatives are the keys of earlier batches (algorithm 1):
@@ -8,13 +8,13 @@ view of an image, its positive key another view of it, and its negatives are the
     θ_k ← m θ_k + (1 − m) θ_q                                                                          (eq. 2)
 
 where the sum is over the queue.
-So there can be many more negatives than a batch has images, and as m is close to 1 they are still consistent with each
-other although encoders of different steps have made them. Version 2 (Chen, Fan, Girshick & He, "Improved Baselines with
+So there can be many more negatives than images in a batch, and since m is close to 1 they are consistent with each
+other, although encoders of different steps made them. Version 2 (Chen, Fan, Girshick & He, "Improved Baselines with
 Momentum Contrastive Learning", 2020) has SimCLR's head (``head_layers: 2``), more augmentation and a cosine schedule.
 
-Batch normalization leaks: query and positive key of a batch were normalized together with the same images, by which
-they can be told from keys of other batches. So the batch is split into groups that are normalized by themselves
-(``bn_splits``), and for the keys it is shuffled before (section 3.3).
+Batch normalization leaks: the query and the positive key of a batch are normalized with the same images, which
+distinguishes them from keys of other batches. So the batch is split into groups that are normalized separately
+(``bn_splits``), and is shuffled first for the keys (section 3.3).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -31,8 +31,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from common.checks import at_least, more_than, one_of, within
 from common.distributed import gather_rows, rows_of_this_rank
 from common.randomness import keyed_generator
+from common.trainer import datamodule_of
 from lit_models.networks.batch_norm import split_batch_norm
 from lit_models.networks.encoders import Stem, image_encoder, library_weights
 from lit_models.networks.heads import projection_head
@@ -47,8 +49,6 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.precision import full_precision
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.contrastive_views import ViewBatch
 
 
@@ -58,9 +58,9 @@ def momentum_at(step: int, steps: int, momentum: float, cosine: bool) -> float:
 
 
 class KeyQueue(nn.Module):
-    """The ``size`` newest keys (size, D), the oldest overwritten first, in the checkpoint.
+    """The ``size`` newest keys (size, D), stored in the checkpoint; the oldest are overwritten first.
 
-    Nothing in it counts before it is a key: at first there are no negatives, then those of one batch, and so on.
+    Unfilled places do not count: at first there are no negatives, then those of one batch, and so on.
     """
 
     keys: Tensor
@@ -74,7 +74,7 @@ class KeyQueue(nn.Module):
         self.register_buffer("enqueued", torch.zeros((), dtype=torch.long))  # keys so far
 
     def logits(self, queries: Tensor, temperature: float) -> Tensor:
-        """(B, D) → (B, size): q·k/τ, −inf where there is no key yet."""
+        """(B, D) → (B, size): q·k/τ; −inf if there is no key yet."""
         there = torch.arange(len(self.keys), device=queries.device) < self.enqueued
         with full_precision(queries):
             logits = queries @ self.keys.T.to(queries.dtype) / temperature
@@ -82,7 +82,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, step: int) -> None:
-        """Adds keys (N, D), which may be more than there is room for."""
+        """Adds keys (N, D), which may be more than the queue holds."""
         total = self.enqueued + len(keys)
         newest = keys[-len(self.keys) :]
         places = (total - len(newest) + torch.arange(len(newest), device=keys.device)) % len(self.keys)
@@ -92,9 +92,12 @@ class KeyQueue(nn.Module):
         self.enqueued = total
 
     def age(self, step: int) -> Tensor:
-        """Mean number of steps since the keys were enqueued."""
+        """The mean number of steps since the keys were enqueued."""
         there = torch.arange(len(self.keys), device=self.keys.device) < self.enqueued
         return ((step - self.steps) * there).sum() / there.sum().clamp_min(1)
+
+
+MomentumSchedule = Literal["constant", "cosine"]
 
 
 class MoCo(LightningModule):
@@ -106,19 +109,18 @@ class MoCo(LightningModule):
         pretrained: start from the library's ImageNet weights.
         head_layers: linear layers of the projection: 1 (v1) or 2 (v2).
         out_dim: of queries and keys.
-        queue_size: K, keys that are negatives.
-        momentum: m, of the key encoder.
+        queue_size: K, the number of keys that serve as negatives.
+        momentum: m of the key encoder.
         momentum_schedule: ``constant``, or ``cosine``, rising to 1 (MoCo v3).
         temperature: τ: 0.07 in v1, 0.2 in v2.
-        bn_splits: groups of the global batch that are normalized by themselves, as many as the authors have GPUs; a
-            multiple of the number of ranks. 1 normalizes the whole batch, and the keys are not shuffled.
-        symmetric: each view is query once and key once, and both keys are enqueued.
-        decay_vectors: whether biases and the weights of norms have the optimizer's weight decay: in the authors' code
-            they have.
+        bn_splits: number of groups of the global batch that are normalized separately, the authors' number of GPUs; a
+            multiple of the number of ranks. 1 normalizes the whole batch, and keys are not shuffled.
+        symmetric: each view is the query once and the key once, and both keys are enqueued.
+        decay_vectors: whether weight decay applies to biases and the weights of norms, as it does in the authors' code.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: an argument out of range; a queue that holds more keys than there are training images.
+        ValueError: an argument is out of range; the queue holds more keys than there are training images.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class MoCo(LightningModule):
         out_dim: int = 128,
         queue_size: int = 4096,
         momentum: float = 0.99,
-        momentum_schedule: str = "constant",
+        momentum_schedule: MomentumSchedule = "constant",
         temperature: float = 0.2,
         bn_splits: int = 8,
         symmetric: bool = False,
@@ -141,15 +143,10 @@ class MoCo(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
         super().__init__()
-        for name, number in (("out_dim", out_dim), ("queue_size", queue_size), ("bn_splits", bn_splits)):
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum}: expected 0 to 1")
-        if momentum_schedule not in ("constant", "cosine"):
-            raise ValueError(f"momentum_schedule={momentum_schedule!r}: expected 'constant' or 'cosine'")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected more than 0")
+        at_least(1, out_dim=out_dim, queue_size=queue_size, bn_splits=bn_splits)
+        within("[0, 1]", momentum=momentum)
+        one_of(MomentumSchedule, momentum_schedule=momentum_schedule)
+        more_than(0, temperature=temperature)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.momentum, self.momentum_schedule, self.temperature = momentum, momentum_schedule, temperature
         self.bn_splits, self.symmetric, self.decay_vectors = bn_splits, symmetric, decay_vectors
@@ -168,32 +165,32 @@ class MoCo(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [f"queue.{name}" for name, _ in self.queue.named_buffers()]
         self.steps = 1  # of the training, for the cosine
         self.scores = ContrastiveScores()
-        self._shown: ViewBatch | None = None  # for illustrate(): the first batch that was last evaluated
 
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = datamodule_of(self.trainer)
         views, small = getattr(data, "views", 2), getattr(data, "small_views", 0)
         if (views, small) != (2, 0):
             raise ValueError(f"views={views}, small_views={small}: MoCo expects 2 and 0, a query and a key")
 
     def on_fit_start(self) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = datamodule_of(self.trainer)
         size = len(self.queue.keys)
         if hasattr(data, "num_training_images") and size > (count := data.num_training_images):
             raise ValueError(
-                f"queue_size={size}: expected at most the {count} training images, or each would always meet keys of "
-                "its own as negatives"
+                f"queue_size={size}: expected at most the {count} training images, because in a longer queue each "
+                "image meets its own keys as negatives"
             )
         if self.momentum_schedule == "cosine":
             if self.trainer.estimated_stepping_batches == math.inf:
-                raise ValueError("momentum_schedule='cosine': expected trainer.max_epochs or max_steps, its length")
+                raise ValueError("momentum_schedule='cosine': needs trainer.max_epochs or max_steps as its length")
             self.steps = int(self.trainer.estimated_stepping_batches)
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → (B, D): the query encoder's representation."""
-        return self.query.encoder(images)  # type: ignore[operator]
+        output: Tensor = self.query.encoder(images)  # type: ignore[operator]
+        return output
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         first, second = batch.views
@@ -227,9 +224,9 @@ class MoCo(LightningModule):
 
     @torch.no_grad()
     def keys(self, views: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """The keys (B, D) of this rank's views (B, C, H, W), and those of all ranks in the global batch's order.
+        """The keys (B, D) of this rank's views (B, C, H, W), and those of all ranks in the order of the global batch.
 
-        Other images share a group of batch normalization than shared it as queries: the global batch is shuffled.
+        The global batch is shuffled, so that images share batch-norm groups with different images than as queries.
         """
         if self.bn_splits == 1:
             k = unit(self.key(views))
@@ -247,26 +244,20 @@ class MoCo(LightningModule):
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Eq. 2: the key encoder and its head move towards the query's."""
+        """Eq. 2: moves the key encoder and its head toward the query's."""
         torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - momentum)
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def test_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def _evaluate(self, batch: ViewBatch, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._shown = batch
         first, second = batch.views
         q, k = unit(self.query(first)), unit(self.key(second))
         logits = self.logits(q, k)
         scores = similarities(logits, self.zeros(logits), self.temperature)
         loss = cross_entropy_of_positives(logits, self.zeros(logits))
         self.scores.add({"loss": loss, **scores, "projection_std": spread(q)})
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         self.scores.log(self, "val")
@@ -276,8 +267,7 @@ class MoCo(LightningModule):
 
     def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[list[float]]:
         """The representation of each image of the batch, without augmentation."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.encode(data.to_float(batch).images).tolist()
+        return self.encode(batch.images).tolist()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler, self.decay_vectors)
@@ -285,13 +275,5 @@ class MoCo(LightningModule):
     # ---- use -----------------------------------------------------------------------------------------------------
 
     def export(self) -> dict[str, Tensor]:
-        """The query encoder's weights, named and to be used as those of :meth:`lit_models.simclr.SimCLR.export`."""
+        """The query encoder's weights, named and used like those of :meth:`lit_models.simclr.SimCLR.export`."""
         return library_weights(self.query.encoder)  # type: ignore[arg-type]
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Views; nearest neighbors; a map of the representation; similarities of positives and of negatives."""
-        from lit_models.figures.simclr import figures
-
-        if self._shown is None:
-            return {}
-        return figures(self, self._shown, lambda views: unit(self.query(views.flatten(0, 1))).unflatten(0, (2, -1)))

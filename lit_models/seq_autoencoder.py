@@ -7,21 +7,21 @@ Learning of Video Representations using LSTMs" (2015):
     h_1 … h_N = encoder(x_1 … x_N)        code = W_c [h→_N; h←_1] + b        s_0 = tanh(W_s code + b)
     s_t = decoder(s_{t-1}, [y_{t-1}; code])        p(y_t) or ŷ_t = W_o s_t + b
 
-There is no attention, on purpose: the code is the only way from the encoder to the decoder, and as many numbers for a
-short sequence as for a long one. With y = x_N … x_1, targets in reverse, the decoder begins with what the encoder has
-read last, which short-term memory is enough for.
+There is no attention, on purpose: the code is the only path from the encoder to the decoder, with the same size for
+short and long sequences. With reversed targets, y = x_N … x_1, the decoder starts with what the encoder has read last,
+for which short-term memory is enough.
 
-y_{t-1} is the true one in training (teacher forcing), but the decoder's own in use, so that it meets its own errors for
-the first time then. Scheduled sampling (Bengio et al. 2015) tosses a coin at each step: with probability ε the decoder
-reads the true one, else what it has predicted, and ε decays while it trains.
+y_{t-1} is the true element in training (teacher forcing), but the decoder's own in use, where it meets its own errors
+for the first time. Scheduled sampling (Bengio et al. 2015) tosses a coin at each step: with probability ε the decoder
+reads the true element, else its own prediction, and ε decays during training.
 
-Text ends with a token of its own, which is also what decoding starts from; a sequence of real numbers says at each step
-whether it was the last.
+Text ends with a special token, and decoding also starts from it; each step of a sequence of real numbers says whether
+it is the last.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torchmetrics import MeanMetric, Metric
 
+from common.checks import at_least, one_of, within
 from common.distributed import global_mean
 from common.randomness import uniform_of_samples
 from common.vocabulary import decode_chars, encode_chars
@@ -39,35 +40,32 @@ from datamodules.sequences import SequenceBatch, positions_of
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
-from lit_models.parts.sequences import State, remember, split_state, with_end, within
+from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask, with_end
 from lit_models.parts.sketch import Sketch, to_strokes
-from lit_models.scores.pca import PCA
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lit_models.scores.pca import find_components
 
 END_WEIGHT = 0.1
-"""of the cross-entropy of the end beside the squared error, for sequences of real numbers"""
+"""weight of the end's cross-entropy relative to the squared error, for sequences of real numbers"""
 
 PCA_MOST = 4096
-"""numbers of a sequence above which its principal components, whose cost grows with the cube, are left out"""
+"""number of values in a sequence above which PCA, whose cost grows with its cube, is left out"""
 
 
 def reverse(values: Tensor, lengths: Tensor) -> Tensor:
-    """Each sequence of (B, T, …) from its last element to its first; what is behind its end stays there."""
+    """Reverses each sequence of (B, T, …); the padding after its end stays in place."""
     place = torch.arange(values.shape[1], device=values.device).expand(len(values), -1)
     source = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
     return values[torch.arange(len(values), device=values.device)[:, None], source]
 
 
 def resample(values: Tensor, lengths: Tensor, new_lengths: Tensor) -> Tensor:
-    """Sequences (B, T, D) with another number of points: linear interpolation, evenly from the first to the last.
+    """Resamples sequences (B, T, D) to another number of points: linear interpolation, evenly from first to last.
 
     Args:
-        lengths, new_lengths: (B,) points of each before and after; of a single new point it is the middle.
+        lengths, new_lengths: (B,) number of points before and after; a single new point is the middle.
 
     Returns:
-        (B, max(new_lengths), D), 0 behind the end.
+        (B, max(new_lengths), D), 0 after the end.
     """
     steps = int(new_lengths.max())
     place = torch.arange(steps, dtype=values.dtype, device=values.device)
@@ -78,12 +76,12 @@ def resample(values: Tensor, lengths: Tensor, new_lengths: Tensor) -> Tensor:
     after = torch.minimum(before + 1, lengths[:, None] - 1).clamp_min(0)
     row = torch.arange(len(values), device=values.device)[:, None]
     points = torch.lerp(values[row, before], values[row, after], (where - before)[:, :, None])
-    return points * within(new_lengths, steps)[:, :, None]
+    return points * step_mask(new_lengths, steps)[:, :, None]
 
 
 def squared_error(output: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
     """(B,): the mean over a sequence's points and their D numbers of (x̂ − x)²."""
-    each = (output - values).square().mean(2) * within(lengths, values.shape[1])
+    each = (output - values).square().mean(2) * step_mask(lengths, values.shape[1])
     return each.sum(1) / lengths
 
 
@@ -91,7 +89,7 @@ class MeanOfLength(Metric):
     """The mean of a score over the sequences of each length.
 
     Args:
-        longest: lengths are 0 to this; longer ones count as it.
+        longest: lengths go from 0 to this; longer ones count as this.
     """
 
     full_state_update = False
@@ -104,13 +102,13 @@ class MeanOfLength(Metric):
             self.add_state(name, torch.zeros(longest + 1, dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, lengths: Tensor) -> None:
-        """Scores (B,) of sequences of so many elements (B,)."""
+        """Adds the scores (B,) of sequences with these lengths (B,)."""
         bins = lengths.clamp_max(len(self.total) - 1)
         self.total = self.total.index_add(0, bins, scores.to(self.total.dtype))
         self.count = self.count.index_add(0, bins, torch.ones_like(scores, dtype=self.count.dtype))
 
     def compute(self) -> Tensor:
-        """(longest + 1,): NaN where there is none of that length."""
+        """(longest + 1,): NaN if there is no sequence of that length."""
         return self.total / self.count
 
 
@@ -118,20 +116,20 @@ class SequenceAutoencoder(LightningModule):
     """A recurrent encoder and a recurrent decoder with a code of fixed size between them.
 
     Args:
-        longest: elements of the longest sequence, where decoding stops.
+        longest: number of elements in the longest sequence, where decoding stops.
         vocab: the characters, for text.
         sequence_dim: D, for sequences of real numbers.
-        scale_factor: units of the drawings that 1 stands for, for sketches.
+        scale_factor: what 1 stands for in units of the drawings, for sketches.
         code_dim: size of the code.
         hidden, layers, cell: of the encoder (of each direction) and of the decoder; ``lstm`` or ``gru``.
         embedding_dim: of characters.
-        bidirectional: let a second encoder read from the end.
-        reverse_targets: write the sequence from its last element to its first. What is decoded is in reading order.
-        conditional: let the decoder read the element before the one that it writes, y_{t-1}. Without, the code and its
-            state are all it has, and training is no different from use (both: Srivastava et al. 2015).
+        bidirectional: add a second encoder that reads from the end.
+        reverse_targets: write the sequence from its last element to its first. Results are in reading order.
+        conditional: let the decoder read the element before the one that it writes, y_{t-1}. Otherwise it has only the
+            code and its state, and training does not differ from use (both: Srivastava et al. 2015).
         schedule, schedule_steps, teacher_forcing: the probability that the decoder reads the true last element in
-            training: see :func:`forcing_probability`, of which ``teacher_forcing`` is the floor. While it is 1, all
-            steps are computed at once; below, one after the other.
+            training: see :func:`forcing_probability`; ``teacher_forcing`` is its floor. While it is 1, all steps are
+            computed at once; below 1, one after the other.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -150,7 +148,7 @@ class SequenceAutoencoder(LightningModule):
         code_dim: int = 64,
         hidden: int = 256,
         layers: int = 1,
-        cell: Literal["lstm", "gru"] = "lstm",
+        cell: Cell = "lstm",
         embedding_dim: int = 32,
         bidirectional: bool = True,
         reverse_targets: bool = True,
@@ -162,23 +160,16 @@ class SequenceAutoencoder(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.02),
     ) -> None:
         super().__init__()
+        at_least(1, longest=longest, sequence_dim=sequence_dim, code_dim=code_dim, hidden=hidden, layers=layers)
+        at_least(1, embedding_dim=embedding_dim, schedule_steps=schedule_steps)
+        one_of(Cell, cell=cell)
+        one_of(Schedule, schedule=schedule)
+        within("[0, 1]", teacher_forcing=teacher_forcing)
         if (vocab is None) == (sequence_dim is None):
             raise ValueError(
-                f"vocab={'null' if vocab is None else '…'} with sequence_dim={sequence_dim}: expected one of the two, "
-                "from the data"
+                f"vocab={'null' if vocab is None else '…'} with sequence_dim={sequence_dim}: expected exactly one of "
+                "the two, which the data gives"
             )
-        sizes = {"longest": longest, "code_dim": code_dim, "hidden": hidden, "layers": layers}
-        for name, number in (sizes | {"embedding_dim": embedding_dim, "sequence_dim": sequence_dim or 1}).items():
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        if cell not in ("lstm", "gru"):
-            raise ValueError(f"cell={cell!r}: expected 'lstm' or 'gru'")
-        if schedule not in get_args(Schedule):
-            raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(get_args(Schedule))}")
-        if not schedule_steps >= 1:
-            raise ValueError(f"schedule_steps={schedule_steps}: expected at least 1")
-        if not 0 <= teacher_forcing <= 1:
-            raise ValueError(f"teacher_forcing={teacher_forcing}: expected a probability")
         if not conditional and (schedule, teacher_forcing) != ("constant", 1.0):
             raise ValueError(
                 f"schedule={schedule!r}, teacher_forcing={teacher_forcing}: expected 'constant' and 1 with "
@@ -218,8 +209,7 @@ class SequenceAutoencoder(LightningModule):
             names += ["length_accuracy"] + ["pca_mse"] * self.compares + ["resampled_mse"] * (code_dim >= self.dim)
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in names})
         self.of_length = MeanOfLength(longest)
-        self._by_length: Tensor | None = None  # what it said last, for illustrate(),
-        self._shown: SequenceBatch | None = None  # and the first sequences that were last evaluated
+        self.by_length: Tensor | None = None  # what it said last, for the figures
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -234,7 +224,7 @@ class SequenceAutoencoder(LightningModule):
         return self.to_code(top.transpose(0, 1).flatten(1))
 
     def with_end(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What is read or written, and in how many steps: text (B, T + 1), end tokens from its end on."""
+        """The elements to read or write and the number of steps: text (B, T + 1) is filled with end tokens."""
         if self.vocab is None:
             return values, lengths
         return with_end(values, lengths, self.end)
@@ -243,11 +233,11 @@ class SequenceAutoencoder(LightningModule):
         return inputs if self.embedding is None else self.embedding(inputs)
 
     def start(self, values: Tensor) -> Tensor:
-        """What the decoder reads at first, (B, 1) or (B, 1, D): the end token, or zeros."""
+        """The decoder's first input, (B, 1) or (B, 1, D): the end token, or zeros."""
         return values.new_full((len(values), 1, *values.shape[2:]), self.end)
 
     def initial_state(self, code: Tensor) -> State:
-        """tanh(W_s code + b): of each layer's states a part."""
+        """tanh(W_s code + b), split into the states of the layers."""
         return split_state(self.to_state(code).tanh(), self.states, self.layers)
 
     def forward(self, previous: Tensor, code: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -262,7 +252,7 @@ class SequenceAutoencoder(LightningModule):
     def guess(self, output: Tensor, draws: Tensor | None = None) -> Tensor:
         """The next element of one step's output (B, O): the likeliest character, (B,), or ŷ, (B, D).
 
-        With ``draws`` (B,) in 0..1 a character is drawn from the model's distribution.
+        With ``draws`` (B,) in 0..1, a character is drawn from the model's distribution.
         """
         if self.vocab is None:
             return output[:, :-1]
@@ -272,7 +262,7 @@ class SequenceAutoencoder(LightningModule):
         return below.sum(1).clamp_max(self.end)
 
     def targets_of(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder has to write, as :meth:`with_end` gives it, in its order."""
+        """The decoder's targets in the order of writing, as returned by :meth:`with_end`."""
         return self.with_end(reverse(values, lengths) if self.reverse_targets else values, lengths)
 
     def teacher_forced(self, targets: Tensor, code: Tensor) -> Tensor:
@@ -280,10 +270,10 @@ class SequenceAutoencoder(LightningModule):
         return self(torch.cat([self.start(targets), targets[:, :-1]], 1), code)[0]
 
     def scheduled(self, targets: Tensor, code: Tensor, probability: float, draws: Tensor) -> Tensor:
-        """Outputs (B, T, O) where each step reads the true last element with ``probability``, else the model's own.
+        """Outputs (B, T, O) if each step reads the true last element with ``probability``, else the model's own.
 
         Args:
-            draws: (B, 2, at least T) in 0..1: the coins, and what characters are drawn with.
+            draws: (B, 2, at least T) in 0..1: for the coins, and for drawing characters.
         """
         previous, state, outputs = self.start(targets), None, []
         for t in range(targets.shape[1]):
@@ -305,7 +295,7 @@ class SequenceAutoencoder(LightningModule):
             is_last = (place == steps[:, None] - 1).to(outputs.dtype)
             end = F.binary_cross_entropy_with_logits(outputs[..., -1], is_last, reduction="none")
             each = (outputs[..., :-1] - targets).square().mean(2) + END_WEIGHT * end
-        return (each * within(steps, targets.shape[1])).sum(1) / steps
+        return (each * step_mask(steps, targets.shape[1])).sum(1) / steps
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> dict[str, Tensor]:
         code = self.code_of(batch.values, batch.lengths)
@@ -325,12 +315,12 @@ class SequenceAutoencoder(LightningModule):
     # ---- decoding ------------------------------------------------------------------------------------------------
 
     def free_running(self, code: Tensor, steps: int, until_ended: bool = True) -> tuple[Tensor, Tensor]:
-        """What the decoder writes of codes (B, code_dim) when it reads what it has written, in its own order.
+        """The decoder's output for codes (B, code_dim) when it reads its own elements, in the order of writing.
 
         Returns:
             values (B, T) or (B, T, D), T at most ``steps``, and the lengths (B,) at which the sequences end by
-            themselves, ``steps`` where they do not; ``until_ended`` stops when all have. A sequence of real numbers has
-            at least one element.
+            themselves, or ``steps`` if they do not; ``until_ended`` stops when all have ended. A sequence of real
+            numbers has at least one element.
         """
         dtype = torch.long if self.vocab is not None else code.dtype
         shape = () if self.vocab is not None else (self.dim,)
@@ -350,10 +340,10 @@ class SequenceAutoencoder(LightningModule):
         return torch.stack(written, 1), lengths
 
     def decode(self, code: Tensor) -> SequenceBatch:
-        """Codes (B, code_dim) → sequences in reading order, each as long as it ends itself, at most ``longest``."""
+        """Codes (B, code_dim) → sequences in reading order, each up to its own end, at most ``longest``."""
         values, lengths = self.free_running(code, self.longest)
         values = values[:, : int(lengths.max())]
-        inside = within(lengths, values.shape[1]).view(*values.shape[:2], *[1] * (values.dim() - 2))
+        inside = step_mask(lengths, values.shape[1]).view(*values.shape[:2], *[1] * (values.dim() - 2))
         values = values * inside
         values = reverse(values, lengths) if self.reverse_targets else values
         return SequenceBatch(values, lengths, torch.full_like(lengths, -1))
@@ -361,27 +351,25 @@ class SequenceAutoencoder(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Finds the principal components of the training sequences, unless the run goes on and has them."""
+        """Computes the principal components of the training sequences, unless a resumed run already has them."""
         if not self.compares or self.trainer.ckpt_path is not None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        pca = PCA(len(self.pca_mean), self.device)
-        for batch in data.sequences("train"):
-            values, lengths = batch.values.to(self.device), batch.lengths.to(self.device)
-            pca.update(resample(values, lengths, torch.full_like(lengths, self.longest)).flatten(1))
-        mean, components = pca.compute(len(self.pca_components))
-        self.pca_mean.copy_(mean)
-        self.pca_components.copy_(components)
+        same = (
+            resample(batch.values, batch.lengths, torch.full_like(batch.lengths, self.longest))
+            for batch in data.sequences("train")
+        )
+        find_components(same, self.pca_mean, self.pca_components)
 
     def pca_reconstruction(self, values: Tensor, lengths: Tensor) -> Tensor:
-        """Sequences (B, T, D) of the same lengths from as many principal components as the code has numbers."""
+        """Sequences (B, T, D) reconstructed from as many principal components as the code has numbers."""
         same = torch.full_like(lengths, self.longest)
         flat = resample(values, lengths, same).flatten(1) - self.pca_mean
         restored = self.pca_mean + flat @ self.pca_components.T @ self.pca_components
         return self._with_steps(resample(restored.unflatten(1, (self.longest, -1)), same, lengths), values)
 
     def resampled_reconstruction(self, values: Tensor, lengths: Tensor) -> Tensor:
-        """Sequences (B, T, D) of the same lengths from ⌊code_dim / D⌋ of their points, linearly interpolated."""
+        """Sequences (B, T, D) reconstructed from ⌊code_dim / D⌋ of their points by linear interpolation."""
         few = torch.full_like(lengths, self.code_dim // self.dim)
         few = torch.minimum(few, lengths)  # a shorter sequence is kept as it is
         return self._with_steps(resample(resample(values, lengths, few), few, lengths), values)
@@ -391,14 +379,6 @@ class SequenceAutoencoder(LightningModule):
         return F.pad(values, (0, 0, 0, like.shape[1] - values.shape[1]))
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def test_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def _evaluate(self, batch: SequenceBatch, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._shown = batch
         values, lengths, _ = batch
         code = self.code_of(values, lengths)
         targets, steps = self.targets_of(values, lengths)
@@ -423,14 +403,16 @@ class SequenceAutoencoder(LightningModule):
             resampled = self.resampled_reconstruction(values, lengths)
             self.means["resampled_mse"].update(squared_error(resampled, values, lengths))
 
+    test_step = validation_step
+
     def accuracy(self, code: Tensor, targets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The share of each line's characters (B,) that free running writes at their place, counted from where it
         starts, and whether the line is right as a whole, its end included. An empty line has no wrong character."""
         written, own_lengths = self.free_running(code, self.longest + 1)
-        written = written.masked_fill(~within(own_lengths, written.shape[1]), self.end)
+        written = written.masked_fill(~step_mask(own_lengths, written.shape[1]), self.end)
         steps = targets.shape[1]
         written = F.pad(written, (0, max(0, steps - written.shape[1])), value=self.end)[:, :steps]
-        right = ((written == targets) & within(lengths, steps)).sum(1)
+        right = ((written == targets) & step_mask(lengths, steps)).sum(1)
         exact = (right == lengths) & (own_lengths == lengths)
         dtype = code.dtype
         return torch.where(lengths > 0, right / lengths.clamp_min(1), 1).to(dtype), exact.to(dtype)
@@ -443,7 +425,7 @@ class SequenceAutoencoder(LightningModule):
 
     def _log_scores(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": metric.compute() for name, metric in self.means.items()})
-        self._by_length = self.of_length.compute()
+        self.by_length = self.of_length.compute()
         for metric in (*self.means.values(), self.of_length):
             metric.reset()
 
@@ -464,14 +446,14 @@ class SequenceAutoencoder(LightningModule):
                 tensor (B, T, D) of equally long ones; or a :class:`~datamodules.sequences.SequenceBatch`.
 
         Raises:
-            ValueError: another kind of sequence; a character that the vocabulary lacks, unless it has ``<unk>``.
+            ValueError: a wrong kind of sequence; a character is not in the vocabulary, unless that has ``<unk>``.
         """
         with evaluating(self):
             return self.code_of(*self._batch(sequences))
 
     @torch.inference_mode()
     def reconstruct(self, sequences: Any) -> Any:
-        """What is left of a sequence after the code: of the same kind, a list where a list is given."""
+        """The reconstruction of a sequence from its code, of the same kind; a list if a list is given."""
         is_one = isinstance(sequences, (str, Sketch)) or (isinstance(sequences, Tensor) and sequences.dim() < 3)
         with evaluating(self):
             made = self._sequences(self.decode(self.encode(sequences)), sequences)
@@ -480,15 +462,14 @@ class SequenceAutoencoder(LightningModule):
     @torch.inference_mode()
     def interpolate(self, a: Any, b: Any, steps: int = 8) -> list[Any]:
         """``steps`` sequences on the straight line from the code of ``a`` to that of ``b``, both ends included."""
-        if steps < 2:
-            raise ValueError(f"steps={steps}: expected at least 2, both ends")
+        at_least(2, steps=steps)
         with evaluating(self):
             first, last = (self.encode(each)[0] for each in (a, b))
             t = torch.linspace(0, 1, steps, dtype=first.dtype, device=self.device)[:, None]
             return self._sequences(self.decode(torch.lerp(first, last, t)), a)
 
     def _batch(self, sequences: Any) -> tuple[Tensor, Tensor]:
-        """Values and lengths of what :meth:`encode` takes, on the model's device."""
+        """Values and lengths of the input of :meth:`encode`, on the model's device."""
         if hasattr(sequences, "lengths"):
             return sequences.values.to(self.device), sequences.lengths.to(self.device)
         if isinstance(sequences, (str, Sketch)) or (isinstance(sequences, Tensor) and sequences.dim() == 2):
@@ -524,10 +505,3 @@ class SequenceAutoencoder(LightningModule):
         points = points.float().cpu()
         offsets = points[:, :2].diff(dim=0, prepend=torch.zeros(1, 2)) * self.scale_factor
         return Sketch(torch.cat([offsets, (points[:, 2:] > 0.5).float()], 1))
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Sequences and their reconstructions, paths between two codes, the score against the length, and a map of the
-        codes. Empty before any evaluation."""
-        from lit_models.figures.seq_autoencoder import figures
-
-        return {} if self._shown is None or self._by_length is None else figures(self, self._shown, self._by_length)

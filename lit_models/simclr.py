@@ -1,13 +1,13 @@
-"""SimCLR: two augmented views of an image should have the same representation, and those of other images another.
+"""SimCLR: two augmented views of an image should have the same representation, views of other images different ones.
 
 Chen, Kornblith, Norouzi & Hinton, "A Simple Framework for Contrastive Learning of Visual Representations" (2020). Each
-of N images is augmented twice, which gives 2N views; the two of an image are a positive pair, and the other 2(N − 1)
-are its negatives. With an encoder f and a projection head g, an MLP that is thrown away afterwards:
+of N images is augmented twice, which gives 2N views; the two views of an image are a positive pair, and the other
+2(N − 1) are its negatives. With an encoder f and a projection head g, an MLP that is thrown away afterwards:
 
     h = f(x)        z = g(h)        ℓ(i, j) = −log  exp(sim(z_i, z_j)/τ) / Σ_{k ≠ i} exp(sim(z_i, z_k)/τ)        (eq. 1)
 
-averaged over all positive pairs, where sim is the cosine. What is learned is what the augmentations leave: see
-docs/simclr.md for an experiment.
+averaged over all positive pairs, where sim is the cosine. The network learns what the augmentations leave unchanged:
+see docs/simclr.md for an experiment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from common.checks import at_least, more_than, one_of
 from common.distributed import gather_rows_with_gradient, places_of_this_rank
+from common.trainer import datamodule_of
 from lit_models.networks.encoders import Stem, image_encoder, library_weights
 from lit_models.networks.heads import projection_head
 from lit_models.parts.contrastive import (
@@ -35,8 +37,6 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.precision import full_precision
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.contrastive_views import ViewBatch
 
 
@@ -47,8 +47,8 @@ def pairwise_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         z: unit vectors (V, B, D): V views of this rank's B images.
 
     Returns:
-        logits (V·B, V·N), sim/τ of each view to all views of the N images of all ranks, −inf to itself; and the columns
-        (V·B, V − 1) of its positives, the other views of the same image.
+        logits (V·B, V·N), sim/τ of each view with all views of the N images of all ranks, −inf with itself; and the
+        columns (V·B, V − 1) of its positives, the other views of the same image.
     """
     views, count, _ = z.shape
     everyone = gather_rows_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (V, N, D)
@@ -63,11 +63,14 @@ def pairwise_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """The normalized temperature-scaled cross-entropy of projections (V, B, D): eq. 1, its mean over positive pairs.
+    """The normalized temperature-scaled cross-entropy of projections (V, B, D): eq. 1, averaged over positive pairs.
 
-    Of more than two views, every two of an image are a pair, and the other positives stay among the candidates.
+    With more than two views, every two views of an image are a pair, and the other positives stay among the candidates.
     """
     return cross_entropy_of_positives(*pairwise_logits(unit(z), temperature))
+
+
+Representation = Literal["encoder", "projection"]
 
 
 class SimCLR(LightningModule):
@@ -78,13 +81,13 @@ class SimCLR(LightningModule):
         encoder, stem, width: f, as :func:`lit_models.networks.encoders.image_encoder` takes them.
         pretrained: start from the library's ImageNet weights.
         head_layers: linear layers of g (2 in the paper, 3 in its authors' code).
-        head_dim: hidden units of g; by default as many as h has numbers.
-        head_norm: batch normalization in g.
-        out_dim: of z.
+        head_dim: hidden units of g; by default the size of h.
+        head_norm: use batch normalization in g.
+        out_dim: size of z.
         temperature: τ.
-        representation: what :meth:`encode` gives: h, or z, which has less of what the augmentation changes (section
-            4.2).
-        decay_vectors: whether biases and the weights of norms have the optimizer's weight decay.
+        representation: the output of :meth:`encode`: h, or z, which keeps less of what the augmentation changes
+            (section 4.2).
+        decay_vectors: whether weight decay applies to biases and the weights of norms.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -106,18 +109,15 @@ class SimCLR(LightningModule):
         head_norm: bool = False,
         out_dim: int = 128,
         temperature: float = 0.5,
-        representation: Literal["encoder", "projection"] = "encoder",
+        representation: Representation = "encoder",
         decay_vectors: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.06, momentum=0.9, weight_decay=5e-4),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected more than 0")
-        if out_dim < 1:
-            raise ValueError(f"out_dim={out_dim}: expected at least 1")
-        if representation not in ("encoder", "projection"):
-            raise ValueError(f"representation={representation!r}: expected 'encoder' or 'projection'")
+        at_least(1, head_dim=head_dim, out_dim=out_dim)
+        more_than(0, temperature=temperature)
+        one_of(Representation, representation=representation)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.temperature, self.representation, self.decay_vectors = temperature, representation, decay_vectors
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -125,28 +125,29 @@ class SimCLR(LightningModule):
         features = int(self.encoder.out_dim)  # type: ignore[arg-type]
         self.head = projection_head(features, head_dim or features, out_dim, head_layers, head_norm)
         self.scores = ContrastiveScores()
-        self._shown: ViewBatch | None = None  # for illustrate(): the first batch that was last evaluated
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         if getattr(data, "views", 2) + getattr(data, "small_views", 0) < 2:
-            raise ValueError(f"views={data.views}: SimCLR expects at least 2 of an image")
+            raise ValueError(f"views={data.views}: SimCLR expects at least 2 per image")
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in 0..1 → h (B, D), the representation: the head is for the loss alone."""
+        """Images (B, C, H, W) in 0..1 → h (B, D), the representation; the head is only for the loss."""
         h = self.encoder(images)
-        return h if self.representation == "encoder" else self.head(h)
+        output: Tensor = h if self.representation == "encoder" else self.head(h)
+        return output
 
     def project(self, views: Tensor) -> Tensor:
         """(V, B, C, H, W) → (V, B, D): z, as unit vectors.
 
-        All views go through the network together: with batch normalization each of them by itself would be another
-        function, with another gradient.
+        All views go through the network together: with batch normalization, separate passes would be a different
+        function with a different gradient.
         """
         z = self.head(self.encoder(views.flatten(0, 1)))
-        return unit(z).unflatten(0, views.shape[:2])
+        output: Tensor = unit(z).unflatten(0, views.shape[:2])
+        return output
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         return self._contrast(batch)
@@ -166,15 +167,9 @@ class SimCLR(LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def test_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def _evaluate(self, batch: ViewBatch, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._shown = batch
         self.scores.add(self._contrast(batch))
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         self.scores.log(self, "val")
@@ -184,8 +179,7 @@ class SimCLR(LightningModule):
 
     def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[list[float]]:
         """The representation of each image of the batch, without augmentation."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.encode(data.to_float(batch).images).tolist()
+        return self.encode(batch.images).tolist()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler, self.decay_vectors)
@@ -193,16 +187,8 @@ class SimCLR(LightningModule):
     # ---- use -----------------------------------------------------------------------------------------------------
 
     def export(self) -> dict[str, Tensor]:
-        """The encoder's weights by the names of torchvision or timm, for ``load_state_dict(…, strict=False)`` there.
+        """The encoder's weights under torchvision's or timm's names, for ``load_state_dict(…, strict=False)`` there.
 
-        Without a classifier's. A ResNet that was not pretrained takes pixels in −1..1.
+        They do not include a classifier. A ResNet that was not pretrained takes pixels in −1..1.
         """
         return library_weights(self.encoder)
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Views; nearest neighbors; a map of the representation; similarities of positives and of negatives."""
-        from lit_models.figures.simclr import figures
-
-        if self._shown is None:
-            return {}
-        return figures(self, self._shown, self.project)

@@ -14,8 +14,8 @@ gives the distribution of the next move: a mixture of bivariate Gaussians, and a
     L_KL = −1/(2 N_z) Σ (1 + σ̂ − μ² − exp σ̂)
     loss = L_R + w · max(L_KL, floor)                   w = end − (end − start) · decay^step
 
-L_R is of a density, so it may well be negative. Since both the code and each move are drawn, one drawing gives several
-similar ones; how similar, the temperature says. Without a code (``latent_dim: 0``) the decoder alone is an
+L_R is based on a density, so it can be negative. Since both the code and each move are drawn, one drawing gives several
+similar ones; the temperature determines how similar. Without a code (``latent_dim: 0``), the decoder alone is an
 unconditional model that starts from zeros.
 """
 
@@ -32,26 +32,25 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, more_than, within
 from common.distributed import global_mean, mean_over_ranks
 from common.randomness import normal_of_samples
 from lit_models.networks.mixture_density import Mixture, draw_move, log_density, mixture_size, to_mixture
 from lit_models.networks.recurrent import SteppedLSTM
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.latent import slerp
+from lit_models.parts.latent import gaussian_kl, slerp
 from lit_models.parts.optim import DecayToFloor, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
 from lit_models.parts.sketch import Sketch, to_strokes
 from lit_models.scores.vae import PosteriorScores
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.sketches import SketchBatch
 
 START = (0.0, 0.0, 1.0, 0.0, 0.0)
-"""what the decoder reads before the first move"""
+"""the decoder's input before the first move"""
 CANDIDATES = 512
-"""codes that :meth:`SketchRNN.complete` chooses from"""
+"""number of codes that :meth:`SketchRNN.complete` chooses from"""
 MEANS = ("reconstruction", "offset_reconstruction", "pen_reconstruction", "nats_per_point", "kl", "kl_nats")
 
 LSTMState = tuple[Tensor, Tensor]
@@ -59,9 +58,9 @@ LSTMState = tuple[Tensor, Tensor]
 
 
 def nats_of_drawings(mixture: Mixture, strokes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """−ln p of the offsets and of the pen states of each drawing, summed over it: two of (B,), in nats.
+    """−ln p of the offsets and of the pen states, summed over each drawing: two tensors (B,), in nats.
 
-    Offsets count at the N points of ``strokes`` (B, T, 5), the pen there and at the end row after them.
+    Offsets count at the N points of ``strokes`` (B, T, 5), the pen also at the end row after them.
     """
     # The paper counts the pen's loss over all N_max rows, the padding included. Here it ends with the one row that says
     # that the drawing has ended: batches are padded to their own longest drawing, which differs between ranks.
@@ -71,19 +70,16 @@ def nats_of_drawings(mixture: Mixture, strokes: Tensor, lengths: Tensor) -> tupl
     return offsets.sum(1), pen.sum(1)
 
 
-def kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_var)) ‖ N(0, I)) of each element, in nats; its mean over z is the paper's L_KL."""
-    return -0.5 * (1 + log_var - mean.square() - log_var.exp())
-
-
 def kl_weight(step: int, end: float, start: float, decay: float) -> float:
-    """end − (end − start)·decay^step: the KL's weight at ``step`` = 0, 1, …"""
+    """end − (end − start)·decay^step: the KL's weight at ``step`` = 0, 1, …."""
     return end - (end - start) * decay**step
 
 
 def kl_cost(kl: Tensor, floor: float) -> Tensor:
-    """max(L_KL, floor), with L_KL the mean of ``kl`` (B,) over the drawings of all ranks: below the floor it has no
-    gradient."""
+    """max(L_KL, floor), with L_KL the mean of ``kl`` (B,) over the drawings of all ranks.
+
+    Below the floor it has no gradient.
+    """
     mean = global_mean(kl)
     return torch.where(mean_over_ranks(mean.detach()) > floor, mean, floor)
 
@@ -92,17 +88,17 @@ class SketchRNN(LightningModule):
     """A sequence-to-sequence variational autoencoder of drawings.
 
     Args:
-        scale_factor: units of the data that 1 stands for in a batch: the standard deviation of the training offsets.
-        longest: N_max, points of the longest drawing; by which L_R is divided, and where drawing stops.
-        class_names: of the data's labels, for the map of the codes.
+        scale_factor: what 1 means in a batch, in units of the data: the standard deviation of the training offsets.
+        longest: N_max, number of points in the longest drawing; L_R is divided by it, and drawing stops there.
+        class_names: names of the data's labels, for the map of the codes.
         encoder_hidden, decoder_hidden: sizes of the LSTMs' states; the encoder has one for each direction.
         latent_dim: N_z, size of the code z; 0 for the unconditional model, a decoder alone.
         components: M, Gaussians of the mixture.
         layer_norm: normalize the gates and the cell of the decoder: :class:`lit_models.networks.recurrent.SteppedLSTM`.
-        recurrent_dropout: share of the decoder's candidates that is dropped. With neither of these two the decoder is
-            PyTorch's fused LSTM, as the encoder always is.
-        kl_weight, kl_weight_start, kl_decay: w goes from ``kl_weight_start`` to ``kl_weight``, by ``kl_decay`` a step.
-        kl_floor: of L_KL, mean nats of a dimension of z that cost nothing.
+        recurrent_dropout: share of the decoder's candidates that is dropped. Without layer norm and recurrent dropout,
+            the decoder is PyTorch's fused LSTM, as the encoder always is.
+        kl_weight, kl_weight_start, kl_decay: w goes from ``kl_weight_start`` to ``kl_weight``, ``kl_decay`` per step.
+        kl_floor: of L_KL: the mean nats per dimension of z that cost nothing.
         optimizer, scheduler: callables, as Lightning's CLI makes them; by default the paper's.
 
     Raises:
@@ -128,20 +124,12 @@ class SketchRNN(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: DecayToFloor(optimizer, decay=0.9999, floor=1e-5),
     ) -> None:
         super().__init__()
-        sizes = {"longest": longest, "encoder_hidden": encoder_hidden, "decoder_hidden": decoder_hidden}
-        for name, number in (sizes | {"components": components}).items():
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        if latent_dim < 0:
-            raise ValueError(f"latent_dim={latent_dim}: expected at least 1, or 0 for the unconditional model")
-        if not 0 < scale_factor < float("inf"):
-            raise ValueError(f"scale_factor={scale_factor}: expected more than 0")
-        if not 0 < kl_decay <= 1:
-            raise ValueError(f"kl_decay={kl_decay}: expected a factor in (0, 1]")
-        weights = {"kl_weight": kl_weight, "kl_weight_start": kl_weight_start, "kl_floor": kl_floor}
-        for name, value in weights.items():
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
+        at_least(1, longest=longest, encoder_hidden=encoder_hidden, decoder_hidden=decoder_hidden)
+        at_least(1, components=components)
+        at_least(0, "which is the unconditional model", latent_dim=latent_dim)
+        more_than(0, scale_factor=scale_factor)
+        at_least(0, kl_weight=kl_weight, kl_weight_start=kl_weight_start, kl_floor=kl_floor)
+        within("(0, 1]", kl_decay=kl_decay)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.scale_factor, self.longest, self.class_names = scale_factor, longest, class_names
         self.latent_dim = latent_dim
@@ -167,8 +155,7 @@ class SketchRNN(LightningModule):
 
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in MEANS})
         self.posterior = PosteriorScores()
-        self._shown: SketchBatch | None = None  # for illustrate(): the first drawings that were last evaluated,
-        self._kl: Tensor | None = None  # and the mean KL of each dimension
+        self.mean_kl: Tensor | None = None  # (D,) nats of each dimension in the last evaluation
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -195,7 +182,7 @@ class SketchRNN(LightningModule):
         return h[None].contiguous(), c[None].contiguous()
 
     def forward(self, moves: Tensor, z: Tensor, state: LSTMState | None = None) -> tuple[Mixture, LSTMState]:
-        """Moves (B, T, 5), the start token first, and codes (B, D) → each next move's distribution, and the state."""
+        """Moves (B, T, 5), start token first, and codes (B, D) → each next move's distribution, and the state."""
         inputs = torch.cat([moves, z[:, None].expand(-1, moves.shape[1], -1)], 2)
         outputs, state = self.decoder(inputs, self.initial_state(z) if state is None else state)
         return to_mixture(self.head(outputs)), state
@@ -220,13 +207,13 @@ class SketchRNN(LightningModule):
         return {"loss": loss, **parts}
 
     def _objective(self, batch: SketchBatch, *key: int | str) -> dict[str, Tensor]:
-        """Of each drawing (B, …) what the loss and the evaluation average; ``key`` determines ε."""
+        """The values of each drawing (B, …) that the loss and the evaluation average; ``key`` determines ε."""
         strokes, lengths, _ = batch
         if self.latent_dim:
             mean, log_var = self.posterior_of(strokes, lengths)
             noise = normal_of_samples(len(mean), self.latent_dim, "posterior", *key, device=mean.device)
             z = mean + (0.5 * log_var).exp() * noise.to(mean.dtype)  # the reparameterization trick
-            kl = kl_divergence(mean, log_var)
+            kl = gaussian_kl(mean, log_var)  # its mean over z is the paper's L_KL
             code = {"mean": mean, "log_var": log_var, "z": z, "kl": kl.mean(1), "kl_nats": kl.sum(1)}
         else:
             z, code = strokes.new_zeros(len(strokes), 0), {}
@@ -244,8 +231,6 @@ class SketchRNN(LightningModule):
         self._evaluate(batch, batch_idx, "test")
 
     def _evaluate(self, batch: SketchBatch, batch_idx: int, stage: str) -> None:
-        if batch_idx == 0:
-            self._shown = batch
         each = self._objective(batch, 0, stage, batch_idx)
         for name, metric in self.means.items():
             if name in each:  # a point weighs as much in a long drawing as in a short one
@@ -267,7 +252,7 @@ class SketchRNN(LightningModule):
             # What training minimizes in the end, of all drawings at once.
             scores["loss"] = scores["reconstruction"] + self.kl_weight * scores["kl"].clamp_min(self.kl_floor)
             found = self.posterior.compute()
-            self._kl = found.kl
+            self.mean_kl = found.kl
             scores |= {"active_units": found.active_units, "mutual_information": found.mutual_information}
             if found.active_units == 0:
                 rank_zero_warn(
@@ -305,7 +290,7 @@ class SketchRNN(LightningModule):
     def decode(
         self, z: Tensor, temperature: float = 0.5, seed: int | None = None, max_points: int | None = None
     ) -> list[Sketch]:
-        """Codes (B, D) → a drawing of each.
+        """Codes (B, D) → one drawing for each.
 
         Args:
             temperature: τ of :func:`lit_models.networks.mixture_density.draw_move`: near 0 the likeliest moves, 1 the
@@ -322,23 +307,23 @@ class SketchRNN(LightningModule):
     def generate(
         self, n: int = 1, temperature: float = 0.5, seed: int | None = None, max_points: int | None = None
     ) -> list[Sketch]:
-        """``n`` drawings of codes from the prior, or, without a code, of the decoder alone; see :meth:`decode`."""
+        """``n`` drawings for codes from the prior, or, without a code, from the decoder alone; see :meth:`decode`."""
         generator = self._generator(seed)
         return self._drawn(self._prior(n, generator), None, temperature, generator, max_points)
 
     def reconstruct(
         self, sketch: Sketch, temperature: float = 0.5, sample: bool = False, seed: int | None = None
     ) -> Sketch:
-        """A drawing that is like ``sketch``: from the posterior's mean, or with ``sample`` from a draw of it.
+        """A drawing similar to ``sketch``: from the posterior's mean, or with ``sample`` from a draw of it.
 
-        Each seed gives another one; only at temperature 0, and from the mean, they are all the same.
+        Each seed gives a different one; only from the mean at temperature 0 are they all the same.
         """
         return self.decode(self.encode(sketch, sample, seed), temperature, seed)[0]
 
     def interpolate(
         self, a: Sketch, b: Sketch, steps: int = 8, temperature: float = 0.1, seed: int | None = None
     ) -> list[Sketch]:
-        """``steps`` drawings from ``a`` to ``b``, of codes on the great circle between theirs."""
+        """``steps`` drawings from ``a`` to ``b``, for codes on the great circle between theirs."""
         first, last = self.encode([a, b])
         return self.decode(slerp(first, last, steps), temperature, seed)
 
@@ -351,10 +336,10 @@ class SketchRNN(LightningModule):
         seed: int | None = None,
         max_points: int | None = None,
     ) -> list[Sketch]:
-        """``n`` drawings that all begin with ``prefix``, which is a part of them, and end in different ways.
+        """``n`` drawings that all start with ``prefix``, included in them, and end in different ways.
 
-        The prefix is no whole drawing, so the encoder cannot tell its code. By Bayes' rule p(z|prefix) is proportional
-        to p(z) p(prefix|z): codes are drawn from the prior and chosen by how likely they make the prefix.
+        The prefix is not a whole drawing, so the encoder cannot give its code. By Bayes' rule, p(z|prefix) is
+        proportional to p(z) p(prefix|z): codes are drawn from the prior and chosen by how likely they make the prefix.
         """
         strokes, lengths = self._strokes(prefix)
         rows = strokes[:, :-1]
@@ -377,11 +362,10 @@ class SketchRNN(LightningModule):
         generator: torch.Generator | None,
         max_points: int | None,
     ) -> list[Sketch]:
-        """A drawing of each code (B, D), all beginning with the rows ``prefix`` (1, P, 5)."""
+        """One drawing for each code (B, D), all starting with the rows ``prefix`` (1, P, 5)."""
         check_sampling(temperature, None, None)
         limit = self.longest if max_points is None else max_points
-        if limit < 1:
-            raise ValueError(f"max_points={max_points}: expected at least 1")
+        at_least(1, max_points=max_points)
         inputs = z.new_tensor(START).expand(len(z), 1, 5)
         moves: list[Tensor] = []
         if prefix is not None:
@@ -402,8 +386,7 @@ class SketchRNN(LightningModule):
         return [Sketch.from_rows(rows, self.scale_factor) for rows in torch.stack(moves, 1).float().cpu()]
 
     def _prior(self, count: int, generator: torch.Generator | None) -> Tensor:
-        if count < 1:
-            raise ValueError(f"n={count}: expected at least 1")
+        at_least(1, n=count)
         dtype = self.head.weight.dtype
         return torch.randn(count, self.latent_dim, generator=generator, device=self.device, dtype=dtype)
 
@@ -422,16 +405,9 @@ class SketchRNN(LightningModule):
         if not self.latent_dim:
             raise ValueError(f"{verb} with latent_dim=0: expected a model with a code; this one only generates")
 
-    def illustrate(self) -> dict[str, Figure | str]:
-        """Reconstructions at several temperatures, several drawings of one, a grid of interpolations, samples,
-        completions, the map of the codes; drawings as PNG and SVG. Empty before any evaluation."""
-        from lit_models.figures.sketch_rnn import figures
-
-        return {} if self._shown is None else figures(self, self._shown, self._kl)
-
 
 def initialize(lstm: nn.LSTM) -> None:
-    """Glorot's input weights, orthogonal recurrent ones, and forget gates that remember (bias 1; others 0)."""
+    """Glorot initialization for input weights, orthogonal for recurrent ones, forget bias 1, other biases 0."""
     hidden = lstm.hidden_size
     for name, parameter in lstm.named_parameters():
         if name.startswith("weight_ih"):

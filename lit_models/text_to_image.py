@@ -8,7 +8,7 @@ of Zhang et al., "StackGAN" (ICCV 2017). With φ the text encoder, t the sentenc
     L_D = −log s_r − ½ (log(1 − s_w) + log(1 − s_f))                              Algorithm 1
     L_G = −log s_f + kl_weight · KL(N(μ, σ²) ‖ N(0, 1))
 
-Without s_w a discriminator has no reason to read: any real image would do.
+Without s_w the discriminator would have no reason to read: any real image would do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -28,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, more_than, nearest, within
 from common.distributed import (
     gather_rows,
     places_of_this_rank,
@@ -43,19 +43,18 @@ from lit_models.networks.gan_networks import Discriminator, Generator
 from lit_models.networks.joint_embedding import JointEmbedding, fit_joint_embedding
 from lit_models.parts.checkpoints import rebuilt, trained_module
 from lit_models.parts.evaluating import evaluating
+from lit_models.parts.latent import gaussian_kl
 from lit_models.parts.optim import configure_optimizers
 from lit_models.scores.generation import GenerationScores
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.captions import CaptionBatch
 
 
 def discriminator_loss(real: Tensor, wrong: Tensor, fake: Tensor) -> Tensor:
     """(B,): −log s_r − ½ (log(1 − s_w) + log(1 − s_f)) of logits (B,), s being their sigmoid.
 
-    ``wrong`` may be (K, B), of K wrong sentences for each image, whose terms are averaged.
+    ``wrong`` may be (K, B) for K wrong sentences per image, whose terms are averaged.
     """
     of_wrong = F.softplus(wrong)
     return F.softplus(-real) + 0.5 * (of_wrong if wrong.dim() == 1 else of_wrong.mean(0)) + 0.5 * F.softplus(fake)
@@ -64,11 +63,6 @@ def discriminator_loss(real: Tensor, wrong: Tensor, fake: Tensor) -> Tensor:
 def generator_loss(fake: Tensor) -> Tensor:
     """(B,): −log s_f of logits (B,)."""
     return F.softplus(-fake)
-
-
-def kl_to_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:
-    """(B,) nats: KL(N(μ, σ²) ‖ N(0, 1)) summed over dimensions, of mean and log σ² (B, C)."""
-    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1)
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
@@ -80,38 +74,38 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
 class TextToImageGAN(LightningModule):
     """GAN-CLS on :mod:`datamodules.captions` of images with attributes.
 
-    What is validated, kept and used is the generator's moving average. Before the GAN's first step a classifier learns
-    the attributes of the real training images, and an embedding of sentences and images which of them belong together;
-    then neither changes, and both are part of the checkpoint. The classifier, which the GAN never sees, judges what is
-    generated: see :class:`lit_models.scores.generation.GenerationScores`.
+    Validation, checkpoints and use refer to the generator's moving average. Before the GAN's first step, a classifier
+    learns the attributes of the real training images, and an embedding learns which sentences and images belong
+    together; then both are frozen, and both are part of the checkpoint. The classifier, which gives the GAN no
+    gradient, judges generated images: see :class:`lit_models.scores.generation.GenerationScores`.
 
-    What the Trainer counts as a step is one of both networks.
+    One step of the Trainer is a step of both networks.
 
     Args:
-        vocab: the words that sentences are made of, ``<pad>`` and ``<unk>`` first.
-        attributes: the values of each attribute that the classifier tells apart.
+        vocab: the words of sentences, ``<pad>`` and ``<unk>`` first.
+        attributes: the values of each attribute that the classifier distinguishes.
         image_shape: (C, S, S), S a power of two, at least 8.
         embedding_dim, text_dim: of words and of sentences.
         condition_dim: of the conditioning augmentation, and of the sentence within the discriminator.
         noise_dim: of z.
         width: channels next to the image, in both networks.
-        wrong_sentences: for each image, those of the images before it in the batch. One in the paper; more cost little,
-            as the image is looked at once.
+        wrong_sentences: number of wrong sentences per image, taken from the images before it in the batch. One in the
+            paper; more cost little, since the image is processed once.
         kl_weight: of the conditioning augmentation's divergence (StackGAN: 2 on the mean over dimensions).
-        matching_weight: λ of the generator's second loss: its image is to be recognized as the sentence's among those
-            of the batch, by the frozen embedding. Not in Reed et al.; AttnGAN's L_DAMSM (Xu et al. 2018) is its model.
-        spectral_norm: of the discriminator's layers, in place of batch norm.
-        r1_weight: γ of the gradient penalty on real images; 0 for none.
+        matching_weight: λ of the generator's second loss: among the sentences of the batch, the frozen embedding should
+            match its image to its own. Not in Reed et al.; modeled on AttnGAN's L_DAMSM (Xu et al. 2018).
+        spectral_norm: use spectral norm in the discriminator's layers instead of batch norm.
+        r1_weight: γ of the gradient penalty on real images; 0 means none.
         ema_decay: share of the past that each step keeps in the generator's average.
-        accumulate_grad_batches: batches whose gradients make one step.
-        gradient_clip_norm: largest norm of either network's gradient; null for any.
-        classifier_epochs, embedding_epochs: of their trainings.
-        captioner: a checkpoint of :class:`lit_models.captioner.Captioner` that judges the test's images as well.
+        accumulate_grad_batches: number of batches whose gradients make one step.
+        gradient_clip_norm: largest norm of either network's gradient; null means no limit.
+        classifier_epochs, embedding_epochs: length of their pre-training.
+        captioner: a checkpoint of :class:`lit_models.captioner.Captioner` that also judges the test's images.
         optimizer, scheduler: callables, as Lightning's CLI makes them, called once for each network.
 
     Raises:
-        ValueError: an argument out of range; data without attributes, of several objects, or with several sentences of
-            an image in a batch; another precision than 32-true, 64-true or bf16-mixed; ``ReduceLROnPlateau``.
+        ValueError: an argument is out of range; the data have no attributes, several objects in an image, or several
+            sentences per image in a batch; the precision is not 32-true, 64-true or bf16-mixed; ``ReduceLROnPlateau``.
     """
 
     adjustable: ClassVar = ("captioner",)
@@ -143,25 +137,13 @@ class TextToImageGAN(LightningModule):
     ) -> None:
         super().__init__()
         if not attributes:
-            raise ValueError("attributes={}: expected data with attributes, by which generated images are judged")
-        for name, number, least in (
-            ("width", width, 1),
-            ("noise_dim", noise_dim, 1),
-            ("condition_dim", condition_dim, 1),
-            ("wrong_sentences", wrong_sentences, 1),
-            ("kl_weight", kl_weight, 0),
-            ("matching_weight", matching_weight, 0),
-            ("r1_weight", r1_weight, 0),
-            ("accumulate_grad_batches", accumulate_grad_batches, 1),
-            ("classifier_epochs", classifier_epochs, 1),
-            ("embedding_epochs", embedding_epochs, 1),
-        ):
-            if not number >= least:
-                raise ValueError(f"{name}={number}: expected {least} or more")
-        if not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay={ema_decay}: expected 0 or more and less than 1")
-        if gradient_clip_norm is not None and not gradient_clip_norm > 0:
-            raise ValueError(f"gradient_clip_norm={gradient_clip_norm}: expected more than 0, or null")
+            raise ValueError("attributes={}: expected data with attributes, which judge the generated images")
+        at_least(1, embedding_dim=embedding_dim, text_dim=text_dim, condition_dim=condition_dim, noise_dim=noise_dim)
+        at_least(1, width=width, wrong_sentences=wrong_sentences, accumulate_grad_batches=accumulate_grad_batches)
+        at_least(1, classifier_epochs=classifier_epochs, embedding_epochs=embedding_epochs)
+        at_least(0, kl_weight=kl_weight, matching_weight=matching_weight, r1_weight=r1_weight)
+        within("[0, 1)", ema_decay=ema_decay)
+        more_than(0, "or null for no limit", gradient_clip_norm=gradient_clip_norm)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         # Two losses of which each trains one network do not go into one call of an optimizer.
         self.automatic_optimization = False
@@ -184,12 +166,11 @@ class TextToImageGAN(LightningModule):
         self.scores = GenerationScores(self.attributes)
         self.agreement = MeanMetric()
         self._captioners: list[Any] = []  # in a list, so that its weights are no part of this module's
-        self._shown: CaptionBatch | None = None  # for illustrate(): the first batch that was last evaluated
 
     def setup(self, stage: str) -> None:
         self._captioners = []
         if self.captioner is not None:  # also before a training, so that a mistake is not noticed at its end
-            made_of, weights = trained_module(self.captioner)
+            made_of, weights = trained_module(self.captioner, "captioner")
             captioner = rebuilt(made_of)
             if not hasattr(captioner, "caption"):
                 raise ValueError(f"captioner={self.captioner}: holds a {made_of['class_path']}, expected a captioner")
@@ -204,16 +185,16 @@ class TextToImageGAN(LightningModule):
         if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
             raise ValueError(
                 f"trainer.precision={self.trainer.precision!r}: expected '32-true', '64-true' or 'bf16-mixed'; "
-                "float16 has one scale for the losses of both networks"
+                "float16 has only one scale for the losses of both networks"
             )
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if getattr(data, "captions_per_image", None) != 1:
             raise ValueError(
                 f"captions_per_image={getattr(data, 'captions_per_image', None)}: expected 1, so that the sentences of "
-                "a batch are of different images"
+                "a batch belong to different images"
             )
         if data.tables["train"].objects.shape[1] != 1:
-            raise ValueError("the training images show several objects: expected one in each, such as max_objects=1")
+            raise ValueError("the training images show several objects: expected one in each, as with max_objects=1")
         if self.wrong_sentences >= (size := data.batch_size * world_size()):
             raise ValueError(f"wrong_sentences={self.wrong_sentences}: expected less than the global batch of {size}")
         # All of the training part on each rank, where the loader would give each its share.
@@ -229,7 +210,7 @@ class TextToImageGAN(LightningModule):
     # ---- the model -----------------------------------------------------------------------------------------------
 
     def noise(self, num_images: int, *key: int | str) -> Tensor:
-        """(num_images, noise_dim + condition_dim), standard normal: a function of ``key`` and of each image's place."""
+        """(num_images, noise_dim + condition_dim), standard normal: a function of ``key`` and each image's place."""
         width = self.generator.noise_dim + self.generator.condition_dim
         return normal_of_samples(num_images, width, *key, device=self.device)
 
@@ -255,7 +236,7 @@ class TextToImageGAN(LightningModule):
         self.discriminator.requires_grad_(False)
         g_loss = generator_loss(self.discriminator(fake, text)).mean()
         self.discriminator.requires_grad_(True)
-        kl = kl_to_standard_normal(mean, log_var).mean()
+        kl = gaussian_kl(mean, log_var).sum(1).mean()
         matching = d_loss.new_zeros(())
         if self.matching_weight:
             own = places_of_this_rank(len(text), text.device)
@@ -273,7 +254,7 @@ class TextToImageGAN(LightningModule):
         return {"loss": d_loss, **losses, **named}
 
     def step_both(self) -> None:
-        """A step of both networks from gradients at the same point, as Algorithm 1 has it, and of the average."""
+        """A step of both networks from gradients at the same point, as in Algorithm 1, and of the average."""
         optimizers: Any = self.optimizers()
         of_generator, of_discriminator = optimizers
         # Lightning counts each optimizer's steps, but max_steps, checkpoints and logs are to count batches.
@@ -298,7 +279,7 @@ class TextToImageGAN(LightningModule):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """The averaged generator takes a step towards the trained one, its batch norms' statistics included."""
+        """Moves the averaged generator toward the trained one, including its batch-norm statistics."""
         networks = self.average, self.generator
         mine, theirs = ([t for t in n.state_dict().values() if t.is_floating_point()] for n in networks)
         torch._foreach_lerp_(mine, theirs, 1 - self.ema_decay)
@@ -313,9 +294,7 @@ class TextToImageGAN(LightningModule):
         if any(
             isinstance(of_network.get("lr_scheduler", {}).get("scheduler"), ReduceLROnPlateau) for of_network in made
         ):
-            raise ValueError(
-                "scheduler ReduceLROnPlateau: expected one that goes by steps or epochs; a GAN has no loss for it"
-            )
+            raise ValueError("scheduler ReduceLROnPlateau: expected one by steps or epochs; a GAN has no loss for it")
         return made
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
@@ -330,9 +309,7 @@ class TextToImageGAN(LightningModule):
             self.log("test/captioner_agreement", self.agreement)
 
     def _evaluate(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
-        """One generated image for each sentence, at the same noise in every evaluation; returned."""
-        if batch_idx == 0:
-            self._shown = batch
+        """Generates one image for each sentence, with the same noise in every evaluation, and returns them."""
         text = self.embedding.text(batch.captions, batch.lengths)
         noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
         fake = self.draw(text, noise)
@@ -352,11 +329,11 @@ class TextToImageGAN(LightningModule):
         return fake
 
     def agreeing(self, captions: Sequence[Sequence[str]], stated: Tensor) -> Tensor:
-        """1 for each attribute of which caption and sentence state the same, 0 where they state different values.
+        """1 for each attribute for which caption and sentence state the same value, 0 for different values.
 
         Args:
-            captions: of each generated image, of which the first counts.
-            stated: (N, A) values that its sentence states, −1 where it says nothing.
+            captions: of each generated image; the first one counts.
+            stated: (N, A) values that its sentence states, −1 if it says nothing.
         """
         same = []
         for (caption, *_), row in zip(captions, stated.tolist(), strict=True):
@@ -367,7 +344,7 @@ class TextToImageGAN(LightningModule):
         return torch.tensor(same, device=self.device)
 
     def draw(self, text: Tensor, noise: Tensor) -> Tensor:
-        """Images (N, C, S, S) in 0..1 of the averaged generator; the ε of ``noise`` is not used: c is the mean."""
+        """Images (N, C, S, S) in 0..1 from the averaged generator; the ε of ``noise`` is not used: c is the mean."""
         mean, _ = self.average.condition(text)
         images = self.average(mean, torch.full_like(mean, -torch.inf), noise.to(mean.dtype))
         return (images.float() + 1) / 2
@@ -387,10 +364,10 @@ class TextToImageGAN(LightningModule):
     # ---- use -----------------------------------------------------------------------------------------------------
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Sentences → (N, text_dim). A word that no training sentence has is left out, with a warning.
+        """Sentences → (N, text_dim). A word that is in no training sentence is left out with a warning.
 
         Raises:
-            ValueError: a sentence has no known word at all.
+            ValueError: a sentence has no known word.
         """
         known = set(self.vocab)
         kept = []
@@ -401,29 +378,23 @@ class TextToImageGAN(LightningModule):
                 raise ValueError(
                     f"text={text!r}: expected a sentence with at least one of the {len(known) - 2} known words"
                 )
-            if strange:
-                near = {word: get_close_matches(word, self.vocab, 1) for word in strange}
-                hints = [
-                    f"{word!r}" + (f" (did you mean {found[0]!r}?)" if found else "") for word, found in near.items()
-                ]
-                warnings.warn(
-                    f"text={text!r}: drawn without {', '.join(hints)}, which no training sentence has", stacklevel=3
-                )
+            for word in strange:
+                hint = nearest(word, self.vocab, cutoff=0.6)
+                warnings.warn(f"text={text!r}: drawn without {word!r}, an unknown word{hint}", stacklevel=3)
             kept.append(" ".join(word for word in words if word in known))
         ids, lengths = encode(kept, self.vocab)
         return self.embedding.text(ids.to(self.device), lengths)
 
     @torch.no_grad()
     def generate(self, text: str | Sequence[str], n: int = 1, seed: int | None = None) -> Tensor:
-        """``n`` images in 0..1 of a sentence (n, C, S, S), or of each of several (len(text), n, C, S, S).
+        """``n`` images in 0..1 for a sentence (n, C, S, S), or for each of several (len(text), n, C, S, S).
 
-        Sample i of every sentence has the same noise: what differs between them is due to the words.
+        Sample i of every sentence uses the same noise, so differences are due to the words.
 
         Raises:
             ValueError: ``n`` is below 1; a sentence has no known word.
         """
-        if n < 1:
-            raise ValueError(f"n={n}: expected at least 1")
+        at_least(1, n=n)
         texts = [text] if isinstance(text, str) else list(text)
         with evaluating(self):
             encoded = self.encode_text(texts)
@@ -433,9 +404,8 @@ class TextToImageGAN(LightningModule):
 
     @torch.no_grad()
     def interpolate(self, a: str, b: str, steps: int = 8, seed: int | None = None) -> Tensor:
-        """Images (steps, C, S, S) in 0..1 on the straight way between two sentences' encodings, at one noise."""
-        if steps < 2:
-            raise ValueError(f"steps={steps}: expected at least 2, the two sentences")
+        """Images (steps, C, S, S) in 0..1 on the straight line between two sentences' encodings, at one noise."""
+        at_least(2, steps=steps)
         with evaluating(self):
             start, end = self.encode_text([a, b])
             share = torch.linspace(0, 1, steps, dtype=start.dtype, device=self.device)[:, None]
@@ -447,19 +417,13 @@ class TextToImageGAN(LightningModule):
         return torch.randn(n, width, generator=generator, device=self.device)
 
     def predict_step(self, batch: CaptionBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The attributes that the classifier sees in what is generated for each sentence."""
+        """The attributes that the classifier sees in the image generated for each sentence."""
         text = self.embedding.text(batch.captions, batch.lengths)
         noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
         seen = choices(self.classifier(self.draw(text, noise))[0]).tolist()
         return [
             {name: values[i] for (name, values), i in zip(self.attributes.items(), row, strict=True)} for row in seen
         ]
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Sentences by samples; from sentence to sentence; one word changed at a time."""
-        from lit_models.figures.text_to_image import figures
-
-        return {} if self._shown is None else figures(self, self._shown)
 
 
 def choices(logits: Sequence[Tensor]) -> Tensor:

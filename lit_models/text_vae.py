@@ -1,4 +1,4 @@
-"""The text VAE: a language model that decides what to say before it says it, as a code drawn from a unit Gaussian.
+"""The text VAE: a language model that first decides what to say, as a code drawn from a unit Gaussian.
 
 Bowman, Vilnis, Vinyals, Dai, Jozefowicz & Bengio, "Generating Sentences from a Continuous Space" (2016). A recurrent
 language model writes a line token by token and plans nothing; here a code z of the whole line comes first:
@@ -8,12 +8,12 @@ language model writes a line token by token and plans nothing; here a code z of 
 
     log p(x)  ≥  ELBO  =  E_q[log p(x|z)]  −  KL(q(z|x) ‖ N(0, I))
 
-Such a decoder does well without any code: it has the tokens before. Then the KL is all that z costs, the posterior
-collapses to the prior, and what is left is a language model. The paper does two things against that:
+Such a decoder does well without a code, since it has the previous tokens. Then z only costs its KL, the posterior
+collapses to the prior, and a plain language model remains. The paper has two remedies:
 
-- KL cost annealing: the KL's weight goes from 0 to 1 along a sigmoid, so that z is made use of before it costs.
+- KL cost annealing: the KL's weight goes from 0 to 1 along a sigmoid, so that z is used before it costs anything.
 - word dropout: each token that the decoder reads is kept with probability k, else replaced by one that says nothing.
-  Evaluation and use drop none, but with k = 0, the inputless decoder, z is all that there is, there as well.
+  Evaluation and use drop none, but with k = 0, the inputless decoder, they too have only z.
 
 ``latent_dim: 0`` is the rival, the same decoder as a language model without a code. Tokens are characters.
 """
@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, more_than, one_of, within
 from common.distributed import global_mean
 from common.randomness import normal_of_samples, uniform_of_samples
 from common.vocabulary import encode_chars
@@ -43,11 +44,8 @@ from lit_models.parts.evaluating import evaluating
 from lit_models.parts.latent import gaussian_kl
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
-from lit_models.parts.sequences import State, remember, split_state, with_end, within
+from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask, with_end
 from lit_models.scores.vae import PosteriorScores
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Annealing = Literal["logistic", "linear", "none"]
 MEANS = ("elbo", "reconstruction", "nats_per_token", "kl")
@@ -67,7 +65,7 @@ def kl_weight(step: int, annealing: Annealing, center: float, width: float) -> f
 
 
 def drop_words(tokens: Tensor, draws: Tensor, keep_rate: float, unknown: int) -> Tensor:
-    """Tokens (B, T), those replaced by ``unknown`` whose draws (B, T) in [0, 1) are not below ``keep_rate``."""
+    """Replaces tokens (B, T) by ``unknown`` if their draws (B, T) in [0, 1) are not below ``keep_rate``."""
     return torch.where(draws < keep_rate, tokens, unknown)
 
 
@@ -76,11 +74,11 @@ class TextVAE(LightningModule):
 
     Args:
         vocab: the characters.
-        longest: characters of the longest line, where decoding stops.
+        longest: number of characters in the longest line, where decoding stops.
         latent_dim: D, size of the code z; 0 for the language model, a decoder alone.
         hidden, cell: of the encoder and of the decoder; ``lstm`` or ``gru``.
         embedding_dim: of characters, the same for encoder and decoder.
-        keep_rate: k, share of the characters that the decoder still reads in training; 1 drops none, and with 0 the
+        keep_rate: k, the share of the characters that the decoder still reads in training; 1 drops none; with 0 the
             decoder reads none at all, in training, evaluation and use.
         annealing, kl_center, kl_width: the KL's weight in training, over the optimizer's steps: see :func:`kl_weight`.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
@@ -95,7 +93,7 @@ class TextVAE(LightningModule):
         longest: int,
         latent_dim: int = 32,
         hidden: int = 256,
-        cell: Literal["lstm", "gru"] = "lstm",
+        cell: Cell = "lstm",
         embedding_dim: int = 64,
         keep_rate: float = 0.75,
         annealing: Annealing = "logistic",
@@ -105,20 +103,12 @@ class TextVAE(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.02),
     ) -> None:
         super().__init__()
-        for name, number in (("longest", longest), ("hidden", hidden), ("embedding_dim", embedding_dim)):
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        if latent_dim < 0:
-            raise ValueError(f"latent_dim={latent_dim}: expected at least 1, or 0 for the language model")
-        if cell not in ("lstm", "gru"):
-            raise ValueError(f"cell={cell!r}: expected 'lstm' or 'gru'")
-        if not 0 <= keep_rate <= 1:
-            raise ValueError(f"keep_rate={keep_rate}: expected a share in [0, 1]")
-        if annealing not in get_args(Annealing):
-            raise ValueError(f"annealing={annealing!r}: expected one of {', '.join(get_args(Annealing))}")
-        for name, steps in (("kl_center", kl_center), ("kl_width", kl_width)):
-            if not steps > 0:
-                raise ValueError(f"{name}={steps}: expected more than 0 steps")
+        at_least(1, longest=longest, hidden=hidden, embedding_dim=embedding_dim)
+        at_least(0, "which is the language model", latent_dim=latent_dim)
+        one_of(Cell, cell=cell)
+        one_of(Annealing, annealing=annealing)
+        within("[0, 1]", keep_rate=keep_rate)
+        more_than(0, kl_center=kl_center, kl_width=kl_width)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.vocab, self.longest, self.latent_dim, self.keep_rate = list(vocab), longest, latent_dim, keep_rate
         self.annealing, self.kl_center, self.kl_width = annealing, kl_center, kl_width
@@ -141,8 +131,7 @@ class TextVAE(LightningModule):
 
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in (MEANS if latent_dim else MEANS[:-1])})
         self.posterior = PosteriorScores()
-        self._shown: SequenceBatch | None = None  # for illustrate(): the first lines that were last evaluated,
-        self._kl: Tensor | None = None  # and the mean KL of each dimension
+        self.mean_kl: Tensor | None = None  # (D,) nats of each dimension in the last evaluation
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -168,13 +157,13 @@ class TextVAE(LightningModule):
         """log p(x|z) of lines (B, T), in nats with their ends, (B,), by teacher forcing.
 
         Args:
-            read: (B, T) what the decoder reads in place of the lines, where words are dropped.
+            read: (B, T) the decoder's input instead of the lines, if words are dropped.
         """
         targets, steps = with_end(lines, lengths, self.end)
         start = torch.full_like(targets[:, :1], self.end)
         logits, _ = self(torch.cat([start, targets[:, :-1] if read is None else read], 1), z)
         nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
-        return -(nats * within(steps, targets.shape[1])).sum(1)
+        return -(nats * step_mask(steps, targets.shape[1])).sum(1)
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> dict[str, Tensor]:
         key = (self.seed, self.current_epoch, batch_idx)
@@ -195,7 +184,7 @@ class TextVAE(LightningModule):
     def _objective(
         self, batch: SequenceBatch, key: tuple[int | str, ...], read: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Of each line (B, …) what the loss and the evaluation average; ``key`` determines ε."""
+        """The values of each line (B, …) that the loss and the evaluation average; ``key`` determines ε."""
         lines, lengths, _ = batch
         if not self.latent_dim:
             exact = self.log_likelihood(lines, lengths, self.head.weight.new_zeros(len(lines), 0), read)
@@ -216,8 +205,6 @@ class TextVAE(LightningModule):
         self._evaluate(batch, batch_idx, "test")
 
     def _evaluate(self, batch: SequenceBatch, batch_idx: int, stage: str) -> None:
-        if batch_idx == 0:
-            self._shown = batch
         each = self._objective(batch, (0, stage, batch_idx))
         tokens = batch.lengths + 1  # the end is one
         each["nats_per_token"] = -each["elbo"] / tokens
@@ -238,7 +225,7 @@ class TextVAE(LightningModule):
         scores["perplexity"] = scores["nats_per_token"].exp()
         if self.latent_dim:
             found = self.posterior.compute()
-            self._kl = found.kl
+            self.mean_kl = found.kl
             scores |= {"active_units": found.active_units, "mutual_information": found.mutual_information}
             if found.active_units == 0:
                 rank_zero_warn(
@@ -264,12 +251,12 @@ class TextVAE(LightningModule):
         """Lines → codes (B, D): the posterior's mean, or a draw from it.
 
         Raises:
-            ValueError: no line, or none of text; a character that the vocabulary lacks, unless it has ``<unk>``.
+            ValueError: no line, or not text; a character is not in the vocabulary, unless that has ``<unk>``.
         """
         return self._code(lines, sample, self._generator(seed))
 
     def decode(self, z: Tensor, temperature: float = 0.0, seed: int | None = None) -> list[str]:
-        """Codes (B, D) → a line of each.
+        """Codes (B, D) → one line for each.
 
         Args:
             temperature: 0 writes the likeliest character at each place, 1 draws from the model's own distribution.
@@ -279,16 +266,15 @@ class TextVAE(LightningModule):
         return self._written(z, temperature, self._generator(seed))
 
     def sample(self, n: int = 1, temperature: float = 1.0, seed: int | None = None) -> list[str]:
-        """``n`` lines of codes from the prior, or, without a code, of the decoder alone; see :meth:`decode`."""
-        if n < 1:
-            raise ValueError(f"n={n}: expected at least 1")
+        """``n`` lines for codes from the prior, or, without a code, from the decoder alone; see :meth:`decode`."""
+        at_least(1, n=n)
         generator = self._generator(seed)
         return self._written(self._normal((n, self.latent_dim), generator), temperature, generator)
 
     def reconstruct(
         self, lines: Any, temperature: float = 0.0, sample: bool = False, seed: int | None = None
     ) -> str | list[str]:
-        """What is left of a line, or of each of a list, after the code: the posterior's mean, or a draw from it."""
+        """The reconstruction of a line, or of each line in a list, from its code: the posterior's mean, or a draw."""
         generator = self._generator(seed)
         made = self._written(self._code(lines, sample, generator), temperature, generator)
         return made[0] if isinstance(lines, str) else made
@@ -297,8 +283,7 @@ class TextVAE(LightningModule):
         self, a: str, b: str, steps: int = 8, temperature: float = 0.0, seed: int | None = None
     ) -> list[str]:
         """A homotopy: ``steps`` lines on the straight line from the code of ``a`` to that of ``b``, ends included."""
-        if steps < 2:
-            raise ValueError(f"steps={steps}: expected at least 2, both ends")
+        at_least(2, steps=steps)
         generator = self._generator(seed)
         first, last = self._code([a, b], False, generator)
         t = torch.linspace(0, 1, steps, dtype=first.dtype, device=self.device)[:, None]
@@ -332,7 +317,7 @@ class TextVAE(LightningModule):
             return lines.values.to(self.device), lines.lengths.to(self.device)
         lines = [lines] if isinstance(lines, str) else list(lines)
         if not lines or not all(isinstance(line, str) for line in lines):
-            raise ValueError(f"lines={lines!r:.60}: expected at least one line of text, and nothing else")
+            raise ValueError(f"lines={lines!r:.60}: expected a line of text, or a list of at least one")
         rows = [encode_chars(line, self.vocab) for line in lines]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return pad_sequence(rows, batch_first=True).to(self.device), lengths
@@ -346,10 +331,3 @@ class TextVAE(LightningModule):
     def _needs_code(self, verb: str) -> None:
         if not self.latent_dim:
             raise ValueError(f"{verb} with latent_dim=0: expected a model with a code; this one only samples")
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Lines and their reconstructions, homotopies, samples, and what each dimension of the code holds. Empty before
-        any evaluation."""
-        from lit_models.figures.text_vae import figures
-
-        return {} if self._shown is None else figures(self, self._shown, self._kl)

@@ -1,4 +1,4 @@
-"""Representations that learn nothing from the task: the rows of a table that every other has to be better than.
+"""Representations that learn nothing from the task: baselines for every other row of the table.
 
 The pixels; their principal components (Pearson 1901), as many as an encoder has features; and those features with the
 encoder's initial weights.
@@ -13,18 +13,22 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from common.checks import one_of
+from common.trainer import datamodule_of
 from lit_models.networks.encoders import Stem, image_encoder
-from lit_models.scores.pca import PCA
+from lit_models.scores.pca import find_components
+
+Representation = Literal["pixels", "pca", "random"]
 
 
 class Untrained(LightningModule):
-    """A representation to be measured as a trained one is: one epoch, in which nothing is trained.
+    """A representation measured like a trained one: one epoch, in which nothing is trained.
 
     Args:
         image_shape: (C, H, W).
         representation: ``pixels``, ``pca`` or ``random``.
-        encoder, stem, width: as :func:`lit_models.networks.encoders.image_encoder` takes them; also says how many
-            principal components there are.
+        encoder, stem, width: as :func:`lit_models.networks.encoders.image_encoder` takes them; they also determine the
+            number of principal components.
 
     Raises:
         ValueError: no such representation.
@@ -36,14 +40,13 @@ class Untrained(LightningModule):
     def __init__(
         self,
         image_shape: Sequence[int],
-        representation: Literal["pixels", "pca", "random"],
+        representation: Representation,
         encoder: str = "conv",
         stem: Stem | None = None,
         width: int | None = None,
     ) -> None:
         super().__init__()
-        if representation not in ("pixels", "pca", "random"):
-            raise ValueError(f"representation={representation!r}: expected 'pixels', 'pca' or 'random'")
+        one_of(Representation, representation=representation)
         self.save_hyperparameters(logger=False)
         self.representation = representation
         network = image_encoder(encoder, image_shape, stem=stem, width=width)
@@ -60,16 +63,12 @@ class Untrained(LightningModule):
         return (features - self.mean) @ self.components.T if self.representation == "pca" else features
 
     def on_fit_start(self) -> None:
-        """Finds the principal components of the training images."""
+        """Computes the principal components of the training images."""
         if self.representation != "pca":
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        pca = PCA(len(self.mean), self.device)
-        for batch in data.plain_loader("train"):
-            pca.update(data.to_float(batch).images.to(self.device).flatten(1))
-        mean, components = pca.compute(len(self.components))
-        self.mean.copy_(mean)
-        self.components.copy_(components)
+        data = datamodule_of(self.trainer)
+        images = (batch.images for batch in data.plain_batches("train", self.device))
+        find_components(images, self.mean, self.components)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.nothing.sum()

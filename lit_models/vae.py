@@ -7,8 +7,8 @@ decoder a distribution of images:
 
     log p(x)  ≥  ELBO  =  E_q[log p(x|z)]  −  KL(q(z|x) ‖ p(z))
 
-that is reconstruction − KL, in nats. One cannot back-propagate through drawing z. The reparameterization trick draws ε
-from a unit Gaussian instead, shifts it by the mean and scales it by the deviation, so that the gradient reaches both:
+that is reconstruction − KL, in nats. One cannot back-propagate through drawing z. The reparameterization trick instead
+draws ε from a unit Gaussian, scales it by the deviation and shifts it by the mean, so that the gradient reaches both:
 
     z = μ + σ ⊙ ε        ε ~ N(0, I)
 
@@ -16,15 +16,15 @@ With k importance samples the bound is tighter (Burda, Grosse & Salakhutdinov, "
 
     log p(x)  ≥  E[ log 1/k Σ_i w_i ]        w_i = p(x|z_i) p(z_i) / q(z_i|x)        z_i ~ q(z|x)
 
-β weighs the KL (Higgins et al. 2017), free bits leave each dimension some of it (Kingma et al. 2016), and it can be
-warmed up once or in cycles (Bowman et al. 2016; Fu et al. 2019).
+β weights the KL (Higgins et al. 2017), free bits let each dimension keep some of it at no cost (Kingma et al. 2016),
+and it can be warmed up once or in cycles (Bowman et al. 2016; Fu et al. 2019).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +35,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, more_than, one_of, within
 from common.distributed import global_mean, mean_over_ranks
 from common.randomness import coins_of_samples, normal_of_samples
+from common.trainer import datamodule_of
 from lit_models.networks.encoders import image_encoder
-from lit_models.networks.image_coders import conv_decoder, conv_encoder, mlp
+from lit_models.networks.image_coders import Activation, conv_decoder, conv_encoder, mlp
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.latent import gaussian_kl, slerp
@@ -46,12 +48,11 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.scores.vae import PosteriorScores
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from datamodules.images import ImageBatch
+    from datamodules.parts.image_sets import ImageBatch
 
 LOG_2PI = math.log(2 * math.pi)
 MEANS = ("elbo", "bound", "reconstruction", "kl", "nll")
+Network = Literal["conv", "mlp"]
 Likelihood = Literal["bernoulli", "gaussian", "discretized_logistic"]
 
 
@@ -64,15 +65,15 @@ def log_normal(z: Tensor, mean: Tensor | float = 0.0, log_var: Tensor | float = 
 def importance_bound(log_weights: Tensor) -> Tensor:
     """log 1/k Σ_i w_i of log-weights (k, B) → (B,): the IWAE bound; for large k an estimate of log p(x).
 
-    Its gradient is Σ_i w̃_i ∇ log w_i, with the normalized weights w̃ as constants: what autograd makes of it.
+    Its gradient, as autograd computes it, is Σ_i w̃_i ∇ log w_i, with the normalized weights w̃ as constants.
     """
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
 def log_likelihood(kind: Likelihood, output: Tensor, images: Tensor, log_scale: Tensor) -> Tensor:
-    """log p(x|z) in nats, all constants included, summed over an image: (…, B, C, H, W) → (…, B).
+    """log p(x|z) in nats, including all constants, summed over an image: (…, B, C, H, W) → (…, B).
 
-    ``bernoulli``: of binary pixels (or the cross-entropy with gray ones, which is no likelihood), from logits.
+    ``bernoulli``: for binary pixels (or the cross-entropy with gray ones, which is not a likelihood), from logits.
     ``gaussian``: a density, so it can be positive, with mean ``output`` and deviation exp(log_scale).
     ``discretized_logistic``: the probability of each of the 256 pixel values (Salimans et al. 2017): the mass of a
     logistic distribution with mean ``output`` and scale exp(log_scale) between the value's bounds, which are open at 0
@@ -94,7 +95,7 @@ def log_likelihood(kind: Likelihood, output: Tensor, images: Tensor, log_scale: 
 
 
 def kl_weight(step: int, steps: int, beta: float, warmup: float, cycles: int) -> float:
-    """β, reached linearly over the first ``warmup`` of each of ``cycles`` equal parts of the training."""
+    """The weight of the KL, rising linearly to β over the first ``warmup`` of each of ``cycles`` parts of training."""
     if warmup == 0:
         return beta
     place = (step * cycles / steps) % 1 if step < steps else 1.0
@@ -107,26 +108,26 @@ class VAE(LightningModule):
     Args:
         image_shape: (C, H, W).
         network: ``conv``, or the papers' ``mlp``.
-        encoder, width: a network of :func:`lit_models.networks.encoders.image_encoder`, which contrastive techniques
-            share, and a linear layer as the encoder, beside the convolutional decoder.
+        encoder, width: a network of :func:`lit_models.networks.encoders.image_encoder`, shared with contrastive
+            techniques, and a linear layer as the encoder, with the convolutional decoder.
         channels: of the convolutional network, whose layers each halve the image.
         hidden: of the MLP's layers, in the decoder in reverse order.
         activation: of the MLP: ``tanh`` (IWAE's) or ``relu``.
         latent_dim: of the code z.
         likelihood: p(x|z): see :func:`log_likelihood`.
         sigma: the Gaussian's deviation, or the logistic's scale, in units of the brightness 0..1; ``null`` learns it.
-        binarize: draw each pixel as black or white with its brightness as probability, anew in each step (dynamic
-            binarization); the ``bernoulli`` likelihood is then one.
-        samples: k, importance samples of the bound that is trained on; 1 is the ELBO with its KL in closed form.
+        binarize: draw each pixel as black or white with its brightness as probability, again in each step (dynamic
+            binarization), which makes ``bernoulli`` a true likelihood.
+        samples: k, number of importance samples in the training bound; 1 is the ELBO with its KL in closed form.
         beta: weight of the KL.
-        warmup, cycles: the weight rises over the first ``warmup`` (share) of each of so many parts of the training.
-        free_bits: nats of the KL that each dimension has for free.
-        test_samples: importance samples of the test's log-likelihood; taken in chunks.
+        warmup, cycles: the weight rises over the first ``warmup`` (share) of each of ``cycles`` parts of training.
+        free_bits: nats of the KL that cost nothing in each dimension.
+        test_samples: number of importance samples for the test's log-likelihood; processed in chunks.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: an argument out of range; ``beta``, ``warmup`` or ``free_bits`` with several ``samples``, whose
-            bound has no KL of its own.
+        ValueError: an argument is out of range; ``beta``, ``warmup`` or ``free_bits`` with several ``samples``, whose
+            bound has no separate KL.
     """
 
     adjustable: ClassVar = ("test_samples",)
@@ -135,12 +136,12 @@ class VAE(LightningModule):
     def __init__(
         self,
         image_shape: Sequence[int],
-        network: Literal["conv", "mlp"] = "conv",
+        network: Network = "conv",
         encoder: str | None = None,
         width: int | None = None,
         channels: Sequence[int] = (32, 64),
         hidden: Sequence[int] = (200, 200),
-        activation: Literal["tanh", "relu"] = "tanh",
+        activation: Activation = "tanh",
         latent_dim: int = 16,
         likelihood: Likelihood = "bernoulli",
         sigma: float | None = None,
@@ -155,29 +156,22 @@ class VAE(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.02),
     ) -> None:
         super().__init__()
-        for name, number in (("latent_dim", latent_dim), ("samples", samples), ("test_samples", test_samples)):
-            if number < 1:
-                raise ValueError(f"{name}={number}: expected at least 1")
-        if network not in ("conv", "mlp"):
-            raise ValueError(f"network={network!r}: expected 'conv' or 'mlp'")
+        one_of(Network, network=network)
+        one_of(Activation, activation=activation)
+        one_of(Likelihood, likelihood=likelihood)
+        at_least(1, latent_dim=latent_dim, samples=samples, cycles=cycles, test_samples=test_samples)
+        at_least(0, beta=beta, free_bits=free_bits)
+        within("[0, 1]", warmup=warmup)
+        more_than(0, "or null to learn it", sigma=sigma)
         if encoder is not None and network != "conv":
             raise ValueError(f"encoder={encoder!r}: expected null with network={network!r}")
-        if likelihood not in get_args(Likelihood):
-            raise ValueError(f"likelihood={likelihood!r}: expected one of {', '.join(get_args(Likelihood))}")
-        for name, value in (("beta", beta), ("free_bits", free_bits)):
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
-        if not 0 <= warmup <= 1 or cycles < 1:
-            raise ValueError(f"warmup={warmup}, cycles={cycles}: expected a share in [0, 1] and at least one cycle")
-        if sigma is not None and not sigma > 0:
-            raise ValueError(f"sigma={sigma}: expected more than 0, or null to learn it")
         if binarize and likelihood != "bernoulli":
             raise ValueError(
-                f"binarize with likelihood={likelihood!r}: expected 'bernoulli', which is of binary pixels"
+                f"likelihood={likelihood!r} with binarize=true: expected 'bernoulli', the likelihood of binary pixels"
             )
         if samples > 1 and (beta, warmup, free_bits) != (1.0, 0.0, 0.0):
             raise ValueError(
-                f"samples={samples} with beta, warmup or free_bits: expected samples=1, whose bound has a KL"
+                f"samples={samples} with beta, warmup or free_bits: expected samples=1, whose bound has a KL of its own"
             )
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.image_shape, self.network = list(image_shape), network
@@ -209,8 +203,7 @@ class VAE(LightningModule):
 
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in MEANS})
         self.posterior = PosteriorScores()
-        self._shown: Tensor | None = None  # for illustrate(): the first images that were last evaluated,
-        self._kl: Tensor | None = None  # and the mean KL of each dimension
+        self.mean_kl: Tensor | None = None  # (D,) nats of each dimension in the last evaluation
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -225,7 +218,7 @@ class VAE(LightningModule):
         return log_likelihood(self.likelihood, output, images, self.log_scale)
 
     def observed(self, images: Tensor, *key: int | str) -> Tensor:
-        """What is modeled: the images, or a binarization of them that ``key`` determines."""
+        """The modeled images: the images themselves, or a binarization determined by ``key``."""
         if not self.binarize:
             return images
         return coins_of_samples(images, "binarize", *key)
@@ -236,16 +229,16 @@ class VAE(LightningModule):
         return noise.to(like.dtype).view(len(like), count, self.latent_dim).transpose(0, 1)
 
     def on_fit_start(self) -> None:
-        """Lets the decoder of a new MLP begin with the mean image, as IWAE's own code does."""
+        """Starts the decoder of a new MLP at the mean image, as IWAE's own code does."""
         if self.likelihood != "bernoulli" or self.network != "mlp":
             return
         bias = self.decoder[0][-1].bias.data  # type: ignore[index]
         if bias.any():  # the run goes on, or began with trained weights
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         total, count = torch.zeros_like(bias), torch.zeros(1).to(bias)
-        for batch in data.plain_loader("train"):
-            total += data.to_float(batch).images.to(bias).flatten(1).sum(0)
+        for batch in data.plain_batches("train", self.device):
+            total += batch.images.to(bias).flatten(1).sum(0)
             count += len(batch.images)
         mean = mean_over_ranks(total) / mean_over_ranks(count)
         bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
@@ -255,7 +248,7 @@ class VAE(LightningModule):
         return self._objective(batch.images, key)[0]
 
     def _objective(self, images: Tensor, key: tuple[int | str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The loss and what it is made of; and of each image (B, …) what evaluation averages."""
+        """The loss and its parts, and the values of each image (B, …) that evaluation averages."""
         x = self.observed(images, *key)
         mean, log_var = self.posterior_of(x)
         # The reparameterization trick: (k, B, D)
@@ -283,7 +276,7 @@ class VAE(LightningModule):
         return kl_weight(self.trainer.global_step, steps, self.beta, self.warmup, self.cycles)
 
     def _after_free_bits(self, kl: Tensor) -> Tensor:
-        """Each image's share (B,) of Σ_d max(λ, mean KL_d): below λ a dimension costs nothing more.
+        """Each image's share (B,) of Σ_d max(λ, mean KL_d): below λ, a dimension has no further cost.
 
         The mean is over the batch of all ranks.
         """
@@ -301,8 +294,6 @@ class VAE(LightningModule):
         self.means["nll"].update(-self.log_likelihood_of(x, mean, log_var, batch_idx))
 
     def _evaluate(self, batch: ImageBatch, batch_idx: int, stage: str) -> dict[str, Tensor]:
-        if batch_idx == 0:
-            self._shown = batch.images
         _, each = self._objective(batch.images, (0, stage, batch_idx))
         for name in ("elbo", "bound", "reconstruction", "kl"):
             self.means[name].update(each[name])
@@ -310,7 +301,7 @@ class VAE(LightningModule):
         return each
 
     def log_likelihood_of(self, x: Tensor, mean: Tensor, log_var: Tensor, batch_idx: int, chunk: int = 50) -> Tensor:
-        """log p(x) (B,) in nats by importance sampling from q(z|x), ``test_samples`` a time, ``chunk`` at once."""
+        """log p(x) (B,) in nats by importance sampling from q(z|x), with ``test_samples`` draws, ``chunk`` at once."""
         parts = []
         for first in range(0, self.test_samples, chunk):
             count = min(chunk, self.test_samples - first)
@@ -331,7 +322,7 @@ class VAE(LightningModule):
         if self.likelihood != "gaussian":  # a density, whose bits depend on the unit of brightness
             scores["bits_per_dim"] = best / (math.log(2) * math.prod(self.image_shape))
         found = self.posterior.compute()
-        self._kl = found.kl
+        self.mean_kl = found.kl
         # What training minimizes, of all images at once.
         free = self.beta * found.kl.clamp_min(self.free_bits).sum() - scores["reconstruction"]
         scores["loss"] = free if self.samples == 1 else -scores["bound"]
@@ -362,14 +353,13 @@ class VAE(LightningModule):
 
     def decode(self, z: Tensor) -> Tensor:
         """Codes (B, D) → the expected images (B, C, H, W) in 0..1."""
-        output = self.decoder(z)
-        return output.sigmoid() if self.likelihood == "bernoulli" else output.clamp(0, 1)
+        pixels: Tensor = self.decoder(z)
+        return pixels.sigmoid() if self.likelihood == "bernoulli" else pixels.clamp(0, 1)
 
     @torch.inference_mode()
     def sample(self, count: int, temperature: float = 1.0, seed: int | None = None) -> Tensor:
         """(count, C, H, W): the expected images of codes from the prior, its deviation times ``temperature``."""
-        if count < 1:
-            raise ValueError(f"count={count}: expected at least 1")
+        at_least(1, count=count)
         with evaluating(self):
             return self.decode(temperature * self._normal((count, self.latent_dim), seed))
 
@@ -402,9 +392,3 @@ class VAE(LightningModule):
 
     def _batch(self, image: object) -> Tensor:
         return to_image_batch(image, self.image_shape, self.device).to(self.dtype)
-
-    def illustrate(self) -> dict[str, Figure]:
-        """Samples; reconstructions, several of each image; each dimension's effect; interpolations; the code plane."""
-        from lit_models.figures.vae import figures
-
-        return {} if self._shown is None or self._kl is None else figures(self, self._shown, self._kl)

@@ -1,7 +1,7 @@
 """Visual question answering: a CNN reads the image, an LSTM the question, and their *fact embedding* gives the answer.
 
 Antol et al., "VQA: Visual Question Answering" (ICCV 2015): the image's feature v and the LSTM's last state q
-are mapped to one vector, the fact, and a softmax over a fixed list of answers is put on it.
+are mapped to one vector, the fact, which is followed by a softmax over a fixed list of answers.
 
     v = CNN(image)      q = LSTM(w_1 … w_T)      fact = F(v, q)      p(answer | image, question) = softmax(MLP(fact))
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torchmetrics import MeanMetric
 
+from common.checks import at_least, one_of, within
 from common.distributed import global_mean
 from common.vocabulary import encode
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
@@ -37,16 +38,17 @@ from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.scores.vqa import VQAScores, score_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.parts.visual_questions import VQABatch
+
+
+Fusion = Literal["product", "concat", "attention", "relation"]
 
 
 def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
     """(Q,) nats: cross-entropy of logits (Q, A) with classes (Q,), or with soft scores (Q, A).
 
     Ten annotators disagree, so a soft score says what an answer *would get*: several answers can be right. Each answer
-    is then a yes/no decision of its own (Teney et al. 2018) and the loss their sum.
+    is then a separate yes/no decision (Teney et al. 2018), and the loss is their sum.
     """
     if answers.dim() == 1:
         return F.cross_entropy(logits, answers, reduction="none")
@@ -87,7 +89,7 @@ class ConcatFact(nn.Module):
 
 
 class AttentionFact(nn.Module):
-    """fact = tanh(W' v̂) ⊙ tanh(U' q), where v̂ is the grid averaged by how well each cell fits the question."""
+    """fact = tanh(W' v̂) ⊙ tanh(U' q), where v̂ is the mean of the grid, weighted by each cell's fit to the question."""
 
     def __init__(self, image_dim: int, question_dim: int, fact_dim: int) -> None:
         super().__init__()
@@ -99,10 +101,11 @@ class AttentionFact(nn.Module):
         self.out_dim = fact_dim
 
     def attend(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
-        """(Q, h·w): the share of each cell, row by row, which sums to 1."""
+        """(Q, h·w): the share of each cell, row by row; the shares sum to 1."""
         cells = grid.flatten(2).transpose(1, 2)  # (I, h·w, C)
         keys = self.image_key(cells)[image_index] + self.question_key(question)[question_index][:, None]
-        return self.score(torch.tanh(keys))[..., 0].softmax(1)
+        output: Tensor = self.score(torch.tanh(keys))[..., 0].softmax(1)
+        return output
 
     def forward(self, grid: Tensor, question: Tensor, image_index: Tensor, question_index: Tensor) -> Tensor:
         share = self.attend(grid, question, image_index, question_index)
@@ -111,12 +114,12 @@ class AttentionFact(nn.Module):
 
 
 class RelationFact(nn.Module):
-    """fact = 1/n Σ_{i ≤ j} g(o_i, o_j, q), an object o being a cell of the grid with its two coordinates.
+    """fact = 1/n Σ_{i ≤ j} g(o_i, o_j, q), where an object o is a cell of the grid with its two coordinates.
 
-    The first layer of g is linear in (o_i, o_j, q), so each of its three parts is computed once an object and once a
-    question and then added up for each pair: the same function at a fraction of the cost. The paper sums over all
-    ordered pairs. Here two objects meet once (i ≤ j), which halves the work, as g can learn both directions at once;
-    and the sum is divided by the number n of objects, so that its scale hardly depends on it.
+    The first layer of g is linear in (o_i, o_j, q), so its three parts are computed once per object and once per
+    question and then added for each pair: the same function at a fraction of the cost. The paper sums over all ordered
+    pairs. Here two objects meet once (i ≤ j), which halves the work, since g can learn both directions at once; and the
+    sum is divided by the number n of objects, so that its scale hardly depends on n.
     """
 
     def __init__(self, image_dim: int, question_dim: int, fact_dim: int, layers: int = 4) -> None:
@@ -135,20 +138,21 @@ class RelationFact(nn.Module):
         n = objects.shape[1]
         i, j = torch.triu_indices(n, n, device=objects.device)
         pairs = self.first(objects)[:, i] + self.second(objects)[:, j]  # (I, n(n + 1)/2, F)
-        return self.rest(pairs[image_index] + self.question(question)[question_index][:, None]).sum(1) / n
+        output: Tensor = self.rest(pairs[image_index] + self.question(question)[question_index][:, None]).sum(1) / n
+        return output
 
 
 class VQA(LightningModule):
     """CNN + LSTM → fact embedding → answer.
 
     Args:
-        vocab: the words that questions are made of, ``<pad>`` and ``<unk>`` first.
+        vocab: the words of questions, ``<pad>`` and ``<unk>`` first.
         answers: the answers to choose from.
         question_types: names of the kinds of questions, for the metrics.
         image_shape: (C, H, W) of an image, or of cached image features.
-        encoder: ``conv``, a small CNN; a ResNet of torchvision or ``timm/<name>``; ``features`` when the data has
-            cached image features.
-        channels: of the small CNN's layers, each of stride 2.
+        encoder: ``conv``, a small CNN; a ResNet of torchvision or ``timm/<name>``; ``features`` if the data have cached
+            image features.
+        channels: of the small CNN's layers, each with stride 2.
         norm: of the small CNN: ``batch``, ``group`` or ``none``.
         pretrained, frozen: of a torchvision or timm encoder.
         embedding_dim, hidden_dim, lstm_layers: of the question encoder.
@@ -159,12 +163,12 @@ class VQA(LightningModule):
         normalize_image: for ``product``: scale the image's feature to unit length ("norm I").
         classifier_dim: width of the classifier's hidden layer.
         dropout: on the fact embedding and in the classifier.
-        blind: answer from the question alone: the language prior, learned.
+        blind: answer from the question alone, which learns the language prior.
         image_only: answer from the image alone.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: ``blind`` and ``image_only`` at once; an unknown encoder or fusion.
+        ValueError: ``blind`` and ``image_only`` at once; an unknown encoder; an argument out of range.
     """
 
     def __init__(
@@ -181,7 +185,7 @@ class VQA(LightningModule):
         embedding_dim: int = 64,
         hidden_dim: int = 128,
         lstm_layers: int = 1,
-        fusion: Literal["product", "concat", "attention", "relation"] = "concat",
+        fusion: Fusion = "concat",
         fact_dim: int = 256,
         pooling: Pooling = "max",
         relation_layers: int = 4,
@@ -195,7 +199,13 @@ class VQA(LightningModule):
     ) -> None:
         super().__init__()
         if blind and image_only:
-            raise ValueError("blind and image_only are both true: expected at most one, or there is nothing to go by")
+            raise ValueError("blind=true with image_only=true: expected at most one, or the model sees nothing at all")
+        one_of(Norm, norm=norm)
+        one_of(Fusion, fusion=fusion)
+        one_of(Pooling, pooling=pooling)
+        at_least(1, embedding_dim=embedding_dim, hidden_dim=hidden_dim, lstm_layers=lstm_layers, fact_dim=fact_dim)
+        at_least(1, relation_layers=relation_layers, classifier_dim=classifier_dim)
+        within("[0, 1)", dropout=dropout)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.vocab, self.answers, self.question_types = list(vocab), list(answers), list(question_types)
         self.image_shape = list(image_shape)
@@ -222,8 +232,7 @@ class VQA(LightningModule):
         )
         self.loss = MeanMetric()  # over the questions of all ranks, however many each has
         self.scores = VQAScores(question_types, len(answers))
-        self._shown: VQABatch | None = None  # for illustrate(): the first batch of the last evaluation,
-        self._confusions: Tensor | None = None  # and the confusions of the whole of it
+        self.confusions: Tensor | None = None  # (K, A, A) of the last evaluation, for the figures
 
     def encode_question(self, questions: Tensor, lengths: Tensor) -> Tensor:
         """Token ids (D, T) and lengths (D,) → the LSTM's state after each question's last word (D, hidden)."""
@@ -231,15 +240,18 @@ class VQA(LightningModule):
             return self.embedding.weight.new_zeros(len(questions), self.lstm.hidden_size)
         packed = pack_padded_sequence(self.embedding(questions), lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (hidden, _) = self.lstm(packed)
-        return hidden[-1]
+        output: Tensor = hidden[-1]
+        return output
 
     def forward(self, batch: VQABatch) -> Tensor:
         """Logits (Q, A) of every pair of an image and a question."""
         question = self.encode_question(batch.questions, batch.lengths)
         if self.encoder is None or self.fact is None:  # blind
-            return self.classifier(question)[batch.question_index]
+            output: Tensor = self.classifier(question)[batch.question_index]
+            return output
         grid = self.encoder(batch.images)
-        return self.classifier(self.fact(grid, question, batch.image_index, batch.question_index))
+        output = self.classifier(self.fact(grid, question, batch.image_index, batch.question_index))
+        return output
 
     def training_step(self, batch: VQABatch, batch_idx: int) -> dict[str, Tensor]:
         logits = self(batch)
@@ -247,15 +259,13 @@ class VQA(LightningModule):
         return {"loss": global_mean(answer_loss(logits, batch.answers)), "accuracy": accuracy}
 
     def validation_step(self, batch: VQABatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: VQABatch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "test")
+        self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: VQABatch, batch_idx: int, stage: str) -> None:
+    def _evaluate(self, batch: VQABatch, stage: str) -> None:
         logits = self(batch)
-        if batch_idx == 0:
-            self._shown = batch
         self.loss.update(answer_loss(logits, batch.answers))
         self.log(f"{stage}/loss", self.loss)
         self.scores.update(
@@ -276,7 +286,7 @@ class VQA(LightningModule):
     def _log_scores(self, stage: str) -> None:
         # Every rank computes the same figures from what all have gathered.
         scores = self.scores.compute()
-        self._confusions = self.scores.confusions()
+        self.confusions = self.scores.confusions()
         self.scores.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != "accuracy"})
         self.log(f"{stage}/accuracy", scores["accuracy"], prog_bar=True)
@@ -290,7 +300,7 @@ class VQA(LightningModule):
 
     @torch.inference_mode()
     def answer(self, image: Any, question: str, top: int = 3) -> list[tuple[str, float]]:
-        """The ``top`` answers to a question about one image, with their probabilities, the likeliest first.
+        """The ``top`` answers to a question about one image, with their probabilities, likeliest first.
 
         Args:
             image: a PIL image, an array (H, W[, C]) or a tensor ([C, ]H, W): uint8 or float in 0..1, of any size, gray,
@@ -298,12 +308,11 @@ class VQA(LightningModule):
             question: plain text; words that training never showed count as ``<unk>``.
 
         Raises:
-            TypeError, ValueError: what was given is not an image, the question has no word, or ``top`` is not positive.
+            TypeError, ValueError: the input is not an image, the question has no word, or ``top`` is not positive.
         """
-        if top < 1:
-            raise ValueError(f"top={top}: expected at least 1")
+        at_least(1, top=top)
         if isinstance(self.encoder, nn.Identity):
-            raise ValueError("encoder='features': expected a model that reads images, not cached features of them")
+            raise ValueError("encoder='features': expected a model that reads images, not their cached features")
         if not isinstance(question, str):
             raise TypeError(f"question of type {type(question).__name__}: expected text")
         tokens, lengths = encode([question], self.vocab)
@@ -317,30 +326,6 @@ class VQA(LightningModule):
                 logits = self.classifier(self.fact(self.encoder(images), state, first, first))
         best = logits[0].float().softmax(0).topk(min(top, len(self.answers)))
         return [(self.answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-
-    @torch.no_grad()
-    def illustrate(self) -> dict[str, Figure]:
-        """Questions with their images, truths and answers; where the model attends; confusions by question type.
-
-        Made of the last evaluation. Empty before any.
-        """
-        from lit_models.figures.vqa import confusion_figure, question_figure
-
-        if self._shown is None or self._confusions is None:
-            return {}
-        batch = self._shown
-        attention = None
-        with evaluating(self):
-            logits = self(batch)
-            if isinstance(self.fact, AttentionFact) and self.encoder is not None:
-                grid = self.encoder(batch.images)
-                question = self.encode_question(batch.questions, batch.lengths)
-                attention = self.fact.attend(grid, question, batch.image_index, batch.question_index)
-                attention = attention.unflatten(1, grid.shape[2:])
-        figures = {"confusion": confusion_figure(self._confusions, self.answers, self.question_types)}
-        if batch.images.shape[1] in (1, 3):  # pictures, not cached features
-            figures["questions"] = question_figure(logits, batch, self.vocab, self.answers, attention)
-        return figures
 
 
 def make_fact(
@@ -359,6 +344,4 @@ def make_fact(
         return ConcatFact(image_dim, question_dim, fact_dim, pooling)
     if fusion == "attention":
         return AttentionFact(image_dim, question_dim, fact_dim)
-    if fusion == "relation":
-        return RelationFact(image_dim, question_dim, fact_dim, relation_layers)
-    raise ValueError(f"fusion={fusion!r}: expected 'product', 'concat', 'attention' or 'relation'")
+    return RelationFact(image_dim, question_dim, fact_dim, relation_layers)

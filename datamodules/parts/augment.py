@@ -1,7 +1,7 @@
 """Random crops, flips, colors and blurs of whole batches on the device, one independent draw per sample.
 
-What torchvision's v2 transforms draw and do for one image, for all of a batch at once and as a function of uniform
-draws. (Given a batch, those transforms draw once for all of it, which contrastive learning must not.)
+Does for a whole batch at once what torchvision's v2 transforms do for one image, as a function of uniform draws. (Given
+a batch, those transforms draw once for all of it, which contrastive learning must not do.)
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from common.checks import at_least, within
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 LUMA = (0.2989, 0.587, 0.114)
 """torchvision's weights of red, green and blue in gray"""
 
 CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**30}
-"""about the memory for what is worked on at once; on a CPU much of it should stay in the cache"""
+"""approximate memory for the images processed at once; on a CPU much of it should stay in the cache"""
 
 ATTEMPTS = 10
 """torchvision's, to draw a crop that fits"""
@@ -51,24 +53,24 @@ class Parameters(NamedTuple):
     sigma: Tensor
     """(B,) deviation of the blur in pixels; 0 for none"""
     solarize: Tensor
-    """(B,) bool: what is brighter than ½ is inverted"""
+    """(B,) bool: pixels brighter than ½ are inverted"""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random crop, brought to ``size``; flip; color jitter; grayscale; blur; solarization: in this order.
+    """A random crop resized to ``size``, flip, color jitter, grayscale, blur and solarization, in this order.
 
-    The draws are the caller's, so that a resumed run repeats them and two ranks draw what one would.
-    An image of one channel has no saturation, hue or gray.
+    The caller passes the draws, so that a resumed run repeats them and two ranks draw what one would.
+    Saturation, hue and grayscale do nothing to an image of one channel.
 
     Args:
-        size: pixels of a side of the output; by default of the images' shorter side.
+        size: side of the output in pixels; by default the images' shorter side.
         scale: range of the crop's share of the area, drawn uniformly.
         ratio: range of its width over its height, drawn log-uniformly.
         flip: probability of a flip.
-        brightness, contrast, saturation: a factor is drawn from 1 ∓ this, not below 0.
+        brightness, contrast, saturation: a factor is drawn from 1 ∓ this, at least 0.
         hue: a shift is drawn from ∓ this, in turns around the color circle.
-        jitter_probability: that these four are applied, in a random order.
+        jitter_probability: probability that these four are applied, in a random order.
         grayscale, blur, solarize: probabilities.
         blur_sigma: range of the Gaussian's deviation in pixels. Its kernel is about a tenth of ``size``, as SimCLR's.
 
@@ -91,11 +93,10 @@ class Augmentation:
     solarize: float = 0.0
 
     num_draws: ClassVar[int] = 2 * ATTEMPTS + 13
-    """uniform draws for one sample: the same whatever is used of them, so that an option moves no other draw"""
+    """number of uniform draws per sample: always the same, so that an option does not shift other draws"""
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"size={self.size}: expected at least 1, or null for the images' own")
+        at_least(1, "or null for the images' own", size=self.size)
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"scale={low, high}: expected 0 < low <= high <= 1")
@@ -103,14 +104,10 @@ class Augmentation:
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
                 raise ValueError(f"{name}={low, high}: expected 0 < low <= high")
-        for name in ("flip", "jitter_probability", "grayscale", "blur", "solarize"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ValueError(f"{name}={value}: expected a probability in [0, 1]")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name}={value}: expected at least 0")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue={self.hue}: expected at least 0 and at most 0.5, half a turn")
+        within("[0, 1]", flip=self.flip, jitter_probability=self.jitter_probability, grayscale=self.grayscale)
+        within("[0, 1]", blur=self.blur, solarize=self.solarize)
+        within("[0, inf)", brightness=self.brightness, contrast=self.contrast, saturation=self.saturation)
+        within("[0, 0.5]", hue=self.hue)
 
     def __call__(self, images: Tensor, draws: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, C, H, W) → (B, C, size, size) in 0..1, channels last.
@@ -118,17 +115,17 @@ class Augmentation:
         Args:
             images: uint8, or float in 0..1; C is 1 or 3.
             draws: (B, num_draws), uniform in [0, 1). Best on the CPU: then nothing waits for a GPU.
-            dtype: of the output; what is computed is float32.
+            dtype: of the output; computations use float32.
 
         Raises:
-            ValueError: another number of channels, or of draws.
+            ValueError: a wrong number of channels or draws.
         """
         if draws.shape != (len(images), self.num_draws):
             raise ValueError(f"draws of shape {tuple(draws.shape)}: expected {(len(images), self.num_draws)}")
         return self.apply(images, self.parameters(draws, *images.shape[2:]), dtype)
 
     def parameters(self, draws: Tensor, height: int, width: int) -> Parameters:
-        """What the draws (B, num_draws) do to B images of height × width."""
+        """The parameters that the draws (B, num_draws) determine for B images of height × width."""
         draws = draws.cpu().float()
         areas, ratios, rest = draws.split([ATTEMPTS, ATTEMPTS, 13], 1)
         u_top, u_left, u_flip, u_jitter, b, c, s, u_hue, u_order, u_gray, u_blur, u_sigma, u_solarize = rest.unbind(1)
@@ -215,7 +212,7 @@ def _even(count: int, most: int) -> list[int]:
 
 
 def _numbers(parameters: Parameters, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What :func:`_augmented` needs on the device: boxes, matrices, contrasts and hue shifts.
+    """The inputs of :func:`_augmented` on the device: boxes, matrices, contrasts and hue shifts.
 
     Brightness, contrast and saturation are clamp(f·x + (1 − f)·base), the base black, the image's mean gray, or its
     gray. So they differ only in a matrix M of colors and in a share m of the mean gray: clamp(M x + m·mean).
@@ -276,7 +273,7 @@ def _augmented(
 
 
 def _gray(x: Tensor) -> Tensor:
-    """(B, 3, H, W) → (B, 1, H, W)"""
+    """(B, 3, H, W) → (B, 1, H, W)."""
     red, green, blue = (x[:, i : i + 1] for i in range(3))
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 

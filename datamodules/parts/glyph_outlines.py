@@ -20,21 +20,21 @@ FONTS = {
     "val": ("cmss10", "cmtt10"),
     "test": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 }
-"""The fonts of each part, whole families: DejaVu Sans, Sans Mono and Serif and Computer Modern (roman, bold, italic)
-train, its sans serif and its typewriter validate, STIX, a Times, tests. Computer Modern's families are kin: all are one
-program's (Knuth 1986)."""
+"""The fonts of each part, in whole families: DejaVu Sans, Sans Mono and Serif and Computer Modern (roman, bold, italic)
+for training, its sans serif and typewriter for validation, STIX, a Times, for the test. Computer Modern's families are
+related: one program makes all of them (Knuth 1986)."""
 
 CAP_HEIGHT = 100.0
-"""units from the foot to the top of every font's H"""
+"""height of the letter H of every font, in units"""
 
 SLANT, WIDTH = (-0.25, 0.25), (0.8, 1.25)
-"""how far a variant of a font leans, as the tangent of its angle, and how wide it is"""
+"""the slant of a font's variant, as the tangent of its angle, and its width"""
 
 PIXELS = 1000
 """size at which a font is read: large, so that hinting, which moves points by a pixel, does not matter"""
 
 CURVE = np.arange(1, 9)[:, None] / 8
-"""where on a Bézier curve points are taken"""
+"""where points are taken on a Bézier curve"""
 
 
 def glyph_sketches(
@@ -53,7 +53,7 @@ def glyph_sketches(
             machine: their draws are of (font, number of the variant).
 
     Raises:
-        FileNotFoundError: matplotlib has come without a font.
+        FileNotFoundError: this installation of matplotlib lacks a font.
         ValueError: a font does not have a character, or has no outline for it.
     """
     import matplotlib
@@ -106,7 +106,7 @@ def to_stroke_3(lines: list[np.ndarray]) -> np.ndarray:
 
 
 def _shears(font: str, variants: int) -> Iterator[np.ndarray]:
-    """What points (n, 2) of a font are multiplied by, of itself and of its variants."""
+    """The matrices by which points (n, 2) are multiplied, for a font itself and its variants."""
     yield np.eye(2)
     for variant in range(1, variants + 1):
         draws = torch.rand(2, generator=keyed_generator("glyphs", font, variant), dtype=torch.float64).tolist()
@@ -127,12 +127,12 @@ def _outlines(file: Path, characters: str) -> Iterator[list[np.ndarray]]:
     for character in characters:
         if not font.get_char_index(ord(character)):
             raise ValueError(
-                f"characters={characters!r}: {character!r} is not in {file.name}, expected letters, digits"
+                f"characters={characters!r}: {character!r} is not in {file.name}, expected letters or digits"
             )
         font.load_char(ord(character))
         contours = [contour * (1, -1) / unit for contour in _flattened(*font.get_path())]
         if not contours:
-            raise ValueError(f"characters={characters!r}: {character!r} has no outline, expected letters, digits")
+            raise ValueError(f"characters={characters!r}: {character!r} has no outline, expected letters or digits")
         contours.sort(key=lambda contour: -abs(_area(contour)))
         yield [_from_upper_left(contour) for contour in contours]
 
@@ -160,7 +160,7 @@ def _flattened(vertices: np.ndarray, codes: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _area(contour: np.ndarray) -> float:
-    """What a closed polyline encloses; its sign says which way it runs."""
+    """The area that a closed polyline encloses; the sign gives its direction."""
     x, y = contour.T
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
 

@@ -1,4 +1,4 @@
-"""Photographs by their ids: decoded when asked for, or as features that were computed once and are read from disk."""
+"""Photographs by id: decoded on request, or as features that were computed once and are read from disk."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from common.files import read_json
 
 
 class ImageSource(Protocol):
-    """Images that are asked for by their ids; they come as (I, C, H, W)."""
+    """Images that are requested by id and returned as (I, C, H, W)."""
 
     def __call__(self, image_ids: Sequence[int]) -> Tensor: ...
 
     def check(self, image_ids: Iterable[int]) -> None:
-        """Raises FileNotFoundError or ValueError at the first image that is not there."""
+        """Raises FileNotFoundError or ValueError at the first missing image."""
 
 
 def decode_image(path: Path, size: int, record: str) -> Tensor:
-    """The image (3, size, size) uint8 in a file, squeezed to a square and not cropped: what matters may be at the edge.
+    """The image (3, size, size) uint8 in a file, squeezed to a square and not cropped, since the edges may matter.
 
     Raises:
         ValueError: it cannot be decoded; names the file and the ``record`` that it belongs to.
@@ -41,30 +41,30 @@ def decode_image(path: Path, size: int, record: str) -> Tensor:
 
 
 class CachedFeatures:
-    """Image features in ``<prefix>.npy``, read from disk as asked for: (I, C, h, w) float32, (I, C, 1, 1) of vectors.
+    """Image features in ``<prefix>.npy``, read from disk on request: (I, C, h, w) float32; (I, C, 1, 1) for vectors.
 
     ``<prefix>.npy`` holds (N, C) or (N, C, h, w) in float16 or float32, and ``<prefix>.json`` the list of the N image
     ids in the order of its rows; :func:`write_features` writes both.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is malformed, the two do not fit, or an image is not in them; names the file and the id.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is malformed, the two do not match, or an image is missing; names the file and the id.
     """
 
     def __init__(self, prefix: Path) -> None:
         self.path, ids_path = Path(f"{prefix}.npy"), Path(f"{prefix}.json")
         for path in (self.path, ids_path):
             if not path.is_file():
-                raise FileNotFoundError(f"{path}: not found; expected what cache_features of the data's module writes")
+                raise FileNotFoundError(f"{path}: not found; expected a file from cache_features of the data's module")
         try:
             self.array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.path}: not a whole .npy file of numbers: {error}") from error
+            raise ValueError(f"{self.path}: not a complete .npy file of numbers: {error}") from error
         if getattr(self.array, "dtype", None) not in (np.float16, np.float32) or self.array.ndim not in (2, 4):
             raise ValueError(f"{self.path}: expected (N, C) or (N, C, h, w) in float16 or float32")
         ids = read_json(ids_path)
         if not isinstance(ids, list) or len(ids) != len(self.array) or len(set(map(str, ids))) != len(ids):
-            raise ValueError(f"{ids_path}: expected a list of {len(self.array)} different image ids, one a row")
+            raise ValueError(f"{ids_path}: expected a list of {len(self.array)} different image ids, one per row")
         self.rows = {image_id: row for row, image_id in enumerate(ids)}
         self.shape = [*self.array.shape[1:], 1, 1][:3]
         """C, h, w"""
@@ -73,7 +73,7 @@ class CachedFeatures:
         """Raises ValueError at the first image that is not there."""
         for image_id in image_ids:
             if image_id not in self.rows:
-                raise ValueError(f"{self.path}: image_id {image_id}: no features, expected those of every image")
+                raise ValueError(f"{self.path}: image_id {image_id}: no features, expected features of every image")
 
     def __call__(self, image_ids: Sequence[int]) -> Tensor:
         rows = np.asarray(self.array[[self.rows[image_id] for image_id in image_ids]])  # a copy: only these are read
@@ -86,8 +86,8 @@ def write_features(
 ) -> None:
     """Writes the features of images, each given by its source and its id, as :class:`CachedFeatures` reads them.
 
-    ``encoder``, in the mode and on the device that it is in, gets (B, 3, size, size) in 0..1 and gives (B, C) or
-    (B, C, h, w), which are kept in float16. The files get their names when they are whole.
+    ``encoder``, in its current mode and on its current device, gets (B, 3, size, size) in 0..1 and returns (B, C) or
+    (B, C, h, w), which are stored in float16. The files get their names once they are complete.
     """
     device = next((parameter.device for parameter in encoder.parameters()), None)
     prefix.parent.mkdir(parents=True, exist_ok=True)

@@ -22,10 +22,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from common.files import cache_file, nearest_path, state_of, write_whole
 
 PARTS = ("train", "val", "test")
+Broken = Literal["error", "skip"]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 CACHE_SECONDS = 2.0
-"""trees that take longer to decode are kept decoded on disk"""
+"""seconds; trees that take longer to decode are kept decoded on disk"""
 
 MEMBER_LIMIT = 2**28
 """bytes that one file of an archive may unpack to"""
@@ -36,8 +37,8 @@ class Files:
 
     Attributes:
         path: of the folder or archive.
-        sizes: bytes of each file by its name, with ``/`` between its parts, in the order in which they are best read.
-        folders: names of the folders that are listed; an archive may leave them out.
+        sizes: size in bytes of each file by its name, with ``/`` between its parts, in the best order for reading.
+        folders: names of the listed folders; an archive may leave them out.
     """
 
     sizes: dict[str, int]
@@ -50,7 +51,7 @@ class Files:
         return f"{self.path}: member {name}"
 
     def read(self, name: str) -> bytes:
-        """Raises OSError, or what the archive's own module raises, where the file is broken."""
+        """Raises OSError, or the error of the archive's own module, if the file is broken."""
         raise NotImplementedError
 
     def state(self) -> object:
@@ -90,8 +91,8 @@ class Archive(Files):
     """A ``.zip``, or a ``.tar``, compressed or not.
 
     Raises:
-        ValueError: it is none or broken; a member's name leads out of its folder, is there twice or is a link's, or
-            the member is larger than :data:`MEMBER_LIMIT`; names the member.
+        ValueError: it is not an archive or is broken; a member leads out of its folder, occurs twice, is a link, or is
+            larger than :data:`MEMBER_LIMIT`; names the member.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,12 +103,12 @@ class Archive(Files):
             members = list(self._members())
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             reason = str(error).split("\n")[0].rstrip(":") or "it ends early"
-            raise ValueError(f"{path}: neither a whole .zip nor a whole .tar: {reason}") from error
+            raise ValueError(f"{path}: neither a complete .zip nor a complete .tar: {reason}") from error
         self.sizes, self.folders, self._members_by_name = {}, [], {}
         for member, name, size, kind in members:
             parts = name.replace("\\", "/").split("/")
             if kind == "link":
-                raise ValueError(f"{self.where(name)}: is a link or a device, expected files and folders only")
+                raise ValueError(f"{self.where(name)}: a link or a device, expected only files and folders")
             if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name):
                 raise ValueError(f"{self.where(name)}: its name leads out of the archive's folder")
             if size > MEMBER_LIMIT:
@@ -116,7 +117,7 @@ class Archive(Files):
             if kind == "folder":
                 self.folders.append(name)
             elif name in self.sizes:
-                raise ValueError(f"{self.where(name)}: is there twice, expected it once")
+                raise ValueError(f"{self.where(name)}: occurs twice, expected once")
             else:
                 self.sizes[name], self._members_by_name[name] = size, member
 
@@ -135,12 +136,12 @@ class Archive(Files):
             # A header that is cut off or damaged would end the archive without a word; its true end is a block of 0.
             archive.fileobj.seek(archive.offset)
             if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"it is broken off or damaged at byte {archive.offset}")
+                raise tarfile.ReadError(f"it is truncated or damaged at byte {archive.offset}")
             while archive.fileobj.read(2**20):  # to where compression has its checksum
                 pass
 
     def _open(self) -> Any:
-        """The archive, opened once in each process: workers that shared a file would move each other's place in it."""
+        """The archive, opened once per process: workers sharing a file would move each other's position in it."""
         if self._opened[0] != os.getpid():
             opened = zipfile.ZipFile(self.path) if self.is_zip else tarfile.open(self.path)  # noqa: SIM115, kept open
             self._opened = (os.getpid(), opened)
@@ -149,11 +150,13 @@ class Archive(Files):
     def read(self, name: str) -> bytes:
         archive, member = self._open(), self._members_by_name[name]
         if self.is_zip:
-            return archive.read(member)
-        return archive.extractfile(member).read()
+            content: bytes = archive.read(member)
+            return content
+        content = archive.extractfile(member).read()
+        return content
 
     def is_compressed_tar(self) -> bool:
-        """So that reading a member means unpacking all that come before it."""
+        """A compressed archive, in which reading a member means unpacking all members before it."""
         return not self.is_zip and not isinstance(self._open().fileobj, io.BufferedReader)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,8 +166,8 @@ class Archive(Files):
 class Tree:
     """The images of class folders: ``<class>/…/<image>``, or ``train/<class>/…`` and so ``val/`` and ``test/``.
 
-    A folder that holds all the rest, as archives often have one, is passed over. Classes are the folders of training
-    in alphabetical order, and images are in the order of their names, wherever they come from.
+    A single folder around all the rest, as archives often have, is skipped. Classes are the folders of the training
+    part in alphabetical order, and images are in the order of their names, wherever they come from.
 
     Args:
         path: a folder, a ``.zip``, or a ``.tar``, compressed or not.
@@ -172,12 +175,12 @@ class Tree:
     Attributes:
         names: of all N images.
         labels: (N,) int64.
-        parts: the rows of each part that there is; where there are no parts, all rows are of "all".
+        parts: the rows of each existing part; without parts, "all" has all rows.
 
     Raises:
         FileNotFoundError: there is no such path.
-        ValueError: there is no image, no or only one class, an empty class folder, or an image outside of one; see
-            also :class:`Archive`.
+        ValueError: there is no image, fewer than two classes, an empty class folder, or an image outside class folders;
+            see also :class:`Archive`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -195,17 +198,17 @@ class Tree:
             depth += 1
         in_parts = tops <= set(PARTS)
         if in_parts and "train" not in tops:
-            raise ValueError(f"{path}: {' and '.join(sorted(tops))} without a folder 'train' beside it")
+            raise ValueError(f"{path}: found {' and '.join(sorted(tops))} but no folder 'train'")
         self.names = sorted(images, key=lambda name: images[name])
         level = depth + in_parts  # of the class folders
         for name in self.names:
             if len(images[name]) < level + 2:
-                raise ValueError(f"{self.files.where(name)}: in no class folder, expected <class>/{images[name][-1]}")
+                raise ValueError(f"{self.files.where(name)}: no class folder, expected <class>/{images[name][-1]}")
         is_train = [not in_parts or images[name][depth] == "train" for name in self.names]
         self.class_names = sorted({images[name][level] for name, of in zip(self.names, is_train, strict=True) if of})
         self._refuse_empty([folder.split("/") for folder in self.files.folders], images, level)
         if len(self.class_names) < 2:
-            raise ValueError(f"{path}: one class only, {self.class_names[0]!r}; expected a folder for each class")
+            raise ValueError(f"{path}: only one class, {self.class_names[0]!r}; expected a folder for each class")
         codes = {name: code for code, name in enumerate(self.class_names)}
         for name in self.names:
             if images[name][level] not in codes:
@@ -218,13 +221,13 @@ class Tree:
             lacking = sorted(set(codes.values()) - set(self.labels[rows].tolist()))
             if lacking:
                 listed = ", ".join(self.class_names[code] for code in lacking)
-                rank_zero_warn(f"{path}: {part} has no image of {len(lacking)} of {len(codes)} classes: {listed}")
+                rank_zero_warn(f"{path}: {part} has no images of {len(lacking)} of {len(codes)} classes: {listed}")
         others = sum(len(parts) > level + 1 for name, parts in shown.items() if name not in images)
         if others:
-            rank_zero_warn(f"{path}: {others} files that are no images by their names are left out")
+            rank_zero_warn(f"{path}: left out {others} files whose names are not those of images")
 
     def _refuse_empty(self, folders: list[list[str]], images: dict[str, list[str]], level: int) -> None:
-        """Raises ValueError if a folder where classes are has no image."""
+        """Raises ValueError if a class folder has no image."""
         filled = {tuple(parts[: level + 1]) for parts in images.values()}
         above = {parts[:-1] for parts in filled}
         for parts in folders:
@@ -250,14 +253,14 @@ class Tree:
             raise ValueError(f"{self.files.where(name)}: cannot be decoded: {reason}") from error
 
     def decode_all(
-        self, size: int | None, grayscale: bool = False, broken: Literal["error", "skip"] = "error"
+        self, size: int | None, grayscale: bool = False, broken: Broken = "error"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """All images (N, C, H, W) uint8, and which of them are whole, (N,) bool; the others are black.
+        """All images (N, C, H, W) uint8, and which of them are intact, (N,) bool; the others are black.
 
-        What takes long is kept on disk, from where it is mapped.
+        If decoding takes long, the result is kept on disk and mapped from there.
 
         Args:
-            size: None takes the images as they are, which must all have one size.
+            size: None keeps the images' size, which must be the same for all.
 
         Raises:
             ValueError: an image cannot be decoded, or has another size than the first; names it.
@@ -280,7 +283,7 @@ class Tree:
         whole = np.ones(len(self.names), bool)
         whole[[row for row, _ in messages]] = False
         if messages:
-            rank_zero_warn(f"{self.files.path}: {len(messages)} broken images left out, the first: {messages[0][1]}")
+            rank_zero_warn(f"{self.files.path}: left out {len(messages)} broken images, the first: {messages[0][1]}")
         return images, whole
 
     def _decode_all(self, size: int | None, grayscale: bool, broken: str) -> tuple[np.ndarray, list[tuple[int, str]]]:
@@ -300,7 +303,7 @@ class Tree:
             if image.shape != images.shape[1:]:
                 raise ValueError(
                     f"{self.files.where(self.names[row])}: {image.shape[2]}×{image.shape[1]} pixels, but {first} has "
-                    f"{images.shape[3]}×{images.shape[2]}; expected one size, or a 'size' to bring all to"
+                    f"{images.shape[3]}×{images.shape[2]}; expected one size, or a 'size' for all"
                 )
             images[row] = image
         if images is None:
@@ -309,21 +312,22 @@ class Tree:
 
 
 def _is_hidden(name: str) -> bool:
-    """As ``.DS_Store`` and what macOS adds to archives are."""
+    """Whether a file is hidden, like ``.DS_Store`` and the files that macOS adds to archives."""
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
 def decode_image(content: bytes, size: int | None = None, grayscale: bool = False) -> np.ndarray:
     """An image file as (C, H, W) uint8, with C 3, or 1 for ``grayscale``.
 
-    Any mode becomes RGB: 16 bits are scaled to 8, palettes and CMYK are converted, and what is transparent is laid
-    over white. Of several frames the first is taken, and the camera's orientation mark is not looked at.
+    Any mode becomes RGB: 16 bits are scaled to 8, palettes and CMYK are converted, and transparent pixels are laid over
+    white. Of several frames the first is used, and the camera's orientation tag is ignored.
 
     Args:
-        size: the shorter side is resized to it, with antialiasing, and the longer is cropped to it around the center.
+        size: the shorter side is resized to this, with antialiasing, and the longer one is cropped to it around the
+            center.
 
     Raises:
-        Exception: of whatever kind, if it is broken.
+        Exception: of any type, if the file is broken.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -334,7 +338,7 @@ def decode_image(content: bytes, size: int | None = None, grayscale: bool = Fals
         with Image.open(io.BytesIO(content)) as image:
             image.load()
     except UnidentifiedImageError as error:  # whose own message is the address of an object
-        raise ValueError("no image of a kind that Pillow knows") from error
+        raise ValueError("not an image format that Pillow knows") from error
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

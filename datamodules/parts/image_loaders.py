@@ -1,20 +1,33 @@
-"""What data modules of images share: loaders, the last step on the device, and wrapping one another."""
+"""What data modules of images share: loaders, and the last step on the device."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 
+from common.checks import at_least
 from datamodules.parts.loader import TensorLoader
 
-if TYPE_CHECKING:
-    from datamodules.images import ImageBatch, Images, Part
+
+class FloatImages(LightningDataModule):
+    """Data whose batches have ``images``, which are stored as bytes and reach the model as floats."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images as the model takes them: its own precision; float32 where there is no Trainer."""
+        return torch.float32 if self.trainer is None else self.trainer.lightning_module.dtype  # type: ignore[return-value]
+
+    def to_float(self, batch: Any) -> Any:
+        """The batch with its images in 0..1, in the model's precision; images that are floats stay as they are."""
+        if batch.images.dtype != torch.uint8:
+            return batch
+        # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
+        return batch._replace(images=batch.images.to(self.dtype, memory_format=torch.channels_last).div_(255))
 
 
-class ImageLoaders(LightningDataModule):
+class ImageLoaders(FloatImages):
     """Loaders of the parts "train", "val" and "test", whose batches have ``images`` (…, C, H, W).
 
     Args:
@@ -26,8 +39,7 @@ class ImageLoaders(LightningDataModule):
 
     def __init__(self, batch_size: int) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        at_least(1, batch_size=batch_size)
         self.batch_size = batch_size
         self.order_seed = torch.initial_seed()  # of seed_everything
 
@@ -43,84 +55,6 @@ class ImageLoaders(LightningDataModule):
 
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         return self.loader("test")
-
-    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        return self.test_dataloader()
-
-    def to_float(self, batch: Any) -> Any:
-        """The batch with its images in 0..1, in the model's precision; what is float already stays as it is."""
-        if batch.images.dtype != torch.uint8:
-            return batch
-        dtype = torch.float if self.trainer is None else self.trainer.lightning_module.dtype
-        # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
-        return batch._replace(images=batch.images.to(dtype, memory_format=torch.channels_last).div_(255))
-
-
-class WrappedImages(LightningDataModule):
-    """The images of a source in another form; its parts, their labels and their order are the source's.
-
-    Args:
-        source: what the images come from; its own batch size is replaced.
-        batch_size: images per rank and batch.
-        least: that ``batch_size`` may be.
-
-    Attributes:
-        num_classes, class_names: the source's.
-
-    Raises:
-        ValueError: ``batch_size`` is less than that.
-    """
-
-    def __init__(self, source: Images, batch_size: int, least: int = 1) -> None:
-        super().__init__()
-        if batch_size < least:
-            raise ValueError(f"batch_size={batch_size}: expected at least {least}")
-        self.source = source
-        self.batch_size = source.batch_size = batch_size
-
-    @property
-    def num_classes(self) -> int:
-        return self.source.num_classes
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.source.class_names
-
-    def prepare_data(self) -> None:
-        self.source.prepare_data()
-
-    def setup(self, stage: str | None = None) -> None:
-        self.source.setup(stage)
-
-    def part(self, name: str) -> Part:
-        """:meth:`Images.part`"""
-        return self.source.part(name)
-
-    def labeled_subset(self, fraction: float) -> Tensor:
-        """:meth:`Images.labeled_subset`"""
-        return self.source.labeled_subset(fraction)
-
-    def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
-        """:meth:`Images.plain_loader`: of an :class:`ImageBatch`, as it is stored."""
-        return self.source.plain_loader(part)
-
-    def to_float(self, batch: Any) -> Any:
-        """:meth:`Images.to_float`"""
-        self.source.trainer = self.trainer
-        return self.source.to_float(batch)
-
-    def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
-        """:meth:`Images.two_views`"""
-        return self.source.two_views(self.to_float(batch))
-
-    def train_dataloader(self) -> TensorLoader:
-        return self.source.train_dataloader()
-
-    def val_dataloader(self) -> TensorLoader:
-        return self.source.val_dataloader()
-
-    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        return self.source.test_dataloader()
 
     def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
         return self.test_dataloader()

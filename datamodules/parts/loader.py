@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from copy import copy
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from common.checks import at_least
 from common.distributed import rank_and_world_size
 from common.randomness import draws_of_place, keyed_generator
 
 
 class BatchSource(Protocol):
-    """Anything that answers a vector of sample indices with one whole batch."""
+    """Anything that returns one whole batch for a vector of sample indices."""
 
     def __len__(self) -> int: ...
 
@@ -25,7 +27,7 @@ class BatchSource(Protocol):
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """CRC-32 of what the tensors hold."""
+    """CRC-32 of the content of the tensors."""
     crc = 0
     for tensor in tensors:
         crc = zlib.crc32(tensor.contiguous().numpy().reshape(-1).view("uint8").data, crc)
@@ -33,9 +35,9 @@ def checksum(tensors: Iterable[Tensor]) -> int:
 
 
 def training_draws(trainer: Trainer, num_samples: int, num_draws: int, seed: int) -> Tensor:
-    """:func:`draws_of_place` for the training batch that is being prepared, one row a sample.
+    """:func:`draws_of_place` for the training batch being prepared, one row per sample.
 
-    They are a function of (seed, epoch, batch, place), so that a resumed run repeats them.
+    They are a function of (seed, epoch, batch, place), so a resumed run repeats them.
     """
     batch_idx = trainer.fit_loop.batch_idx + 1  # the loop counts a batch only once it is on the device
     return draws_of_place(num_samples, num_draws, seed, "augment", trainer.current_epoch, batch_idx)
@@ -48,27 +50,27 @@ def draws_per_sample(trainer: Trainer, num_samples: int, num_draws: int, seed: i
 
 
 GATHERED_BYTES = 2**18
-"""small batches are gathered several at once, up to so many bytes, and then split, which costs less than one by one"""
+"""small batches are gathered together, up to this many bytes, and then split, which is cheaper than one by one"""
 
 
 class TensorLoader:
-    """Batches of a source that fits memory, by one indexing operation a batch instead of one a sample.
+    """Batches of a source that fits in memory, by one indexing operation per batch instead of one per sample.
 
-    The order of an epoch is a function of (seed, epoch). A *global* batch is a run of ``batch_size × ranks``
-    consecutive samples of that order; rank r takes every ranks-th sample of it, starting at r. So any number of ranks
-    goes through the same global batches, and in evaluation every sample is seen exactly once.
+    The order of an epoch is a function of (seed, epoch). A *global* batch consists of ``batch_size × ranks``
+    consecutive samples in that order; rank r takes every ranks-th of them, starting at r. So any number of ranks uses
+    the same global batches, and in evaluation every sample is seen exactly once.
 
     Args:
         source: a (named) tuple of tensors with equal first dimension, or a :class:`BatchSource`.
         batch_size: samples per rank and batch.
         shuffle: draw a new order each epoch; otherwise the source's own order.
-        drop_last: leave out the last global batch if it is not full. When it is kept and has fewer samples than there
-            are ranks, they join the batch before, so that no rank ever sees an empty batch.
-        seed: the order's seed.
-        pin_memory: pin each batch for a fast transfer; by default when there is a CUDA device.
+        drop_last: leave out the last global batch if it is not full. If it is kept but has fewer samples than there are
+            ranks, they join the previous batch, so that no rank ever sees an empty batch.
+        seed: seed of the order.
+        pin_memory: pin each batch for fast transfer; by default if there is a CUDA device.
 
-    ``state_dict`` and ``load_state_dict`` hold the position within the epoch: an iterator that is made after loading
-    goes on at the next batch. Lightning stores both in the checkpoint and calls ``set_epoch``.
+    ``state_dict`` and ``load_state_dict`` hold the position within the epoch: an iterator created after loading
+    continues with the next batch. Lightning stores both in the checkpoint and calls ``set_epoch``.
 
     Raises:
         ValueError: the source is empty or its tensors differ in length; the batch size is not positive; there are
@@ -85,18 +87,8 @@ class TensorLoader:
         seed: int = 0,
         pin_memory: bool | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
-        if isinstance(source, tuple):
-            lengths = {len(tensor) for tensor in source}
-            if len(lengths) != 1:
-                raise ValueError(f"tensors of {sorted(lengths)} samples: expected the same number in each")
-            self.num_samples = lengths.pop()
-        else:
-            self.num_samples = len(source)
-        if self.num_samples == 0:
-            raise ValueError("the data set is empty: expected at least one sample")
-        self.source = source
+        at_least(1, batch_size=batch_size)
+        self.source, self.num_samples = source, _num_samples(source)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -105,6 +97,22 @@ class TensorLoader:
         self.epoch = 0
         self._position = 0  # batches of this epoch that were handed out
         self._resumed = False  # the next iterator goes on at _position
+
+    def over(self, source: BatchSource | tuple[Tensor, ...]) -> Self:
+        """The same loader over another source: some rows of its own, say."""
+        loader = copy(self)
+        loader.source, loader.num_samples = source, _num_samples(source)
+        return loader
+
+    def in_full_batches(self) -> Self:
+        """The same loader without the last batch if it is not full.
+
+        Where there are too few samples for one full batch, the one batch has all of them.
+        """
+        loader = copy(self)
+        loader.batch_size = min(self.batch_size, self.num_samples // rank_and_world_size()[1])
+        loader.drop_last = True
+        return loader
 
     batch_sampler = None  # Lightning asks every loader that has a sampler
 
@@ -125,7 +133,7 @@ class TensorLoader:
         self._resumed = True
 
     def fingerprint(self) -> int | None:
-        """A checksum of the data and their order of storage; None where the source has none."""
+        """A checksum of the data and their storage order; None if the source has none."""
         if isinstance(self.source, tuple):
             return checksum(self.source)
         made = getattr(self.source, "fingerprint", None)
@@ -138,10 +146,10 @@ class TensorLoader:
         return torch.arange(self.num_samples)
 
     def _boundaries(self) -> list[int]:
-        """Where the global batches begin, and where the last one ends."""
+        """The positions at which the global batches begin, and at which the last one ends."""
         _, world_size = rank_and_world_size()
         if self.num_samples < world_size:
-            raise ValueError(f"{self.num_samples} samples for {world_size} ranks: expected at least one each")
+            raise ValueError(f"{self.num_samples} samples for {world_size} ranks: expected at least one per rank")
         step = self.batch_size * world_size
         starts = list(range(0, self.num_samples + 1, step))  # the end of the last full batch included
         left_over = self.num_samples - starts[-1]
@@ -151,8 +159,8 @@ class TensorLoader:
             starts.append(self.num_samples)
         if len(starts) < 2:
             raise ValueError(
-                f"batch_size={self.batch_size} on {world_size} ranks: expected at most the {self.num_samples} samples "
-                "there are, since the incomplete last batch is dropped"
+                f"batch_size={self.batch_size} on {world_size} ranks: expected at most {self.num_samples} samples in a "
+                "global batch, since an incomplete last batch is dropped"
             )
         return starts
 
@@ -180,7 +188,7 @@ class TensorLoader:
                 yield self._pinned(make(tensors))
 
     def _remaining(self) -> list[Tensor]:
-        """The samples of each batch of this rank from the position on, which is the epoch's start unless resumed."""
+        """The samples of this rank's batches from the current position, which is the epoch's start unless resumed."""
         if not self._resumed:
             self._position = 0
         self._resumed = False
@@ -196,10 +204,23 @@ class TensorLoader:
         return getattr(type(batch), "_make", tuple)([tensor.pin_memory() for tensor in batch])
 
 
+def _num_samples(source: BatchSource | tuple[Tensor, ...]) -> int:
+    if isinstance(source, tuple):
+        lengths = {len(tensor) for tensor in source}
+        if len(lengths) != 1:
+            raise ValueError(f"tensors with {sorted(lengths)} samples: expected the same number in each")
+        count = lengths.pop()
+    else:
+        count = len(source)
+    if count == 0:
+        raise ValueError("the data set is empty: expected at least one sample")
+    return count
+
+
 class WorkerLoader(TensorLoader):
     """A :class:`TensorLoader` whose batches are formed by ``num_workers`` processes, in the same order.
 
-    For sources that are slow to answer: images that are decoded, say.
+    It is for slow sources, for example images that must be decoded.
     """
 
     def __init__(self, source: BatchSource, batch_size: int, *, num_workers: int, **options: Any) -> None:
@@ -222,8 +243,8 @@ class WorkerLoader(TensorLoader):
             yield batch
 
 
-class _Guarded(Dataset):
-    """Hands broken data's error over as it is: from a worker, a DataLoader would wrap it in a traceback."""
+class _Guarded(Dataset[Any]):
+    """Passes on the original error for broken data: a DataLoader would wrap a worker's error in a traceback."""
 
     def __init__(self, source: Any) -> None:
         self.source = source

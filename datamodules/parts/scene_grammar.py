@@ -1,7 +1,7 @@
-"""The words of sentences about scenes, and what a sentence made of them states.
+"""The words of sentences about scenes, and what a sentence of these words states.
 
-The parser reads noun phrases, relations and counts in any order that makes a sentence, so that it can judge what a
-model has put together itself. What it reads::
+The parser reads noun phrases, relations and counts in any order that makes a sentence, so that it can judge sentences
+that a model composed. It reads::
 
     sentence  = item {("," | ":" | "and" | ", and") item}
     item      = [place [","]] [opening] phrase ["is" predicate] {"and" (place | relation)}, or behind a number: part
@@ -26,7 +26,7 @@ ATTRIBUTES: dict[str, list[str]] = {
     "size": ["small", "large"],
     "place": ["top left", "top right", "bottom left", "bottom right", "middle"],
 }
-"""of the scenes' objects: the values of each attribute, named by the first of its words"""
+"""attributes of the objects with their values, each named by its first word"""
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "ball"),
@@ -45,7 +45,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 
 PLURALS = {"box": "boxes"}  # of the others: with an s
 ANYTHING = ("object", "shape", "thing")
-"""nouns that say nothing of the shape"""
+"""nouns that say nothing about the shape"""
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 RELATIONS: dict[str, tuple[str, ...]] = {
     "left": ("left of", "to the left of"),
@@ -80,12 +80,12 @@ def counts(sentence: str) -> bool:
 
 @dataclass
 class Mention:
-    """Objects of which a sentence speaks: one, or exactly ``count``."""
+    """Objects mentioned in a sentence: one, or exactly ``count``."""
 
     values: dict[str, str] = field(default_factory=dict)
     """what it says of them, by attribute"""
     count: int | None = None
-    """exactly so many are such; None of "a", which is true of one among several"""
+    """the exact number of such objects; None for "a", which is true of one among several"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Statement:
 
 
 class _NotAllowed(Exception):
-    """The sentence is none of the grammar."""
+    """The sentence does not match the grammar."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ def _lexicon(attributes: tuple[tuple[str, tuple[str, ...]], ...]) -> _Lexicon:
 
 
 def parse(sentence: str, attributes: Mapping[str, Sequence[str]] = ATTRIBUTES) -> Statement | None:
-    """What a sentence states about objects of these attributes; None where it is none of the grammar.
+    """What a sentence states about objects with these attributes; None if it does not match the grammar.
 
-    The result is shared by all who ask for the same sentence: it must not be changed.
+    The result is shared by all callers with the same sentence and must not be changed.
     """
     return _parse(sentence, tuple((name, tuple(values)) for name, values in attributes.items()))
 
@@ -158,7 +158,7 @@ def _parse(sentence: str, attributes: tuple[tuple[str, tuple[str, ...]], ...]) -
 
 
 def _both(first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
-    """What both say; a contradiction is no sentence."""
+    """What both say together; a contradiction is not a sentence."""
     if any(first.get(attribute, value) != value for attribute, value in second.items()):
         raise _NotAllowed
     return first | second
@@ -231,7 +231,7 @@ class _Parser:
         self.more(mention)
 
     def part(self, group: Mention) -> bool:
-        """Of a number of objects some are described: ``two of them green``. Whether this came next."""
+        """Reads a description of some of several objects: ``two of them green``; returns whether one came next."""
         assert group.count
         start = self.place
         if self.take("both", "all"):
@@ -259,7 +259,7 @@ class _Parser:
         return False
 
     def phrase(self) -> int:
-        """A noun phrase with its modifiers; gives its mention's number."""
+        """Reads a noun phrase with its modifiers and returns the index of its mention."""
         if self.take("something"):
             mention = self.new(Mention(self.adjectives()))
         else:
@@ -285,7 +285,7 @@ class _Parser:
         return len(self.stated.mentions) - 1
 
     def known(self, values: dict[str, str]) -> int | None:
-        """The latest object spoken of that "the" may refer to."""
+        """The latest mentioned object to which "the" may refer."""
         for number, mention in reversed(list(enumerate(self.stated.mentions))):
             if mention.count is None and values.items() <= mention.values.items():
                 return number
@@ -327,12 +327,12 @@ class _Parser:
             self.place += 1
 
     def say(self, mention: int, attribute: str, value: str) -> None:
-        """Adds what is said of a mention."""
+        """Adds what is said about a mention."""
         known = self.stated.mentions[mention]
         known.values = _both(known.values, {attribute: value})
 
     def modifier(self, mention: int) -> bool:
-        """What follows a noun and says more of it. Whether there was one."""
+        """Reads what follows a noun and says more about it; returns whether there was anything."""
         start = self.place
         self.take(",")
         if where := self.where():
@@ -386,7 +386,7 @@ class _Parser:
         return found
 
     def more(self, mention: int) -> None:
-        """Places and relations behind "and", which are those of a sentence's subject."""
+        """Places and relations after "and", which belong to the subject of the sentence."""
         while self.next_is("and"):
             start = self.place
             self.require("and")

@@ -1,6 +1,6 @@
 """Sentences about scenes as people might say them: synonyms, relations, counts, ellipsis; all of them true.
 
-What they are made of is in :mod:`datamodules.parts.scene_grammar`.
+:mod:`datamodules.parts.scene_grammar` has their words.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def describe(
 ) -> list[list[str]]:
     """Five different true sentences about each of the scenes (N, K, A + 2).
 
-    Of a scene of one object, at least three name its shape and its color.
+    For a scene of one object, at least three name its shape and color.
     """
     draw = random.Random(int(rng.integers(2**62)))  # draws single numbers many times faster than NumPy
     names = list(attributes)
@@ -103,7 +103,7 @@ def _with_article(words: Sequence[str]) -> str:
 
 
 def _where(place: str, draw: random.Random) -> str:
-    """``at the top left``"""
+    """``at the top left``."""
     words = _word(place, draw)
     if place == "middle":
         return f"in the {words}"
@@ -111,17 +111,17 @@ def _where(place: str, draw: random.Random) -> str:
 
 
 def _pick(values: Mapping[str, str], draw: random.Random, always: Sequence[str], share: float = 0.5) -> dict[str, str]:
-    """Some of the values but the place: ``always`` these, and of the rest each with this probability."""
+    """Some of the values except the place: ``always`` these, and each of the others with this probability."""
     return {n: v for n, v in values.items() if n != "place" and (n in always or draw.random() < share)}
 
 
 def _look(values: Mapping[str, str], draw: random.Random) -> dict[str, str]:
-    """What one says of an object among others: mostly its shape and color."""
+    """What one says about an object among others: mostly its shape and color."""
     return _pick(values, draw, ("shape", "color") if draw.random() < 0.67 else ("shape",), 0.3)
 
 
 def _joined(parts: Sequence[str]) -> str:
-    """``a, b and c``"""
+    """``a, b and c``."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
@@ -134,19 +134,19 @@ def _opened(phrase: str, draw: random.Random, openings: Sequence[str] = SINGULAR
 
 
 def _plainly(one: _Object, draw: random.Random, always: Sequence[str] = ("shape", "color")) -> str:
-    """``there is a large red disc at the top left``"""
+    """``there is a large red disc at the top left``."""
     phrase = _some(_pick(one.values, draw, always), draw)
     return _opened(f"{phrase} {_where(one.values['place'], draw)}" if draw.random() < 0.6 else phrase, draw)
 
 
 def _place_first(one: _Object, draw: random.Random) -> str:
-    """``in the middle there is a red disc``"""
+    """``in the middle there is a red disc``."""
     phrase = _some(_pick(one.values, draw, ("shape", "color")), draw)
     return f"{_where(one.values['place'], draw)}{draw.choice((' there is', ','))} {phrase}"
 
 
 def _with_is(one: _Object, draw: random.Random) -> str:
-    """``the disc at the top left is red``, ``the small disc is red and at the top left``"""
+    """``the disc at the top left is red``, ``the small disc is red and at the top left``."""
     told_first = draw.choice((("shape",), ("shape", "size")))
     subject = _some(_pick(one.values, draw, told_first, 0), draw).partition(" ")[2]
     rest = {name: value for name, value in one.values.items() if name not in told_first}
@@ -159,7 +159,7 @@ def _with_is(one: _Object, draw: random.Random) -> str:
 
 
 def _adjectives_behind(one: _Object, draw: random.Random) -> str:
-    """``a disc, red and large, at the top left``"""
+    """``a disc, red and large, at the top left``."""
     adjectives = _adjectives(one.values, draw)
     draw.shuffle(adjectives)
     phrase = f"{_some({'shape': one.values['shape']}, draw)}, {' and '.join(adjectives)}"
@@ -167,7 +167,7 @@ def _adjectives_behind(one: _Object, draw: random.Random) -> str:
 
 
 def _alone(one: _Object, draw: random.Random) -> str:
-    """``a single red disc at the top left``, ``one object: a red disc``"""
+    """``a single red disc at the top left``, ``one object: a red disc``."""
     phrase = _some(_pick(one.values, draw, ("shape", "color")), draw)
     if draw.random() < 0.5:
         return f"a single {phrase.partition(' ')[2]} {_where(one.values['place'], draw)}"
@@ -178,12 +178,12 @@ def _alone(one: _Object, draw: random.Random) -> str:
 
 
 def _briefly(one: _Object, draw: random.Random) -> str:
-    """``a small object in the middle``"""
+    """``a small object in the middle``."""
     return _plainly(one, draw, ())
 
 
 def _something(one: _Object, draw: random.Random) -> str:
-    """``there is something red and large at the top left``"""
+    """``there is something red and large at the top left``."""
     adjectives = _adjectives(_pick(one.values, draw, ("color",)), draw)
     return _opened(f"something {' and '.join(adjectives)} {_where(one.values['place'], draw)}", draw)
 
@@ -207,12 +207,12 @@ def _in_turn(objects: Sequence[_Object], draw: random.Random) -> list[str]:
 
 
 def _list(objects: list[_Object], draw: random.Random) -> str:
-    """``a red circle, a blue one and a large triangle``"""
+    """``a red circle, a blue one and a large triangle``."""
     return _opened(_joined(_in_turn(objects[: draw.randint(2, len(objects))], draw)), draw)
 
 
 def _placed(objects: list[_Object], draw: random.Random) -> str:
-    """``a red circle at the top left and a square in the middle``"""
+    """``a red circle at the top left and a square in the middle``."""
     shown = objects[: draw.randint(1, 2)]
     parts = [(_some(_look(one.values, draw), draw), _where(one.values["place"], draw)) for one in shown]
     if len(parts) == 1 and draw.random() < 0.6:
@@ -237,14 +237,14 @@ def _groups(objects: list[_Object], name: str, draw: random.Random) -> list[str]
 
 
 def _count(objects: list[_Object], draw: random.Random) -> str:
-    """``there are two squares and a circle``, ``three red objects and a blue one``"""
+    """``there are two squares and a circle``, ``three red objects and a blue one``."""
     parts = _groups(objects, draw.choice(("shape", "color")), draw)
     is_single = parts[0].startswith(("a ", "an "))
     return _opened(_joined(parts), draw, SINGULAR_OPENINGS if is_single else PLURAL_OPENINGS)
 
 
 def _number(objects: list[_Object], draw: random.Random) -> str:
-    """``three objects, two of them green``, ``three objects: two squares and a circle``"""
+    """``three objects, two of them green``, ``three objects: two squares and a circle``."""
     opened = _opened(f"{NUMBERS[len(objects) - 1]} {_noun(None, draw, True)}", draw, PLURAL_OPENINGS)
     if draw.random() < 0.4:
         return f"{opened}: {_joined(_groups(objects, 'shape', draw))}"
@@ -258,7 +258,7 @@ def _number(objects: list[_Object], draw: random.Random) -> str:
 
 
 def _relate(objects: list[_Object], draw: random.Random) -> str | None:
-    """``a red circle is left of a blue square``, ``a circle with a square below it``"""
+    """``a red circle is left of a blue square``, ``a circle with a square below it``."""
     for one, other in permutations(objects, 2):
         down, right = (a - b for a, b in zip(one.center, other.center, strict=True))
         kinds = ("left", "right") if abs(right) > abs(down) else ("above", "below")

@@ -1,7 +1,7 @@
-"""Scenes of a few colored objects: drawn, rendered, and asked whether a sentence about them is true.
+"""Scenes of a few colored objects: drawing them, rendering them, and checking sentences about them.
 
 The objects of a scene are numbers (K, A + 2): the value of each attribute, then row and column of the center in pixels;
--1 throughout where there is no object. What sentences mean is said in :mod:`datamodules.parts.scene_grammar`.
+all -1 if there is no object. :mod:`datamodules.parts.scene_grammar` defines what sentences mean.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Judgment(NamedTuple):
     """How a sentence fits a scene."""
 
     stated: int
-    """facts that it states: that there is such an object, or exactly so many; where it is; how two or three lie"""
+    """number of stated facts: that an object or an exact number of them exist; places; relations of two or three"""
     true: int
-    """of these"""
+    """number of stated facts that are true"""
     covered: int
-    """values of the scene's objects that it states and that are true"""
+    """number of values of the scene's objects that it states correctly"""
     coverable: int
-    """values of the scene's objects: attributes × objects"""
+    """number of values of the scene's objects: attributes × objects"""
     parsed: bool
-    """whether it is a sentence of the grammar; if not, it states nothing"""
+    """whether the sentence matches the grammar; if not, it states nothing"""
 
     @property
     def truthful(self) -> bool:
@@ -68,8 +68,8 @@ def draw_scenes(
 ) -> np.ndarray:
     """Scenes (count, max_objects, 6) int64 whose objects do not touch and lie clearly in their places.
 
-    The number of objects is uniform, and so are their attributes but the place, save that no object has a shape and
-    color of ``held_out``. Objects come in no order. All scenes are of the given :func:`kind_of` them.
+    The number of objects is uniform, and so are their attributes except the place, but no object has a pair of shape
+    and color in ``held_out``. Objects are in no particular order. All scenes have the given :func:`kind_of`.
     """
     shapes, colors, sizes, _ = (len(values) for values in ATTRIBUTES.values())
     pairs = [(s, c) for s in range(shapes) for c in range(colors) if (s, c) not in set(held_out)]
@@ -96,30 +96,32 @@ def draw_scenes(
 
 
 def kind_of(looks: np.ndarray, sizes: np.ndarray, centers: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """(N,): one of :data:`KINDS` numbers for each scene, which depends on every object that is there.
+    """(N,): one of :data:`KINDS` numbers for each scene, which depends on all its objects.
 
-    Parts of a data set that draw different kinds have no scene in common, while neither what an object looks like nor
-    where it is tells the part.
+    Parts of a data set that draw different kinds share no scene, while neither an object's look nor its place reveals
+    the part.
     """
     numbers = looks @ [3, 1] + sizes + centers @ [1, 2]
-    return (numbers * there).sum(1) % KINDS
+    array: np.ndarray = (numbers * there).sum(1) % KINDS
+    return array
 
 
 def _is_clear(centers: np.ndarray) -> np.ndarray:
-    """Whether centers (..., 2) stay in their place when they are moved by :data:`MARGIN` along either axis."""
+    """Whether centers (..., 2) stay in their place when moved by :data:`MARGIN` along either axis."""
     rows, columns = centers[..., 0], centers[..., 1]
     own = place_of(rows, columns, IMAGE_SIZE)
     moves = [(MARGIN, 0), (-MARGIN, 0), (0, MARGIN), (0, -MARGIN)]
-    return np.all([place_of(rows + down, columns + right, IMAGE_SIZE) == own for down, right in moves], 0)
+    array: np.ndarray = np.all([place_of(rows + down, columns + right, IMAGE_SIZE) == own for down, right in moves], 0)
+    return array
 
 
 def render(scenes: np.ndarray, palettes: np.ndarray | None = None, scattered: np.ndarray | None = None) -> Tensor:
     """(N, 3, 64, 64) uint8: the objects of scenes (N, K, 6) on white.
 
     Args:
-        palettes: (N, colors, 3) uint8, for scenes in other colors than the named ones.
-        scattered: (N, 17, 17) bool, for scenes whose objects have no shape: of those that have a pixel set, every
-            object is drawn as these pixels within its square.
+        palettes: (N, colors, 3) uint8, for scenes in other than the named colors.
+        scattered: (N, 17, 17) bool, for scenes whose objects have no shape: if any pixel is set, every object is drawn
+            as these pixels within its square.
     """
     images = np.full((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), GROUND, np.uint8)
     reach = max(RADII)
@@ -144,10 +146,13 @@ def _stamp(shape: str, radius: int, offset: np.ndarray) -> np.ndarray:
     """The pixels that a shape covers, around its center."""
     down, right = offset[:, None], offset
     if shape == "circle":
-        return down**2 + right**2 <= (radius + 0.3) ** 2  # without it, single pixels stick out
+        array: np.ndarray = down**2 + right**2 <= (radius + 0.3) ** 2  # without it, single pixels stick out
+        return array
     if shape == "square":
-        return (np.abs(down) <= radius) & (np.abs(right) <= radius)
-    return (np.abs(down) <= radius) & (2 * np.abs(right) <= down + radius)  # a triangle, its apex above
+        array = (np.abs(down) <= radius) & (np.abs(right) <= radius)
+        return array
+    array = (np.abs(down) <= radius) & (2 * np.abs(right) <= down + radius)  # a triangle, its apex above
+    return array
 
 
 # Truth.
@@ -158,9 +163,9 @@ def check(
 ) -> Judgment:
     """How a sentence fits a scene.
 
-    "A" speaks of some object, and each "a" of one sentence of another one: the objects are chosen such that as much as
-    possible is true, and then such that as much as possible is covered. A number is exact. "Left of" compares the
-    centers' columns and "above" their rows; "between" is told by :data:`BETWEEN`.
+    "A" refers to some object, and each "a" in a sentence to a different one: the objects are chosen to make as much as
+    possible true, and then to cover as much as possible. A number is exact. "Left of" compares the columns of the
+    centers and "above" their rows; :data:`BETWEEN` defines "between".
 
     Args:
         objects: (K, A + 2) of the scene.
@@ -202,14 +207,14 @@ def check(
 
 
 def _such(scene: list[list[int]], values: list[tuple[int, int]]) -> list[int]:
-    """The numbers of the objects that have all of these values."""
+    """The indices of the objects that have all of these values."""
     return [k for k, row in enumerate(scene) if all(row[column] == value for column, value in values)]
 
 
 def _choices(
     mentions: Sequence[Mention], described: list[list[int]], sets: list[list[int]]
 ) -> Iterator[list[list[int]]]:
-    """Every way to say which objects are meant: one or none by each "a", no two the same; all such by a number."""
+    """All assignments of objects to mentions: at most one, and distinct, for each "a"; all such for a number."""
 
     def extend(chosen: list[list[int]], used: frozenset[int]) -> Iterator[list[list[int]]]:
         number = len(chosen)
@@ -228,7 +233,7 @@ def _choices(
 
 
 def _holds(relation: Relation, chosen: list[list[int]], scene: list[list[int]]) -> bool:
-    """Whether it is true of the chosen objects, of all of them where a mention is of several."""
+    """Whether it is true of the chosen objects, and of all of them if a mention refers to several."""
     subjects, others = chosen[relation.subject], [chosen[other] for other in relation.others]
     if not subjects or not all(others):
         return False
@@ -247,7 +252,7 @@ def _holds(relation: Relation, chosen: list[list[int]], scene: list[list[int]]) 
 
 
 def lies(kind: str, center: Sequence[int], other: Sequence[int], by: int = 1) -> bool:
-    """Whether one center (row, column) is left of, right of, above or below another by at least so many pixels."""
+    """Whether a center (row, column) is left of, right of, above or below another by at least this many pixels."""
     down, right = center[0] - other[0], center[1] - other[1]
     return {"left": -right, "right": right, "above": -down, "below": down}[kind] >= by
 
@@ -259,7 +264,7 @@ def lies_between(center: Sequence[int], first: Sequence[int], second: Sequence[i
 
 
 def stated_attributes(sentence: str, attributes: Mapping[str, Sequence[str]] = ATTRIBUTES) -> dict[str, str]:
-    """What a sentence says of its one object, by attribute; nothing if it cannot be read or contradicts itself."""
+    """What a sentence says about its one object, by attribute; nothing if it cannot be read or contradicts itself."""
     statement = parse(sentence, attributes)
     found: dict[str, str] = {}
     for mention in statement.mentions if statement else []:

@@ -1,7 +1,7 @@
-"""sketch-rnn's .npz files: pickled arrays of sketches, read without running anything that they may carry.
+"""sketch-rnn's .npz files: pickled arrays of sketches, read without running any code that they may contain.
 
-A sketch in them is a stroke-3 array (n, 3): Δx, Δy from the point before, and 1 where the pen is lifted after
-it, else 0.
+A sketch in them is a stroke-3 array (n, 3): Δx, Δy from the previous point, and 1 if the pen is lifted after the point,
+else 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEMBERS = {"train": "train.npy", "val": "valid.npy", "test": "test.npy"}
 """the file of each part in the archive"""
 
 MEMBER_LIMIT = 2**30
-"""bytes that one of them may unpack to"""
+"""largest size in bytes to which one of them may unpack"""
 
 QUICKDRAW = "https://storage.googleapis.com/quickdraw_dataset/sketchrnn"
 
@@ -76,25 +76,25 @@ def read_stroke_file(source: Path | BinaryIO, name: str | None = None) -> dict[s
 
     Args:
         source: a file, or its content.
-        name: what errors call it, by default its path.
+        name: its name in error messages, by default its path.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no archive or is broken; its pickle wants anything but NumPy's arrays, which is refused by
-            name and not run; a part is missing or empty; a sketch has another shape or type, a number that is not
-            finite, or a pen state other than 0 and 1. Names the file, the part and the sketch.
+        ValueError: it is not an archive or is broken; its pickle asks for something other than NumPy arrays, which is
+            refused by name and not run; a part is missing or empty; a sketch has a wrong shape or type, a non-finite
+            number, or a pen state other than 0 and 1. Names the file, the part and the sketch.
     """
     name = name or str(source)
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{name}: no whole .npz file, expected sketch-rnn's, with {_listed()} ({error})") from error
+        raise ValueError(f"{name}: no complete .npz file, expected sketch-rnn's, with {_listed()} ({error})") from error
     parts = {}
     with archive:
         for part, member in MEMBERS.items():
             where = f"{name}: {member}"
             if member not in archive.namelist():
-                raise ValueError(f"{where}: not in it, expected {_listed()}; it has {', '.join(archive.namelist())}")
+                raise ValueError(f"{where}: missing, expected {_listed()}; it has {', '.join(archive.namelist())}")
             if (size := archive.getinfo(member).file_size) > MEMBER_LIMIT:
                 raise ValueError(f"{where}: {size} bytes, expected at most {MEMBER_LIMIT}")
             try:
@@ -108,7 +108,7 @@ def read_stroke_file(source: Path | BinaryIO, name: str | None = None) -> dict[s
 
 
 def check_sketches(sketches: Sequence[np.ndarray], where: str) -> None:
-    """Raises ValueError, naming ``where`` and the sketch, if one is not as :func:`read_stroke_file` says."""
+    """Raises ValueError, naming ``where`` and the sketch, if one does not match :func:`read_stroke_file`."""
     if not len(sketches):
         raise ValueError(f"{where}: empty, expected at least one sketch")
     for i, sketch in enumerate(sketches):
@@ -128,14 +128,14 @@ def check_sketches(sketches: Sequence[np.ndarray], where: str) -> None:
 
 
 def fetch_quickdraw(category: str, file: Path) -> None:
-    """Makes sure that a category of QuickDraw is there, downloading it if it is not there.
+    """Makes sure that a category of QuickDraw exists, downloading it if it does not.
 
-    There is no published checksum: what was downloaded is checked by its length and by being read, all three parts of
-    it, before it gets its name.
+    There is no published checksum: the download is checked by its length and by reading all three parts before the file
+    gets its name.
 
     Raises:
-        FileNotFoundError: it is not there and cannot be downloaded.
-        ValueError: what was downloaded is not such a file.
+        FileNotFoundError: it does not exist and cannot be downloaded.
+        ValueError: the download is not such a file.
     """
     if file.exists():
         return
@@ -145,9 +145,9 @@ def fetch_quickdraw(category: str, file: Path) -> None:
             content, expected = answer.read(), answer.headers.get("Content-Length")
     except (OSError, HTTPException) as error:  # a connection that ends early is not an OSError
         reason = getattr(error, "reason", error)
-        raise FileNotFoundError(f"{file}: not found; put there what is at {address} ({reason})") from error
+        raise FileNotFoundError(f"{file}: not found; download it from {address} to this path ({reason})") from error
     if expected is not None and len(content) != int(expected):
-        raise ValueError(f"{address}: for {file}: {len(content)} bytes came, expected {expected}")
+        raise ValueError(f"{address}: for {file}: received {len(content)} bytes, expected {expected}")
     read_stroke_file(io.BytesIO(content), f"{address}: for {file}")
     write_whole(file, [content])
 
@@ -172,37 +172,37 @@ def _unpickled(content: bytes) -> list[np.ndarray]:
         raise ValueError(f"expected a one-dimensional array of sketches, found one of shape {shape}")
     for i, item in enumerate(items):
         if not isinstance(item, _Array) or item.numbers is None:
-            raise ValueError(f"sketch {i} is no array of numbers")
+            raise ValueError(f"sketch {i} is not an array of numbers")
     return [item.numbers for item in items]
 
 
 class _Dtype:
-    """Stands for NumPy's dtype of a pickle: numbers or objects, nothing that is structured."""
+    """Stands in for NumPy's dtype in a pickle: numbers or objects, nothing structured."""
 
     def __init__(self, name: object, *flags: object) -> None:
         if not re.fullmatch("[if][1248]|O8?", str(name)):
             raise pickle.UnpicklingError(f"arrays of {name!r}, expected numbers")
         self.name, self.order = str(name), "="
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.order, *structure = state
         if any(part is not None for part in structure[:3]) or self.order not in ("<", ">", "=", "|"):
             raise pickle.UnpicklingError("structured arrays, expected numbers")
 
 
 class _Array:
-    """Stands for a NumPy array of a pickle, whose bytes or list it takes as they are.
+    """Stands in for a NumPy array in a pickle, and takes its bytes or list unchanged.
 
-    NumPy's own would do as they are told by the file, down to what a pointer is.
+    NumPy's own arrays would do whatever the file tells them, including interpreting data as pointers.
     """
 
     items: list[Any] | None = None
     numbers: np.ndarray | None = None
 
     def __init__(self, *blank: object) -> None:
-        """What is made first is empty."""
+        """Starts out empty."""
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, data = state
         if dtype.name.startswith("O"):
             self.items = data if isinstance(data, list) and len(shape) == 1 else None
@@ -214,9 +214,9 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits NumPy's ``ndarray``, ``dtype`` and ``_reconstruct``, by stand-ins, and nothing else.
+    """Admits only NumPy's ``ndarray``, ``dtype`` and ``_reconstruct``, as stand-ins.
 
-    No function of the file's choice is called, and no code of NumPy sees its state before it was looked at.
+    No function chosen by the file is called, and NumPy code sees its state only after it has been checked.
     """
 
     ADMITTED: ClassVar[dict[tuple[str, str], object]] = {
@@ -229,6 +229,6 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ADMITTED:
             raise pickle.UnpicklingError(
-                f"its pickle wants {module}.{name}, which was refused and not run; expected NumPy's arrays only"
+                f"its pickle asks for {module}.{name}, which was refused and not run; expected only NumPy arrays"
             )
         return self.ADMITTED[module, name]

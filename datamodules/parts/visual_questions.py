@@ -1,7 +1,7 @@
 """Questions about images: the batch that every VQA data set yields, and the table that forms it.
 
-A batch is drawn by *image*. Each image and each distinct question in it is held once, so that a model encodes each of
-them once, and index vectors say which question is asked about which image.
+A batch is drawn by *image*. It holds each image and each distinct question once, so that a model encodes each of them
+once, and index vectors say which question is asked about which image.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from datamodules.parts.loader import BatchSource, TensorLoader, checksum, draws_
 class VQABatch(NamedTuple):
     """I images, D distinct questions of at most T tokens, and Q pairs of one image and one question.
 
-    ``images`` leave the loader as they are stored (uint8) and reach the model as float in 0..1; where a data set holds
-    image *features* instead they are float throughout.
+    ``images`` are uint8 in the loader, as stored, and float in 0..1 when they reach the model; if a data set holds
+    image *features* instead, they are always float.
     """
 
     images: Tensor
     """(I, C, H, W)"""
     questions: Tensor
-    """(D, T) token ids, 0 behind the end of a question"""
+    """(D, T) token ids, 0 after the end of a question"""
     lengths: Tensor
-    """(D,) tokens in each question"""
+    """(D,) number of tokens in each question"""
     image_index: Tensor
     """(Q,) the row of ``images`` that a pair asks about"""
     question_index: Tensor
@@ -42,15 +42,15 @@ class VQABatch(NamedTuple):
     question_types: Tensor
     """(Q,) the question's type"""
     question_ids: Tensor
-    """(Q,) equal for pairs that ask the same words, throughout the data set"""
+    """(Q,) equal for pairs with the same wording, throughout the data set"""
     prior_answers: Tensor
-    """(Q,) the answer that language alone suggests: see :func:`language_prior`"""
+    """(Q,) the answer suggested by language alone: see :func:`language_prior`"""
     unseen: Tensor
-    """(Q,) bool: the image shows a combination of attributes that training held out"""
+    """(Q,) bool: the image shows a combination of attributes that was held out of training"""
 
 
 NOT_OF_PAIRS = ("images", "questions", "lengths")
-"""the fields of a batch that have no row per pair"""
+"""the fields of a batch without a row per pair"""
 
 
 @dataclass
@@ -91,13 +91,13 @@ def language_prior(train: Sequence[Question]) -> LanguagePrior:
 
 
 class QuestionTable:
-    """Images and their questions in memory; indexed by a vector of images it answers with one :class:`VQABatch`.
+    """Images and their questions in memory; indexed by a vector of images, it returns one :class:`VQABatch`.
 
     Args:
         images: (N, C, H, W) uint8, or features.
-        questions: every question about them; ``image`` counts rows of ``images``.
-        prior: of the training questions.
-        vocab, answers, question_types: the lists that the numbers in the batch count.
+        questions: all questions about the images; ``image`` is a row of ``images``.
+        prior: the language prior of the training questions.
+        vocab, answers, question_types: the lists that the numbers in a batch refer to.
 
     Raises:
         ValueError: an image has no question; an answer or a type is not in its list.
@@ -118,9 +118,9 @@ class QuestionTable:
         type_ids = {kind: i for i, kind in enumerate(question_types)}
         for question in questions:
             if question.answer not in answer_ids:
-                raise ValueError(f"question {question.text!r}: answer {question.answer!r} is none of {list(answers)}")
+                raise ValueError(f"question {question.text!r}: answer {question.answer!r} is not in {list(answers)}")
             if question.kind not in type_ids:
-                raise ValueError(f"question {question.text!r}: type {question.kind!r} is none of {question_types}")
+                raise ValueError(f"question {question.text!r}: type {question.kind!r} is not in {question_types}")
         counts = torch.bincount(torch.tensor([question.image for question in questions]), minlength=len(images))
         if len(counts) != len(images) or not counts.all():
             raise ValueError(f"image {int((counts == 0).nonzero()[0])}: expected at least one question about it")
@@ -183,7 +183,7 @@ def split_images(num_images: int, val_fraction: float, seed: int) -> tuple[list[
 
 
 class VisualQuestions(ImageLoaders):
-    """What every VQA data set shares: its facts, its loaders, and the last step of its images on the device.
+    """Shared by all VQA data sets: facts, loaders, and the last step of the images on the device.
 
     A source sets ``vocab``, ``answers``, ``question_types`` and ``image_shape`` in its constructor, fills ``tables``
     with "train", "val" and "test" in ``setup``, and may override :meth:`augment`.
@@ -198,14 +198,14 @@ class VisualQuestions(ImageLoaders):
     image_shape: list[int]
 
     draws: int = 0
-    """uniform numbers that :meth:`augment` wants for each image; 0 for a source without augmentation"""
+    """number of uniform draws that :meth:`augment` needs per image; 0 for a source without augmentation"""
 
     def __init__(self, batch_size: int) -> None:
         super().__init__(batch_size)
         self.tables: dict[str, BatchSource] = {}
 
     def augment(self, batch: VQABatch, draws: Tensor) -> VQABatch:
-        """A training batch whose images are changed such that every answer stays true; ``draws`` (I, K) in [0, 1)."""
+        """A training batch with its images changed so that every answer stays true; ``draws`` (I, K) in [0, 1)."""
         return batch
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
@@ -215,4 +215,5 @@ class VisualQuestions(ImageLoaders):
         if self.draws and self.trainer is not None and self.trainer.training:
             draws = draws_per_sample(self.trainer, len(batch.images), self.draws, self.order_seed)
             batch = self.augment(batch, draws)
-        return self.to_float(batch)
+        found: VQABatch = self.to_float(batch)
+        return found

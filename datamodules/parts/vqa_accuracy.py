@@ -1,4 +1,4 @@
-"""The official accuracy of VQA v1 and v2: what an answer scores against those that ten people gave."""
+"""The official accuracy of VQA v1 and v2: the score of an answer against those of ten people."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _strip(answer: str) -> str:
 
 @lru_cache(maxsize=1 << 17)
 def normalize_answer(answer: str) -> str:
-    """An answer as the public VQA evaluation code (``vqaEval.py``) compares it, its quirks included.
+    """An answer as the public VQA evaluation code (``vqaEval.py``) compares it, including its quirks.
 
     1. Newlines and tabs become spaces, and the ends are stripped.
     2. A punctuation mark is removed *everywhere* if it stands beside a space *anywhere*, or if the text has a comma
@@ -58,11 +58,11 @@ def normalize_answer(answer: str) -> str:
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """The official accuracy of each distinct answer among the ten that people gave to a question.
+    """The official accuracy of each distinct answer among the ten answers to a question.
 
-    It is the mean over the ten subsets that leave one person out of min(number in it who gave the answer / 3, 1): 0.3,
-    0.6, 0.9 and 1 for one, two, three and more people. Answers are normalized first, *unless all ten are the same*:
-    then the evaluation normalizes neither them nor the prediction, and ten times "none" is not met by "0".
+    It is the mean of min(number of people who gave the answer / 3, 1) over the ten subsets that leave one person out:
+    0.3, 0.6, 0.9 and 1 for one, two, three and more people. Answers are normalized first, *unless all ten are the
+    same*: then the evaluation normalizes neither them nor the prediction, and "0" does not match ten times "none".
 
     Source: Antol et al. 2015 and the public VQA evaluation code. Versions of that code differ: an early one normalizes
     every prediction, and of the ten answers, unless all are the same, only the punctuation.

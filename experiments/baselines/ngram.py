@@ -1,15 +1,15 @@
-"""N-grams of characters, interpolated with modified Kneser-Ney smoothing: what a recurrent network is to beat.
+"""Character n-grams, interpolated with modified Kneser-Ney smoothing: the baseline for recurrent networks.
 
 Chen & Goodman 1998, "An Empirical Study of Smoothing Techniques for Language Modeling", section 3 and equation 26, the
-best of the techniques they compare; Karpathy, Johnson & Fei-Fei 2015 hold their networks against it, for n up to 20.
-With h the m - 1 characters before w, and h' the same but for the first:
+best of the techniques they compare; Karpathy, Johnson & Fei-Fei 2015 compare their networks with it, for n up to 20.
+With h the m - 1 characters before w, and h' the same without the first:
 
     p_m(w|h) = (c_m(hw) - D_m(c_m(hw))) / Σ_w' c_m(hw')  +  λ_m(h) p_{m-1}(w|h')        p_0 = 1 / vocabulary size
 
-where λ_m(h) = Σ_w' D_m(c_m(hw')) / Σ_w' c_m(hw') is what the discounts took, so that p_m sums to 1, and a context that
-was never seen leaves p_{m-1} as it is. At the highest order c_m counts occurrences, below it how many different
-characters came before hw (the text's beginning counts as one). D_m depends on whether the count is 1, 2, or more, by
-how many n-grams of that order have the counts 1 to 4: :func:`discounts`.
+where λ_m(h) = Σ_w' D_m(c_m(hw')) / Σ_w' c_m(hw') is the mass removed by the discounts, so that p_m sums to 1, and an
+unseen context leaves p_{m-1} unchanged. At the highest order, c_m counts occurrences; at lower orders, it counts how
+many different characters came before hw (the beginning of the text counts as one). D_m depends on whether the count is
+1, 2, or more, and on how many n-grams of that order have the counts 1 to 4: :func:`discounts`.
 
     python -m experiments.baselines.ngram --source tiny_shakespeare
 
@@ -26,6 +26,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+
+from common.checks import at_least
 
 FALLBACK_DISCOUNTS = np.array([0.0, 0.5, 1.0, 1.5])
 
@@ -83,9 +85,9 @@ def grams(codes: np.ndarray, vocab_size: int) -> Iterator[Grams]:
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
-    """(4,) what counts of 0, 1, 2, and 3 or more lose (Chen & Goodman, equation 26).
+    """(4,) discounts for counts of 0, 1, 2, and 3 or more (Chen & Goodman, equation 26).
 
-    Small or odd texts give no estimate between 0 and the count; they lose half of the count, 1.5 at most, as in KenLM.
+    Small or odd texts give no estimate between 0 and the count; they lose half of the count, at most 1.5, as in KenLM.
     """
     n1, n2, n3, n4 = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(float)
     if not (n1 and n2 and n3):
@@ -126,26 +128,25 @@ class NGram:
     """The probability of each character given the ``order`` - 1 before it.
 
     Args:
-        order: n, from 1 (which knows no context).
+        order: n, at least 1 (which uses no context).
 
     Raises:
         ValueError: ``order`` is below 1.
     """
 
     def __init__(self, order: int) -> None:
-        if order < 1:
-            raise ValueError(f"order={order}: expected at least 1")
+        at_least(1, order=order)
         self.order = order
 
     def fit(self, codes: np.ndarray, vocab_size: int) -> NGram:
         """Counts a text, (N,) numbers below ``vocab_size``.
 
         Raises:
-            ValueError: the text is not longer than ``order``, or has other numbers.
+            ValueError: the text is not longer than ``order``, or has numbers outside the vocabulary.
         """
         codes = _checked(codes, vocab_size)
         if len(codes) <= self.order:
-            raise ValueError(f"order={self.order}: expected a text of more characters than its {len(codes)}")
+            raise ValueError(f"order={self.order}: expected a text longer than its {len(codes)} characters")
         self.vocab_size = vocab_size
         self.levels = []
         for m, (highest, below) in enumerate(levels(codes, vocab_size, self.order), 1):
@@ -155,10 +156,10 @@ class NGram:
     def score(self, codes: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
         """(T,) -ln p in nats of each character (T,), given those before it in the text and in ``context``.
 
-        The first characters are predicted from the fewer ones that there are before them.
+        The first characters are predicted from the shorter context before them.
 
         Raises:
-            ValueError: the text has a number that is not below the vocabulary's size.
+            ValueError: the text has a number that is not below the size of the vocabulary.
         """
         before = np.zeros(0, np.int64) if context is None else _checked(context, self.vocab_size)
         before = before[len(before) - min(len(before), self.order - 1) :]
@@ -166,11 +167,12 @@ class NGram:
         probabilities, contexts = np.full(len(text), 1 / self.vocab_size), np.zeros(len(text), np.int64)
         for level in self.levels:
             probabilities, contexts = level.refine(text, contexts, probabilities, self.vocab_size)
-        return -np.log(probabilities[len(before) :])
+        array: np.ndarray = -np.log(probabilities[len(before) :])
+        return array
 
 
 def nats_by_order(train: np.ndarray, text: np.ndarray, vocab_size: int, order: int) -> Iterator[np.ndarray]:
-    """What ``NGram(n).fit(train, vocab_size).score(text)`` is for n = 1, 2, … up to ``order``, in one go."""
+    """``NGram(n).fit(train, vocab_size).score(text)`` for n = 1, 2, … up to ``order``, computed together."""
     train, text = _checked(train, vocab_size), _checked(text, vocab_size)
     probabilities, contexts = np.full(len(text), 1 / vocab_size), np.zeros(len(text), np.int64)
     for highest, below in levels(train, vocab_size, order):
@@ -186,7 +188,7 @@ def _checked(codes: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Prints, for each order, the nats and bits per character of a text's validation part."""
+    """Prints the nats and bits per character of a text's validation part for each order."""
     from datamodules.text import CharText
 
     parser = argparse.ArgumentParser("python -m experiments.baselines.ngram", description=main.__doc__)

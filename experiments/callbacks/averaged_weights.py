@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is what is validated, kept and tested."""
+"""An exponential moving average of the weights, used for validation, checkpoints and tests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 class AveragedWeights(EMAWeightAveraging):
-    """Lightning's ``EMAWeightAveraging`` with two of its faults mended.
+    """Lightning's ``EMAWeightAveraging`` with two of its bugs fixed.
 
-    A checkpoint that is only tested keeps the averaged weights it holds: Lightning's own puts those of the last step
-    back whenever it loads a checkpoint in the process that trained, so that the test after a training would be of other
-    weights than validation chose. And the module is copied without the Trainer and the factories of its optimizers,
-    which cannot be copied in a distributed run.
+    A checkpoint that is only tested keeps its averaged weights: Lightning's own class restores those of the last step
+    whenever it loads a checkpoint in the process that trained, so the test after training would use different weights
+    than validation chose. And the module is copied without the Trainer and its optimizer factories, which cannot be
+    copied in a distributed run.
 
-    Pictures on the way are of the last step's weights, those of the test of the averaged ones.
+    Figures drawn during training use the weights of the last step; those of the test use the averaged weights.
 
     Args:
         decay: share of the past that each optimizer step keeps.

@@ -1,4 +1,4 @@
-"""Which states of a run are kept: the best that validation found, and the newest, from which it goes on."""
+"""The states of a run that are kept: the best that validation found, and the newest, from which it resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.run_folder import RunFolder
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """``checkpoints/best.ckpt``: the state of the best ``monitor`` so far, the first of equals.
+    """``checkpoints/best.ckpt``: the state with the best ``monitor`` so far, the first one in case of a tie.
 
     Args:
         monitor: a metric that validation logs.
@@ -32,17 +32,17 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class RecoveryCheckpoint(Checkpoint):
-    """``checkpoints/step=….ckpt``: the newest states, from which ``--ckpt_path last`` goes on.
+    """``checkpoints/step=….ckpt``: the newest states, from which ``--ckpt_path last`` resumes.
 
-    One is saved at the end of every n-th epoch, after its validation, and in between by steps or by time. Right before
-    a validation none is saved, since Lightning would leave that validation out when it resumes there; it is saved one
-    step later, or with the end of the epoch.
+    A state is saved at the end of every n-th epoch, after its validation, and in between by steps or by time. None is
+    saved right before a validation, since Lightning would skip that validation when it resumes there; it is saved one
+    step later, or at the end of the epoch.
 
     Args:
-        every_n_epochs: 0 for none at the end of epochs.
-        every_n_train_steps: also after each n-th step.
-        train_time_interval: also when so much time has passed, as HH:MM:SS.
-        keep: how many of the newest are kept.
+        every_n_epochs: save at the end of every n-th epoch; 0 means never.
+        every_n_train_steps: also save after every n-th step.
+        train_time_interval: also save after this much time, as HH:MM:SS.
+        keep: number of newest states to keep.
 
     Raises:
         ValueError: an argument is out of range.
@@ -89,7 +89,7 @@ class RecoveryCheckpoint(Checkpoint):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path | None:
-        """Saves the state now and deletes those that are too old; called on every rank."""
+        """Saves the state now and deletes outdated ones; called on every rank."""
         self._due, self._saved_at = False, time.monotonic()
         if self.folder is None:
             return None
@@ -106,7 +106,7 @@ class RecoveryCheckpoint(Checkpoint):
 
 
 def before_validation(trainer: Trainer) -> bool:
-    """Whether the batch that has just ended is the epoch's last one or is followed by a validation."""
+    """Whether the batch that just ended is the last of the epoch or is followed by a validation."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     every = trainer.val_check_batch
     return progress.is_last_batch or (every not in (None, float("inf")) and progress.current.ready % every == 0)

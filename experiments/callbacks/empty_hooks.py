@@ -1,4 +1,4 @@
-"""What Lightning does for callbacks that have nothing to do in a batch."""
+"""Avoids Lightning's overhead for callbacks that have nothing to do in a batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BATCH_HOOKS = (
 
 
 def leave_out_empty_hooks(callbacks: Iterable[Callback]) -> None:
-    """Makes Lightning skip the hooks of a batch that a callback does not define.
+    """Makes Lightning skip the per-batch hooks that a callback does not define.
 
-    It enters a profiler for each hook of each callback, those that do nothing too: together a few hundredths
-    of a small network's step. What is not callable it passes over.
+    Lightning enters a profiler for each hook of each callback, even for empty ones, which takes a few hundredths of a
+    small network's step. It skips hooks that are not callable.
     """
     for callback in callbacks:
         for hook in BATCH_HOOKS:

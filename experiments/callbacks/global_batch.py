@@ -1,4 +1,4 @@
-"""The batch that all devices make together, and the learning rate that goes with it."""
+"""The global batch over all devices, and the learning rate that goes with it."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from common.trainer import datamodule_of
+from experiments.technique import AccumulatesGradients, Batched, MakesOptimizer
+
 
 class GlobalBatch(Callback):
-    """Says how large the global batch is and, by a rule, scales the learning rate with it.
+    """Reports the size of the global batch and can scale the learning rate with it.
 
-    The rate of the configuration belongs to a global batch of ``reference``. For another one it is multiplied by
-    global / reference (``linear``: Goyal et al. 2017) or by its square root (``sqrt``: for Adam, Malladi et al. 2022),
-    before the schedule sees it. A resumed run keeps the rate of its checkpoint.
+    The configured rate belongs to a global batch of ``reference``. For another size it is multiplied by
+    global / reference (``linear``: Goyal et al. 2017) or by the square root of that (``sqrt``: for Adam, Malladi et al.
+    2022), before the schedule sees it. A resumed run keeps its checkpoint's rate.
 
     Args:
         lr_rule: ``none``, ``linear`` or ``sqrt``.
-        reference: the global batch for which the configuration's learning rate is right.
+        reference: the global batch for which the configured learning rate was chosen.
 
     Raises:
-        ValueError: a rule without a reference or the reverse; a rule for data without ``batch_size``, or for a module
-            without ``optimizer``, the callable that makes its optimizers.
+        ValueError: a rule without a reference, or a reference without a rule; a rule for data without ``batch_size``,
+            or for a module without ``optimizer``, the callable that creates its optimizers.
     """
 
     def __init__(self, lr_rule: Literal["none", "linear", "sqrt"] = "none", reference: int | None = None) -> None:
         if lr_rule != "none" and reference is None:
             raise ValueError(
-                f"batch.lr_rule={lr_rule}: expected also batch.reference, the global batch for which the "
-                "configuration's learning rate is right"
+                f"batch.lr_rule={lr_rule}: needs batch.reference too, the global batch for which the configured "
+                "learning rate was chosen"
             )
         if reference is not None and reference < 1:
             raise ValueError(f"batch.reference={reference}: expected at least 1")
@@ -44,24 +47,24 @@ class GlobalBatch(Callback):
             return
         size = batch_size_of(trainer)
         if "global" not in size:
-            data = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
-            raise ValueError(f"batch.lr_rule={self.lr_rule}: expected data with a batch_size, which {data} has not")
-        optimizer: Any = getattr(pl_module, "optimizer", None)
-        if not callable(optimizer):
+            data = type(datamodule_of(trainer)).__name__
+            raise ValueError(f"batch.lr_rule={self.lr_rule}: expected data with a batch_size; {data} has none")
+        if not isinstance(pl_module, MakesOptimizer):
             model = type(pl_module).__name__
-            raise ValueError(f"batch.lr_rule={self.lr_rule}: expected a model with an optimizer, which {model} has not")
+            raise ValueError(f"batch.lr_rule={self.lr_rule}: expected a model with an optimizer; {model} has none")
+        optimizer = pl_module.optimizer
         assert self.reference is not None
         ratio = size["global"] / self.reference
         self.factor = ratio if self.lr_rule == "linear" else math.sqrt(ratio)
         self._optimizer = optimizer
-        pl_module.optimizer = scaled(optimizer, self.factor)  # type: ignore[assignment]
+        pl_module.optimizer = scaled(optimizer, self.factor)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             print(self.line(batch_size_of(trainer)))
 
     def line(self, size: dict[str, int]) -> str:
-        """What is printed at the start of the training."""
+        """The line printed at the start of training."""
         parts = [f"{size['per_device']} per device"] if "per_device" in size else []
         parts += [
             f"{size['devices']} device{'s' if size['devices'] > 1 else ''}",
@@ -87,23 +90,24 @@ class GlobalBatch(Callback):
 
 
 def batch_size_of(trainer: Trainer) -> dict[str, int]:
-    """The samples of one optimizer step and what they are made of: per_device x devices x accumulation = global.
+    """The number of samples in one optimizer step and its factors: per_device x devices x accumulation = global.
 
-    ``devices`` are those of all nodes. Data without ``batch_size`` leave ``per_device`` and ``global`` out.
+    ``devices`` counts all nodes. For data without ``batch_size``, ``per_device`` and ``global`` are left out.
     """
     devices = trainer.num_devices * trainer.num_nodes
     # A module with several optimizers accumulates by itself, and then the Trainer does not.
-    own = getattr(trainer.lightning_module, "accumulate_grad_batches", 1)
+    module = trainer.lightning_module
+    own = module.accumulate_grad_batches if isinstance(module, AccumulatesGradients) else 1
     accumulation = trainer.accumulate_grad_batches * own
     size = {"devices": devices, "accumulation": accumulation}
-    per_device = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
-    if per_device is None:
+    data = datamodule_of(trainer)
+    if not isinstance(data, Batched):
         return size
-    return {"per_device": per_device, **size, "global": per_device * devices * accumulation}
+    return {"per_device": data.batch_size, **size, "global": data.batch_size * devices * accumulation}
 
 
 def scaled(optimizer: Callable[..., Optimizer], factor: float) -> Callable[..., Optimizer]:
-    """A callable that makes the same optimizer with ``factor`` times the learning rate, in each of its groups."""
+    """A callable that creates the same optimizer with ``factor`` times the learning rate in each of its groups."""
 
     def make(params: Any) -> Optimizer:
         made = optimizer(params)

@@ -1,4 +1,4 @@
-"""A run that is told to end saves its state first; on SLURM it asks to be queued again."""
+"""A run that is told to stop saves its state first; on SLURM it asks to be requeued."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from experiments.callbacks.checkpoints import RecoveryCheckpoint, before_validat
 
 
 class Stopped(BaseException):
-    """The run was told to end; ``checkpoint`` is its newest state, None where it had not taken its first step."""
+    """The run was told to stop; ``checkpoint`` is its newest state, or None if it had not taken its first step."""
 
     def __init__(self, number: int, checkpoint: Path | None) -> None:
         super().__init__(signal.Signals(number).name)
@@ -28,15 +28,15 @@ class Stopped(BaseException):
 
 
 class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every other callback
-    """Ends ``fit`` at the next safe point after SIGINT, SIGTERM or, on SLURM, SIGUSR1, with its state saved.
+    """Stops ``fit`` at the next safe point after SIGINT, SIGTERM or, on SLURM, SIGUSR1, and saves its state.
 
-    Safe points are the end of the set-up, of a training step, of a validation, and each batch of the test that follows
-    the training. A run that is started again goes on at the same place: at its beginning, with the next step, with the
+    Safe points are the end of setup, of a training step, of a validation, and each batch of the test that follows
+    training. A run that is started again continues at the same place: at its beginning, with the next step, or with the
     test.
 
-    SLURM sends SIGUSR1 ahead of the end where the job has ``--signal=SIGUSR1@<seconds>``: the job is then queued again
-    and goes on in the same folder, since the run's id is the job's number. (Lightning would save in the middle of a
-    step.) A SIGINT during the set-up and a second SIGINT end the run at once.
+    SLURM sends SIGUSR1 before the time limit if the job has ``--signal=SIGUSR1@<seconds>``. The job is then requeued
+    and continues in the same folder, since the run's id is the job's number. (Lightning would save in the middle of a
+    step.) A SIGINT during setup, or a second SIGINT, ends the run at once.
 
     Raises:
         Stopped: on every rank, after the state is saved.
@@ -50,7 +50,7 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Notes the signals from here on, since by default they would end the process whatever it is doing."""
+        """Records signals from here on, since by default they would end the process whatever it is doing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -101,7 +101,7 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
         return saved[0] if saved else None
 
     def _received_anywhere(self, trainer: Trainer) -> int:
-        """The signal that some rank has received, or 0; the same on every rank."""
+        """The signal that any rank has received, or 0; the same on every rank."""
         if trainer.world_size == 1:
             return self.received
         import torch
@@ -122,10 +122,10 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
 
 
 def requeue_job() -> None:
-    """Asks SLURM to run this job again.
+    """Asks SLURM to requeue this job.
 
     Raises:
-        RuntimeError: SLURM refuses.
+        RuntimeError: SLURM refused.
     """
     job = os.environ["SLURM_JOB_ID"]
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)

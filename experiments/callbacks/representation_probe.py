@@ -1,8 +1,7 @@
-"""The same yardstick for the representation of every technique, while it trains and at its end."""
+"""Measures the representations of all techniques the same way, during and after training."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,30 +16,33 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from common.modes import modes_kept
+from common.trainer import datamodule_of
 from experiments.callbacks.checkpoints import BestCheckpoint
 from experiments.callbacks.exact_resume import generator_states, restore_generators
 from experiments.representations import FRACTIONS, alignment, probe
+from experiments.technique import Encodes, LabeledImages, TwoViews, mismatch
 
-FIGURES = (
+METRICS = (
     *("knn_accuracy", "probe_accuracy", *(f"probe_accuracy_{name}" for name in FRACTIONS)),
     *("uniformity", "alignment", "effective_rank", "feature_std"),
 )
-"""names of what the probe logs, without the stage"""
+"""names of the probe's metrics, without the stage"""
 
 
 class RepresentationProbe(Callback):
-    """Measures what ``encode`` of a module makes of a data module's images, and logs it beside its other metrics.
+    """Measures the features that a module's ``encode`` computes from images, and logs them with its other metrics.
 
-    ``val/…`` of the validation part after the validation of every n-th epoch and of the last one, and ``test/…`` of
-    the test part in a test. Neighbors are looked for in the training part and the linear probe is fitted on it, both
-    without augmentation; the probe's penalty is chosen on the validation part, in a test too.
+    It logs ``val/…`` for the validation part, after the validation of every n-th epoch and of the last one, and
+    ``test/…`` for the test part in a test. Neighbors come from the training part, and the linear probe is fitted on it,
+    both without augmentation; the validation part chooses the probe's penalty, in a test too.
 
     =======================  =========================================================================================
     ``knn_accuracy``         of weighted neighbors: :func:`experiments.representations.knn_predict`
     ``probe_accuracy``       of a linear classifier: :func:`experiments.representations.fit_linear_probes`
     ``probe_accuracy_1pct``  the same, fitted on 1 % of the labels, at least one of each class; and ``…_10pct``
     ``uniformity``           :func:`experiments.representations.uniformity`
-    ``alignment``            :func:`experiments.representations.alignment` of two views, where the data have them
+    ``alignment``            :func:`experiments.representations.alignment` of two views, if the data have them
     ``effective_rank``       :func:`experiments.representations.effective_rank`
     ``feature_std``          :func:`experiments.representations.feature_std`
     =======================  =========================================================================================
@@ -51,17 +53,17 @@ class RepresentationProbe(Callback):
     them or every label is missing there is no probe. It changes nothing in the training: weights, modes and random
     generators are as before.
 
-    Each rank encodes its share; the features are then on every rank, and so are the figures. 50,000 features of
+    Each rank encodes its share; the features are then on every rank, and so are the metrics. 50,000 features of
     2,048 dimensions need about 2 GB on the device.
 
     Args:
-        every_n_epochs: how often; 0 for only at the end, ``null`` for never, not even in a test.
+        every_n_epochs: how often to measure; 0 means only at the end, ``null`` never, not even in a test.
         k, temperature: of the neighbors.
-        bank_size: at most so many training images, of each class in its share. What a share of the labels would
-            exceed is left out.
+        bank_size: largest number of training images, each class in proportion. Shares of the labels that would exceed
+            it are left out.
 
     Raises:
-        ValueError: an argument is out of range; the best checkpoint is to be chosen by a figure that there is not.
+        ValueError: an argument is out of range; the best checkpoint is to be chosen by a metric that is not logged.
     """
 
     def __init__(
@@ -79,16 +81,19 @@ class RepresentationProbe(Callback):
         self.works = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.works = self.every_n_epochs is not None and hasattr(pl_module, "encode") and has_labels(data)
+        data: Any = datamodule_of(trainer)
+        self.works = self.every_n_epochs is not None and isinstance(pl_module, Encodes) and has_labels(data)
+        if self.works and (reason := mismatch(pl_module, Encodes)):
+            self.works = False
+            rank_zero_warn(f"no representation probe: {reason}")
         if self.works and isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
             self.works = False
-            rank_zero_warn("no representation probe: it does not run where the weights are spread over devices")
+            rank_zero_warn("no representation probe: it does not run while the weights are spread over devices")
         for checkpoint in trainer.checkpoint_callbacks if stage == "fit" and not self.works else ():
             if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor in monitors():
                 raise ValueError(
-                    f"best.monitor={checkpoint.monitor}: expected a metric that is logged; the probe is off, or the "
-                    "model has no encode, or the data have no labels"
+                    f"best.monitor={checkpoint.monitor}: expected a logged metric; the probe is off, the model has no "
+                    "encode, or the data have no labels"
                 )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,12 +121,12 @@ class RepresentationProbe(Callback):
         return epoch == trainer.max_epochs or bool(self.every_n_epochs and epoch % self.every_n_epochs == 0)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        figures = self.measure(trainer, pl_module, stage)
-        pl_module.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, sync_dist=True)
+        metrics = self.measure(trainer, pl_module, stage)
+        pl_module.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, part: str) -> dict[str, float]:
-        """The figures of the part "val" or "test" by their names without a stage; called on every rank."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        """The metrics of the part "val" or "test" by their names without a stage; called on every rank."""
+        data: Any = datamodule_of(trainer)
         rows, subsets = labeled_rows(data, self.bank_size)
 
         def encode(batch: Any) -> Tensor:
@@ -133,14 +138,14 @@ class RepresentationProbe(Callback):
             selecting = evaluated if part == "val" else collect(encode, data, "val", None, trainer)
             if not (len(evaluated[1]) and len(selecting[1])):
                 return {}
-            figures = probe(
+            metrics = probe(
                 *(*bank, *evaluated, *selecting),
                 num_classes=data.num_classes,
                 subsets={name: subset.to(bank[1].device) for name, subset in subsets.items()},
                 k=self.k,
                 temperature=self.temperature,
             )
-            if hasattr(data, "two_views"):
+            if isinstance(data, TwoViews):
                 torch.manual_seed(0)  # the same views each time
                 pairs, _ = collect(
                     lambda batch: torch.cat([encode(view) for view in data.two_views(batch)], 1),
@@ -150,12 +155,12 @@ class RepresentationProbe(Callback):
                     trainer,
                 )
                 first, second = pairs.chunk(2, 1)
-                figures["alignment"] = alignment(first, second)
-        return figures
+                metrics["alignment"] = alignment(first, second)
+        return metrics
 
 
 class BestProbedCheckpoint(BestCheckpoint):
-    """:class:`BestCheckpoint` that may have a figure of the probe as its monitor.
+    """:class:`BestCheckpoint` that may have a metric of the probe as its monitor.
 
     Validations after which the probe does not run choose nothing.
 
@@ -170,13 +175,13 @@ class BestProbedCheckpoint(BestCheckpoint):
 
 
 def monitors() -> list[str]:
-    """What validation logs of the probe."""
-    return [f"val/{name}" for name in FIGURES]
+    """The probe's metrics that validation logs."""
+    return [f"val/{name}" for name in METRICS]
 
 
 def has_labels(data: Any) -> bool:
     """Whether a data module has what the probe needs, and a training image with a label."""
-    if not all(hasattr(data, name) for name in ("plain_loader", "to_float", "labeled_subset", "num_classes")):
+    if not isinstance(data, LabeledImages):
         return False
     try:
         data.labeled_subset(1.0)
@@ -186,7 +191,7 @@ def has_labels(data: Any) -> bool:
 
 
 def labeled_rows(data: Any, most: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """The labeled rows of the training part (N,), at most so many, and which of these N are in each share of labels."""
+    """The labeled rows of the training part (N,), up to a maximum, and which of them are in each share of labels."""
     rows: Tensor = data.labeled_subset(1.0)
     if most is not None and len(rows) > most:
         rows = data.labeled_subset(most / len(rows))
@@ -202,17 +207,16 @@ def collect(
     rows: Tensor | None = None,
     trainer: Trainer | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, D) float32 and labels (N,) of the images of a part that have a label, on every rank.
+    """Features (N, D) float32 and labels (N,) of a part's labeled images, on every rank.
 
     Args:
-        encode: of a batch as ``to_float`` makes it.
+        encode: takes a batch as ``to_float`` returns it.
         rows: of the part; by default all.
-        trainer: says on which device, in which precision and with which other ranks; by default none of these.
+        trainer: determines the device, the precision and the other ranks; by default none of these.
     """
     loader = data.plain_loader(part)
     if rows is not None and len(rows) < loader.num_samples:
-        loader = copy.copy(loader)
-        loader.source, loader.num_samples = loader.source.take(rows), len(rows)
+        loader = loader.over(loader.source.take(rows))
     device = trainer.strategy.root_device if trainer else torch.device("cpu")
     features, labels = [], []
     for batch in loader:
@@ -236,13 +240,11 @@ def from_all_ranks(rows: Tensor, num_samples: int, trainer: Trainer | None) -> T
 
 @contextmanager
 def undisturbed(module: LightningModule) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each part's mode and all random generators are as before."""
-    modes = {part: part.training for part in module.modules()}
+    """Evaluation mode inside; afterwards the mode of each part and all random generators are restored."""
     generators = generator_states()
-    module.eval()
     try:
-        yield
+        with modes_kept(module):
+            module.eval()
+            yield
     finally:
-        for part, training in modes.items():
-            part.training = training
         restore_generators(generators)

@@ -1,4 +1,4 @@
-"""What a run leaves behind besides metrics and checkpoints: its configuration, manifest and summary."""
+"""Records a run's configuration, manifest and summary, besides its metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from experiments.run_folder import RunFolder, read_record, write_manifest
 class RunRecord(Callback):
     """Writes ``config.yaml`` and ``manifest.json`` when a run starts and keeps ``summary.json`` up to date.
 
-    In the summary, ``best`` are the validation metrics of the checkpoint that was chosen (by ``best.monitor``),
-    ``last`` those of the last validation, ``test`` the test metrics; ``wall_seconds`` counts training and validation
-    over all restarts.
+    In the summary, ``best`` holds the validation metrics of the checkpoint chosen by ``best.monitor``, ``last`` those
+    of the last validation, and ``test`` the test metrics; ``wall_seconds`` counts training and validation over all
+    restarts.
 
     Args:
         folder: the run's.
         config: the complete configuration as YAML.
-        seed, tags: for the manifest.
+        command, seed, tags: for the manifest.
         best: the callback that chooses the best checkpoint.
         metrics: the logger whose rows a restart cuts back to the checkpoint's.
     """
@@ -37,6 +37,7 @@ class RunRecord(Callback):
         self,
         folder: RunFolder,
         config: str,
+        command: list[str],
         seed: int | None,
         tags: list[str],
         best: ModelCheckpoint,
@@ -44,6 +45,7 @@ class RunRecord(Callback):
     ) -> None:
         self.folder = folder
         self.config = config
+        self.command = command
         self.seed = seed
         self.tags = tags
         self.best = best
@@ -63,7 +65,7 @@ class RunRecord(Callback):
             if stage == "fit":
                 write_whole(self.folder.config, self.config)
             batch = batch_size_of(trainer) if stage == "fit" else None
-            manifest = write_manifest(self.folder, self.seed, self.tags, batch)
+            manifest = write_manifest(self.folder, self.command, self.seed, self.tags, batch)
             for logger in trainer.loggers:
                 config = getattr(getattr(logger, "experiment", None), "config", None)
                 if config is not None:  # Weights & Biases
@@ -84,7 +86,7 @@ class RunRecord(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        values = _figures(trainer, "val/")
+        values = _metrics(trainer, "val/")
         self.values["last"] = {"step": trainer.global_step, "epoch": trainer.current_epoch, **values}
         if self._is_best(values):
             self.values["best"] = dict(self.values["last"])
@@ -94,14 +96,15 @@ class RunRecord(Callback):
         new, old = values.get(self.best.monitor or ""), self.values["best"].get(self.best.monitor)
         if new is None or old is None:
             return new is not None
-        return new > old if self.best.mode == "max" else new < old
+        better: bool = new > old if self.best.mode == "max" else new < old
+        return better
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.wall_seconds, self._since = self._wall, None
         self._write(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.values["test"] = _figures(trainer, "test/")
+        self.values["test"] = _metrics(trainer, "test/")
         self._write(trainer)
 
     @rank_zero_only
@@ -109,14 +112,14 @@ class RunRecord(Callback):
         self.values["wall_seconds"] = round(self._wall, 3)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TrainingMetrics) and callback.total_seconds:
-                self.values["samples_per_second"] = callback.total_samples / callback.total_seconds
+                self.values[f"{callback.unit}_per_second"] = callback.total_samples / callback.total_seconds
         write_whole(self.folder.summary, json.dumps(self.values, indent=2) + "\n")
         for logger in trainer.loggers:
             summary = getattr(getattr(logger, "experiment", None), "summary", None)
             if summary is not None:  # Weights & Biases
                 chosen = {f"best/{name}": value for name, value in self.values["best"].items()}
                 last = {f"last/{name}": value for name, value in self.values["last"].items()}
-                rest = {key: self.values[key] for key in ("wall_seconds", "samples_per_second") if key in self.values}
+                rest = {k: v for k, v in self.values.items() if k == "wall_seconds" or k.endswith("_per_second")}
                 summary.update(chosen | last | self.values["test"] | rest)
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,7 +133,7 @@ class RunRecord(Callback):
         self._rows = state_dict["metrics_rows"]
 
 
-def _figures(trainer: Trainer, prefix: str) -> dict[str, float]:
-    """The Trainer's metrics of one stage as plain numbers; NaN, which JSON does not know, as None."""
+def _metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
+    """The Trainer's metrics of one stage as plain numbers; NaN, which JSON does not have, becomes None."""
     values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
     return {name: None if math.isnan(value) else value for name, value in sorted(values.items())}  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Training metrics without a log call per step, and the end of a run whose loss is no number any more."""
+"""Training metrics without a log call per step; also stops a run whose loss is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from experiments.technique import size_of, unit_of
+
 
 class NonFiniteLoss(ValueError):
     """The loss is NaN or infinite."""
@@ -20,7 +22,8 @@ class TrainingMetrics(Callback):
 
     ``training_step`` returns a loss, or a dict of it and of scalars to average. They stay where they are, on the
     device, and are read once an interval: a ``self.log`` in each step would cost more than a small network's own step.
-    ``perf/samples_per_second`` counts the samples of all ranks while training, validation left out.
+    ``perf/samples_per_second`` counts the samples of all ranks while training, validation left out. Where a batch is
+    counted in something else, the name says so: ``perf/characters_per_second``.
 
     A loss that is not finite stops the run with its step and value, at the latest before the next checkpoint would be
     written, so that the last one is good.
@@ -33,7 +36,8 @@ class TrainingMetrics(Callback):
 
     def __init__(self) -> None:
         self.pending: dict[str, list[Tensor]] = {}  # one scalar a step since the last row
-        self.samples = 0
+        self.unit = "samples"
+        self.samples = 0  # or characters, …: in the unit
         self.seconds = 0.0
         self.total_samples = 0
         self.total_seconds = 0.0
@@ -69,9 +73,10 @@ class TrainingMetrics(Callback):
             outputs = {"loss": outputs}
         for name, value in (outputs or {}).items():
             self.pending.setdefault(name, []).append(value.detach())
-        self.samples += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        self.samples += size_of(batch)
         due = (batch_idx + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.unit = unit_of(batch)
             self._log(trainer, pl_module)
 
     def _check_finite(self, trainer: Trainer) -> None:
@@ -82,7 +87,7 @@ class TrainingMetrics(Callback):
             first = int(broken.nonzero()[0]) if broken.any() else len(losses) - 1
             step = trainer.global_step - len(losses) + first + 1
             raise NonFiniteLoss(
-                f"the loss is {float(losses[first])} in step {step}; stopped, the last checkpoint is from before it"
+                f"the loss is {float(losses[first])} in step {step}; stopped, the last checkpoint is from before that"
             )
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,7 +97,7 @@ class TrainingMetrics(Callback):
         metrics = {f"train/{name}": value for name, value in zip(self.pending, values, strict=True)}
         self._read_clock()  # after the reading above, which waits for the device
         self.samples *= trainer.world_size
-        metrics["perf/samples_per_second"] = self.samples / max(self.seconds, 1e-9)
+        metrics[f"perf/{self.unit}_per_second"] = self.samples / max(self.seconds, 1e-9)
         self.total_samples += self.samples
         self.total_seconds += self.seconds
         self.pending, self.samples, self.seconds = {}, 0, 0.0
@@ -127,7 +132,7 @@ class TrainingMetrics(Callback):
 
 
 def _learning_rates(trainer: Trainer) -> dict[str, float]:
-    """``train/lr``, with a number behind it where there are several optimizers; of each one's first group."""
+    """``train/lr`` of the first parameter group, followed by a number if there are several optimizers."""
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
     if len(rates) == 1:
         return {"train/lr": rates[0]}

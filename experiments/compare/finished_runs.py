@@ -1,4 +1,4 @@
-"""Finished runs as they are read from their folders; what is broken or unfinished says why."""
+"""Reads finished runs from their folders; broken and unfinished ones get a reason."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from experiments.arguments import Mistake
 from experiments.run_folder import RunFolder, read_record
 
 MARKS = {"config.yaml", "manifest.json", "summary.json", "metrics.csv", "checkpoints", ".lock"}
-"""a folder with any of these is a run's"""
+"""a folder that holds any of these is a run's folder"""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 
 
 @dataclass
 class Run:
-    """One run as it was read: ``config`` is flat (``model.init_args.fusion``), lists and all."""
+    """One run as read from its folder: ``config`` is flat (``model.init_args.fusion``), including lists."""
 
     folder: RunFolder
     config: dict[str, Any]
@@ -31,7 +31,7 @@ class Run:
     commit: str
 
     def metrics(self) -> dict[str, Any]:
-        """Test metrics by their own names, those of validation as ``best/val/…`` and ``last/val/…``."""
+        """Test metrics by their own names, validation metrics as ``best/val/…`` and ``last/val/…``."""
         values: dict[str, Any] = dict(self.summary.get("test") or {})
         for when in ("best", "last"):
             of_stage = self.summary.get(when) or {}
@@ -39,7 +39,7 @@ class Run:
         return values
 
     def curve(self, metric: str) -> dict[int, float]:
-        """The metric's value at each step of ``metrics.csv`` that has one; the later of two rows of a step counts."""
+        """The metric's value at each step of ``metrics.csv`` that has one; of two rows for a step, the later counts."""
         with self.folder.metrics.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row.get(metric)]
         points = {int(row["step"]): float(row[metric]) for row in rows}
@@ -47,17 +47,17 @@ class Run:
 
 
 def find_folders(places: list[str], left_out: dict[str, str]) -> list[RunFolder]:
-    """The run folders that are, lie below, or match; what holds none goes to ``left_out``.
+    """The run folders at, below, or matching these places; places without a run go to ``left_out``.
 
     Raises:
-        Mistake: nothing has such a name.
+        Mistake: nothing has this name.
     """
     found: dict[str, RunFolder] = {}
     for place in places:
         matches = sorted(glob.glob(place, recursive=True)) if not os.path.exists(place) else [place]
         if not matches:
             near = nearest(place, map(str, Path(place).parent.glob("*")))
-            raise Mistake(f"{place}: no such folder; expected a run, a folder above runs, or a glob{near}")
+            raise Mistake(f"{place}: no such folder; expected a run, a folder that contains runs, or a glob{near}")
         for match in matches:
             holds_one = False
             for path, folders, files in os.walk(match):
@@ -75,7 +75,7 @@ def read_run(folder: RunFolder) -> Run:
     """Reads the records of a run.
 
     Raises:
-        ValueError: what is missing or cannot be read.
+        ValueError: a record is missing or cannot be read; says which.
     """
     for path in (folder.config, folder.manifest, folder.summary):
         if not path.is_file():
@@ -83,13 +83,13 @@ def read_run(folder: RunFolder) -> Run:
     try:
         config = yaml.load(folder.config.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"broken: {folder.config.name} is not YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"broken: {folder.config.name} is not valid YAML ({' '.join(str(error).split())})") from None
     try:
         manifest, summary = read_record(folder.manifest), read_record(folder.summary)
     except ValueError as error:
         raise ValueError(f"broken: {str(error).removeprefix(f'{folder.path}{os.sep}')}") from None
     if not all(isinstance(content, dict) for content in (config, manifest, summary)):
-        raise ValueError("broken: config.yaml, manifest.json or summary.json holds no mapping")
+        raise ValueError("broken: config.yaml, manifest.json or summary.json does not contain a mapping")
     if not summary.get("test") and config.get("test_after_fit", True):
         step = (summary.get("last") or {}).get("step", "none")
         raise ValueError(f"unfinished: no test in summary.json (step of the last validation: {step})")
@@ -99,7 +99,7 @@ def read_run(folder: RunFolder) -> Run:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Nested mappings flattened into one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}

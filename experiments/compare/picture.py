@@ -1,4 +1,4 @@
-"""The picture of a comparison: the curves of a metric, or bars where it was measured once."""
+"""The picture of a comparison: the curves of a metric, or bars if it was measured only once."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.arguments import Mistake
+from experiments.compare.groups import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from experiments.compare.command import Group
 
 PICTURES = (".png", ".pdf", ".svg")
 
 
 def draw(groups: list[Group], metric: str, file: Path, notes: list[str]) -> Path | None:
-    """Writes the curves of ``metric``: a line for the mean of each group's runs, a band of ± one standard deviation.
+    """Draws the curves of ``metric``: for each group a line for the mean and a band of ± one standard deviation.
 
-    The curve of a test metric is that of its validation. Where no run was validated more than once there are no curves,
-    and each group has a bar of its figure in the table instead. A run without a curve goes to ``notes``; nothing is
-    written where no run has one.
+    For a test metric, the curve is that of the validation metric. If no run was validated more than once, there are no
+    curves, and each group gets a bar with its value from the table instead. Runs without a curve go to ``notes``; if no
+    run has one, nothing is written.
 
     Raises:
-        Mistake: no such folder, or no known kind of picture.
+        Mistake: the folder does not exist, or the kind of picture is unknown.
     """
     if file.suffix not in PICTURES:
-        raise Mistake(f"--picture {file}: expected a name that ends in {', '.join(PICTURES)}")
+        raise Mistake(f"--picture {file}: expected a file name ending in {', '.join(PICTURES)}")
     if not file.parent.is_dir():
-        raise Mistake(f"--picture {file}: no folder {str(file.parent)!r}")
+        raise Mistake(f"--picture {file}: no such folder: {str(file.parent)!r}")
     from matplotlib.figure import Figure
 
     validation = metric.replace("test/", "val/", 1)
@@ -57,7 +56,7 @@ def draw(groups: list[Group], metric: str, file: Path, notes: list[str]) -> Path
 
 
 def _curves(group: Group, metric: str, notes: list[str]) -> list[dict[int, float]]:
-    """Of each run of the group that has one; the others go to ``notes``."""
+    """The curves of the group's runs; runs without one go to ``notes``."""
     curves = []
     for run in group.runs:
         try:
@@ -73,7 +72,7 @@ def _curves(group: Group, metric: str, notes: list[str]) -> list[dict[int, float
 
 
 def _draw_lines(axes: Axes, curves: list[tuple[str, list[dict[int, float]]]]) -> None:
-    """Runs that were measured at different steps are interpolated linearly where all of a group have values."""
+    """Interpolates runs measured at different steps linearly, over the range that all runs of a group cover."""
     import numpy as np
     from cycler import cycler
     from matplotlib.colors import TABLEAU_COLORS
@@ -95,7 +94,7 @@ def _draw_lines(axes: Axes, curves: list[tuple[str, list[dict[int, float]]]]) ->
 
 def _draw_bars(axes: Axes, groups: list[Group], metric: str) -> None:
     """Each group's mean and standard deviation, the largest on top."""
-    bars = [(group.short_label, *figure) for group in groups if (figure := group.figures.get(metric))]
+    bars = [(group.short_label, *found) for group in groups if (found := group.metrics.get(metric))]
     bars.sort(key=lambda bar: bar[1])
     labels, means = [label for label, _, _ in bars], [mean for _, mean, _ in bars]
     errors = [std or 0.0 for _, _, std in bars]

@@ -1,4 +1,4 @@
-"""How a comparison is shown: a table for people, CSV, JSON, Markdown."""
+"""Formats of a comparison: a table for people, CSV, JSON, Markdown."""
 
 from __future__ import annotations
 
@@ -7,37 +7,25 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from experiments.compare.command import Group
+from experiments.compare.groups import Group, short, text
 
-DIGITS = {"wall_seconds": 1, "samples_per_second": 0, "parameters": 0}
-"""after the point; other figures have four"""
-
-
-def short(key: str) -> str:
-    """As the command line has it: ``model.fusion`` for ``model.init_args.fusion``."""
-    return key.replace(".init_args", "")
-
-
-def text(value: Any) -> str:
-    """A configuration's value in a table; None is a dash."""
-    return value if isinstance(value, str) else "–" if value is None else json.dumps(value, default=str)
+DIGITS = {"wall_seconds": 1, "samples_per_second": 0, "characters_per_second": 0, "parameters": 0}
+"""after the point; other metrics have four"""
 
 
 def _rows(groups: list[Group]) -> list[list[str]]:
-    """The heading and a row a group."""
+    """The heading and one row per group."""
     if not groups:
         return []
-    rows = [[*map(short, groups[0].keys), "n", *groups[0].figures]]
+    rows = [[*map(short, groups[0].keys), "n", *groups[0].metrics]]
     for group in groups:
         cells = []
-        for name, figure in group.figures.items():
-            shown = [f"{value:.{DIGITS.get(name, 4)}f}" for value in figure or () if value is not None]
+        for name, found in group.metrics.items():
+            shown = [f"{value:.{DIGITS.get(name, 4)}f}" for value in found or () if value is not None]
             cells.append(" ± ".join(shown) or "–")
         rows.append([*map(text, group.keys.values()), str(len(group.runs)), *cells])
     return rows
@@ -80,16 +68,16 @@ def as_markdown(groups: list[Group], left_out: dict[str, str], notes: list[str],
 
 
 def as_csv(groups: list[Group], *_: object) -> str:
-    """A column a key (in full), ``n``, and two a figure: its mean by its own name, and ``…_std``."""
+    """One column per key (in full), ``n``, and two per metric: its mean under its own name, and ``…_std``."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    names = list(groups[0].figures) if groups else []
+    names = list(groups[0].metrics) if groups else []
     writer.writerow(
         [*(groups[0].keys if groups else ()), "n", *(f"{name}{end}" for name in names for end in ("", "_std"))]
     )
     for group in groups:
         keys = [json.dumps(value) if isinstance(value, list | dict) else value for value in group.keys.values()]
-        writer.writerow([*keys, len(group.runs), *(x for name in names for x in group.figures[name] or (None, None))])
+        writer.writerow([*keys, len(group.runs), *(x for name in names for x in group.metrics[name] or (None, None))])
     return buffer.getvalue()
 
 
@@ -101,8 +89,8 @@ def as_json(groups: list[Group], left_out: dict[str, str], notes: list[str], pic
                 "n": len(group.runs),
                 "seeds": [run.config.get("seed_everything") for run in group.runs],
                 "runs": [str(run.folder.path) for run in group.runs],
-                "figures": {
-                    name: figure and {"mean": figure[0], "std": figure[1]} for name, figure in group.figures.items()
+                "metrics": {
+                    name: found and {"mean": found[0], "std": found[1]} for name, found in group.metrics.items()
                 },
             }
             for group in groups

@@ -1,17 +1,17 @@
-"""Runs a Weights & Biases sweep file here, without a server.
+"""Runs a Weights & Biases sweep file locally, without a server.
 
     python train.py sweep configs/sweeps/vqa.yaml                 one trial after the other
     python train.py sweep configs/sweeps/vqa.yaml --jobs 3        three at a time
     python train.py sweep configs/sweeps/vqa.yaml --dry_run       only show the commands
 
-``method: grid`` takes every combination of the parameters' values, ``method: random`` draws ``run_cap`` different ones
-(from ``seed``, 0 by default: a key of this program's own, which W&B does not know). A parameter has a ``value``,
-``values`` (with ``probabilities`` if wanted), or ``min`` and ``max`` with a ``distribution``: ``int_uniform``,
-``uniform`` or ``log_uniform_values``. Its name is the option's, with dots.
+``method: grid`` runs every combination of the parameters' values; ``method: random`` draws ``run_cap`` different ones
+(with ``seed``, 0 by default, a key of this program that W&B does not know). A parameter has a ``value``, ``values``
+(optionally with ``probabilities``), or ``min`` and ``max`` with a ``distribution``: ``int_uniform``, ``uniform`` or
+``log_uniform_values``. Its name is that of the option, with dots.
 
-A trial is a process, with a run folder whose name follows from the sweep's name and the trial's parameters. The same
-call again therefore skips the finished trials (those with a test in ``summary.json``) and goes on with the others from
-their last checkpoints. ``runs/sweeps/NAME/`` has what each trial printed, and ``sweep.json`` what became of it.
+Each trial is a process with a run folder, whose name is derived from the sweep's name and the trial's parameters. So
+the same call again skips the finished trials (those with a test in ``summary.json``) and resumes the others from their
+last checkpoints. ``runs/sweeps/NAME/`` holds each trial's output, and ``sweep.json`` its outcome.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Runner:
 
     Args:
         sweep: as :func:`~experiments.sweep.sweep_file.read_sweep` returns it.
-        trials: all of them, the finished ones too.
-        folder: of the sweep: the record, and a log a trial.
+        trials: all trials, including finished ones.
+        folder: the sweep's folder, for the record and one log per trial.
         console: where progress is shown.
     """
 
@@ -57,7 +57,7 @@ class Runner:
         self.started: dict[str, tuple[float, int]] = {}  # when, and where in the log
 
     def run(self, jobs: int) -> bool:
-        """Runs what is waiting; False when it was interrupted, after the trials had time to save their states."""
+        """Runs the waiting trials; returns False if it was interrupted, after giving them time to save their states."""
         waiting = [trial for trial in self.trials if trial.state == "waiting"]
         bar = Progress(
             *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
@@ -155,7 +155,7 @@ class Runner:
 
 
 def _last_line(log: Path, offset: int) -> str:
-    """The last line of a log that says anything, of what was written after ``offset``."""
+    """The last non-empty line that was written to a log after ``offset``."""
     with log.open("rb") as file:
         file.seek(max(offset, log.stat().st_size - 10_000))
         written = file.read().decode(errors="replace")
@@ -167,14 +167,14 @@ def take_up(trials: list[Trial], file: Path, command: list[Any]) -> None:
     """Marks the trials that an earlier call finished.
 
     Raises:
-        Mistake: the record cannot be read, or that call had another ``command`` block.
+        Mistake: the record cannot be read, or the earlier call had a different ``command`` block.
     """
     try:
         record = read_record(file)
     except ValueError as error:
-        raise Mistake(f"{error}; expected the record of this sweep: move it away to start anew") from None
+        raise Mistake(f"{error}; expected the record of this sweep; move the file away to start over") from None
     if record and record["command"] != command:
-        raise Mistake(f"{file}: this sweep had another command; expected the same, or another name for the sweep")
+        raise Mistake(f"{file}: this sweep had a different command; use the same one, or give the sweep another name")
     earlier = {trial["id"]: trial for trial in record.get("trials", [])}
     for trial in trials:
         trial.seconds = earlier.get(trial.id, {}).get("seconds", 0.0)
@@ -183,7 +183,7 @@ def take_up(trials: list[Trial], file: Path, command: list[Any]) -> None:
 
 
 def print_table(trials: list[Trial], metric: str | None, console: Console) -> None:
-    """A row a trial: the parameters that vary, what became of it, and the metric that the file names."""
+    """One row per trial: the parameters that vary, its state, and the metric that the file names."""
     names = [name for name in trials[0].parameters if len({text(trial.parameters[name]) for trial in trials}) > 1]
     table = Table()
     for name in ("trial", *names, "state", *([metric] if metric else []), "seconds"):
@@ -198,10 +198,10 @@ def print_table(trials: list[Trial], metric: str | None, console: Console) -> No
 
 
 def main(args: list[str]) -> int:
-    """Runs the sweep; 1 when a trial failed, 130 when it was interrupted.
+    """Runs the sweep; returns 1 if a trial failed, 130 if it was interrupted.
 
     Raises:
-        Mistake: in the arguments or in the file.
+        Mistake: an argument or the file is wrong.
     """
     parser = ArgumentParser("sweep", __doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a W&B sweep file, as in configs/sweeps/")
@@ -223,13 +223,13 @@ def main(args: list[str]) -> int:
             console.print(f"{state:>8}  {shlex.join(trial.command)}", soft_wrap=True, markup=False, highlight=False)
         return 0
     if "early_terminate" in sweep:
-        console.print("note: early_terminate needs W&B's server; here every trial runs to its end", highlight=False)
+        console.print("note: early_terminate needs W&B's server; here every trial runs to the end", highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
     runner = Runner(sweep, trials, folder, console)
     whole = runner.run(options.jobs)
     runner.save()
     print_table(trials, (sweep.get("metric") or {}).get("name"), console)
-    console.print(f" record  {folder}/sweep.json, and a log a trial", soft_wrap=True, highlight=False)
+    console.print(f" record  {folder}/sweep.json, and one log per trial", soft_wrap=True, highlight=False)
     pattern = f"{trials[0].root}/*/*/{slug(sweep['name'])}-*"
     console.print(f"compare  python train.py compare '{pattern}'", soft_wrap=True, highlight=False, markup=False)
     return 130 if not whole else int(any(trial.state != "finished" for trial in trials))

@@ -1,4 +1,4 @@
-"""A Weights & Biases sweep file, and the trials that it describes."""
+"""A Weights & Biases sweep file and the trials that it describes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DISTRIBUTIONS = {
     "values": ("categorical", "categorical_w_probabilities"),
     "min": ("int_uniform", "uniform", "log_uniform_values"),
 }
-"""by the key that a parameter has"""
+"""distributions, by the key of a parameter"""
 DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
 
 
@@ -44,11 +44,11 @@ class Trial:
 
     @property
     def folder(self) -> RunFolder | None:
-        """Of the run, wherever its name put it; None before it was started."""
+        """The run's folder, wherever its name put it; None before the run was started."""
         return next((RunFolder(path) for path in self.root.glob(f"*/*/{self.id}")), None)
 
     def summary(self) -> dict[str, Any]:
-        """Of the run; empty where there is none that can be read."""
+        """The run's summary; empty if there is none that can be read."""
         try:
             return read_record(self.folder.summary) if self.folder else {}
         except ValueError:
@@ -62,14 +62,14 @@ def read_sweep(file: Path) -> dict[str, Any]:
     """The sweep file, with its defaults.
 
     Raises:
-        Mistake: no such file, not YAML, or no sweep that can run here.
+        Mistake: there is no such file, it is not YAML, or it is not a sweep that can run locally.
     """
     if not file.is_file():
         near = nearest(str(file), (str(path) for path in file.parent.glob("*.yaml")))
-        raise Mistake(f"{file}: no such file; expected a sweep, as in configs/sweeps/{near}")
+        raise Mistake(f"{file}: no such file; expected a sweep file like those in configs/sweeps/{near}")
     content = _load(file)
     if not isinstance(content.get("parameters"), dict) or not content["parameters"]:
-        raise Mistake(f"{file}: no sweep; expected the keys method, program and parameters")
+        raise Mistake(f"{file}: not a sweep; expected the keys method, program and parameters")
     sweep: dict[str, Any] = {
         "name": file.stem,
         "command": DEFAULT_COMMAND,
@@ -82,7 +82,7 @@ def read_sweep(file: Path) -> dict[str, Any]:
         raise Mistake(f"{file}: method={sweep.get('method')}: expected grid or random; bayes needs W&B's server")
     cap = 1 if sweep["run_cap"] is None and sweep["method"] == "grid" else sweep["run_cap"]
     if not isinstance(cap, int) or cap < 1:
-        raise Mistake(f"{file}: run_cap={cap}: expected the number of trials, which random search needs")
+        raise Mistake(f"{file}: run_cap={cap}: expected the number of trials, required for random search")
     if not isinstance(sweep["command"], list):
         raise Mistake(f"{file}: command={sweep['command']}: expected a list of words")
     if "${program}" in sweep["command"] and not Path(sweep["program"]).is_file():
@@ -93,17 +93,17 @@ def read_sweep(file: Path) -> dict[str, Any]:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    """A YAML file's mapping; empty where it holds something else."""
+    """The mapping in a YAML file; empty if it contains something else."""
     try:
         content = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Mistake(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+        raise Mistake(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     return content if isinstance(content, dict) else {}
 
 
 def _check(where: str, spec: Any) -> None:
     if isinstance(spec, dict) and "parameters" in spec:
-        raise Mistake(f"{where}: parameters in a parameter; expected names with dots, such as model.fusion")
+        raise Mistake(f"{where}: nested parameters; expected names with dots, such as model.fusion")
     if not isinstance(spec, dict) or not ({"value", "values"} & set(spec) or {"min", "max"} <= set(spec)):
         raise Mistake(f"{where}: expected a value, values, or min and max")
     kind, known = _distribution(spec), DISTRIBUTIONS[next(key for key in DISTRIBUTIONS if key in spec)]
@@ -112,17 +112,17 @@ def _check(where: str, spec: Any) -> None:
     if "values" in spec and (not isinstance(spec["values"], list) or not spec["values"]):
         raise Mistake(f"{where}: values={spec['values']}: expected a list")
     if "probabilities" in spec and len(spec["probabilities"]) != len(spec.get("values", ())):
-        raise Mistake(f"{where}: probabilities={spec['probabilities']}: expected one a value")
+        raise Mistake(f"{where}: probabilities={spec['probabilities']}: expected one per value")
     for key in ("min", "max") if "min" in spec else ():
         if not isinstance(spec[key], int if kind == "int_uniform" else int | float):
             number = "a whole number" if kind == "int_uniform" else "a number (YAML reads 1e-3 as text, 1.0e-3 as one)"
             raise Mistake(f"{where}: {key}={spec[key]}: expected {number}")
     if "min" in spec and (spec["min"] > spec["max"] or (kind == "log_uniform_values" and spec["min"] <= 0)):
-        raise Mistake(f"{where}: min={spec['min']}, max={spec['max']}: expected min ≤ max, and above 0 for logarithms")
+        raise Mistake(f"{where}: min={spec['min']}, max={spec['max']}: expected min ≤ max, both above 0 for logarithms")
 
 
 def _distribution(spec: dict[str, Any]) -> str:
-    """As W&B chooses where the file does not."""
+    """The distribution that W&B chooses if the file does not."""
     if "values" in spec or "value" in spec:
         return str(spec.get("distribution", "categorical" if "values" in spec else "constant"))
     whole = isinstance(spec["min"], int) and isinstance(spec["max"], int)
@@ -130,17 +130,17 @@ def _distribution(spec: dict[str, Any]) -> str:
 
 
 def expand(sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parameters of each trial. More trials (a greater ``run_cap``) come after the same first ones.
+    """The parameters of each trial. A larger ``run_cap`` adds trials after the same first ones.
 
     Raises:
-        Mistake: a grid over something continuous.
+        Mistake: a grid over a continuous parameter.
     """
     specs: dict[str, dict[str, Any]] = sweep["parameters"]
     if sweep["method"] == "grid":
         for name, spec in specs.items():
             if _distribution(spec) in ("uniform", "log_uniform_values"):
                 raise Mistake(
-                    f"parameters.{name}: {_distribution(spec)} has no grid; expected values, or method: random"
+                    f"parameters.{name}: no grid over {_distribution(spec)}; expected values, or method: random"
                 )
         drawn = (dict(zip(specs, values, strict=True)) for values in product(*map(_choices, specs.values())))
     else:
@@ -175,7 +175,7 @@ def fill(command: list[Any], program: str, parameters: dict[str, Any]) -> list[s
     """The ``command`` block with its ``${…}`` filled in as W&B's agent does.
 
     Raises:
-        Mistake: a name that it does not know.
+        Mistake: an unknown name.
     """
     pairs = [f"{name}={value}" for name, value in parameters.items()]
     flags = [
@@ -208,7 +208,7 @@ def fill(command: list[Any], program: str, parameters: dict[str, Any]) -> list[s
 
 
 def make_trials(sweep: dict[str, Any]) -> list[Trial]:
-    """The trials in order, each with a run id that the sweep's name and the parameters determine."""
+    """The trials in order, each with a run id derived from the sweep's name and its parameters."""
     trials = []
     for parameters in expand(sweep):
         digest = hashlib.sha256(
@@ -221,12 +221,12 @@ def make_trials(sweep: dict[str, Any]) -> list[Trial]:
 
 
 def slug(name: str) -> str:
-    """A sweep's name as a part of file names."""
+    """A sweep's name in a form for file names."""
     return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _root(command: list[str]) -> Path:
-    """The folder of all runs, which the command or a file that it names may set."""
+    """The folder of all runs; the command or a file that it names may set it."""
     root = None
     for word, following in pairwise([*command, ""]):
         option, _, value = word.partition("=")

@@ -12,14 +12,14 @@ from lit_models.figures.grids import map_figure, rows_figure
 from lit_models.parts.evaluating import evaluating
 
 if TYPE_CHECKING:
-    from datamodules.images import ImageBatch
+    from datamodules.parts.image_sets import ImageBatch
     from lit_models.autoencoder import Autoencoder
 
 COLUMNS = 12
 
 
-def figures(model: Autoencoder, batch: ImageBatch) -> dict[str, Figure]:
-    """All of them, of a batch."""
+def illustrate(model: Autoencoder, batch: ImageBatch) -> dict[str, Figure]:
+    """Reconstructions beside PCA's, with their errors; interpolations; a map of the codes."""
     with evaluating(model), torch.no_grad():
         return {
             "reconstructions": reconstructions_figure(model, batch.images[:COLUMNS]),

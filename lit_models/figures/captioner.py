@@ -7,41 +7,43 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lit_models.captioner import END, judge, shifted, until_end
 from lit_models.figures.vqa import RIGHT, WRONG
+from lit_models.parts.evaluating import evaluating
 
 if TYPE_CHECKING:
     from datamodules.captions import CaptionBatch
     from lit_models.captioner import Captioner
 
 ByLength = Mapping[int, tuple[int, float, float]]
-"""of captions of so many words: how many there are, their mean CIDEr-D, the share that is truthful"""
+"""for captions of each length: their number, their mean CIDEr-D, the share that is truthful"""
 
 
-def figures(
-    model: Captioner, batch: CaptionBatch, by_length: ByLength, table: Mapping[str, Mapping[str, float]]
-) -> dict[str, Figure]:
-    """All of them; ``table`` has the scores of each way to decode, if they were compared."""
+def illustrate(model: Captioner, batch: CaptionBatch) -> dict[str, Figure]:
+    """Images with captions; where it looks for each word; scores by length; how varied each way to decode is."""
     made = {}
-    if batch.images.shape[1] in (1, 3):  # pictures, not cached features
-        made["captions"] = captions_figure(model, batch)
-        if (attention := attention_figure(model, batch)) is not None:
-            made["attention"] = attention
-    if by_length:
-        made["length"] = length_figure(by_length)
-    if len(table) > 1:
-        made["diversity"] = diversity_figure(table)
+    with evaluating(model), torch.no_grad():
+        if batch.images.shape[1] in (1, 3):  # pictures, not cached features
+            made["captions"] = captions_figure(model, batch)
+            if (attention := attention_figure(model, batch)) is not None:
+                made["attention"] = attention
+    if model.by_length:
+        made["length"] = length_figure(model.by_length)
+    if len(model.by_method) > 1:
+        made["diversity"] = diversity_figure(model.by_method)
     return made
 
 
 def captions_figure(model: Captioner, batch: CaptionBatch, columns: int = 6, rows: int = 3) -> Figure:
-    """Images, each with a caption of it and with what the model says: green if it is true, red if not, black if nobody
-    can tell. What is untrue comes first, as that is what one wants to see."""
-    from lit_models.captioner import judge
+    """Images, each with a reference and the model's caption: green if it is true, red if not, black if unknown.
 
+    Untrue captions come first, since they are the most interesting.
+    """
     said = [model.to_text(tokens) for tokens in model.decode(batch.images)[:, 0].tolist()]
     stated, true, *_ = judge(batch.objects, model.attributes, said).T.tolist()
     colors = ["black" if n < 0 else RIGHT if n == t > 0 else WRONG for n, t in zip(stated, true, strict=True)]
@@ -61,9 +63,7 @@ def captions_figure(model: Captioner, batch: CaptionBatch, columns: int = 6, row
 
 
 def attention_figure(model: Captioner, batch: CaptionBatch, images: int = 4) -> Figure | None:
-    """Where the model looked for each word that it has said; None for one that does not attend."""
-    from lit_models.captioner import END, shifted, until_end
-
+    """Where the model looked for each generated word; None for a model without attention."""
     shown = batch.images[:images]
     tokens = model.decode(shown)[:, 0]
     said = [until_end(row) for row in tokens.tolist()]
@@ -89,7 +89,7 @@ def attention_figure(model: Captioner, batch: CaptionBatch, images: int = 4) -> 
 
 
 def length_figure(by_length: ByLength) -> Figure:
-    """How good captions of each length are, and how many there are."""
+    """The quality and the number of captions of each length."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     lengths = list(by_length)
@@ -108,7 +108,7 @@ def length_figure(by_length: ByLength) -> Figure:
 
 
 def diversity_figure(table: Mapping[str, Mapping[str, float]]) -> Figure:
-    """How varied the captions of each way to decode are, against how well they agree with the references."""
+    """The variety of captions for each decoding method, against their agreement with the references."""
     measures = {"distinct_2": "distinct-2", "unique_share": "unique captions", "self_bleu": "self-BLEU (less is more)"}
     figure = Figure(figsize=(4 * len(measures), 3.6), layout="constrained")
     for axis, (measure, title) in zip(figure.subplots(1, len(measures)), measures.items(), strict=True):

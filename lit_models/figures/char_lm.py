@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lit_models.char_lm import PASSAGE
 from lit_models.figures.text_probes import (
     accuracy_by_distance,
     closing_choices,
@@ -35,9 +36,13 @@ GATES = {
 BOUNDS = (1, 10, 20, 40, 80)
 
 
-def figures(model: CharLM, codes: Tensor) -> dict[str, Figure]:
-    """All of them, of the passage ``codes`` (N,)."""
-    with evaluating(model):
+def illustrate(model: CharLM, batch: object) -> dict[str, Figure]:
+    """Samples, surprise over a passage, cells with a meaning, saturated gates, and how far the gradient reaches.
+
+    The passage is the beginning of the text that was last evaluated, of which a batch has only windows.
+    """
+    codes = torch.cat(model.passage)[:PASSAGE]
+    with evaluating(model), torch.no_grad():
         characters = [model.vocab[code] for code in codes.tolist()]
         text = "".join(character if len(character) == 1 else "\ufffd" for character in characters)  # <unk> is longer
         opened = model.recurrent.open(model.embed(codes[None]))
@@ -69,7 +74,7 @@ def samples_figure(model: CharLM, length: int = 800) -> Figure:
 
 
 def surprise_figure(text: str, log_p: Tensor, targets: Tensor) -> Figure:
-    """Each character on the color of its −ln p: white was expected, red surprises."""
+    """Each character on the color of its −ln p: white means expected, red means surprising."""
     nats = -log_p.gather(1, targets[:, None])[:, 0].float().cpu().numpy()
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -97,7 +102,7 @@ def cells_figure(text: str, opened: list[dict[str, list[Tensor]]], cell: str, co
 
 
 def saturation_figure(opened: list[dict[str, list[Tensor]]], cell: str) -> Figure:
-    """Of each unit, how often its gate is nearly closed and nearly open (Karpathy et al. 2015, figure 3).
+    """For each unit, how often its gate is nearly closed and nearly open (Karpathy et al. 2015, figure 3).
 
     A gate counts as closed below 0.1 and as open above 0.9; the state of a simple RNN beyond ∓0.9.
     """
@@ -128,7 +133,7 @@ def own_reach_figure(model: CharLM, codes: Tensor) -> Figure:
 
 
 def reach_figure(reach: dict[str, dict[str, Tensor]]) -> Figure:
-    """What :func:`gradient_reach` gave of several models, by name, over the lag."""
+    """The results of :func:`gradient_reach` for several models, by name, over the lag."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
     for name, norms in reach.items():
@@ -144,7 +149,7 @@ def reach_figure(reach: dict[str, dict[str, Tensor]]) -> Figure:
 
 
 def closing_figure(choices: dict[str, list[tuple[int, bool]]]) -> Figure:
-    """How often the right bracket or quote is the likeliest to be closed, by the distance to where it was opened."""
+    """How often the right closing bracket or quote is the likeliest one, by the distance to the opening one."""
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axis = figure.subplots()
     for name, made in choices.items():

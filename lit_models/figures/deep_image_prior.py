@@ -9,15 +9,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from datamodules.degradations import Denoise
+from lit_models.deep_image_prior import FRAMES, TRACE, fitted
+
 if TYPE_CHECKING:
     from datamodules.restoration import RestorationBatch
     from lit_models.deep_image_prior import DeepImagePrior
 
 
-def figures(model: DeepImagePrior, batch: RestorationBatch) -> dict[str, Figure]:
-    """All of them, of the first image."""
-    from lit_models.deep_image_prior import FRAMES
+@torch.no_grad()
+def illustrate(model: DeepImagePrior, batch: RestorationBatch) -> dict[str, Figure]:
+    """What became of the first image.
 
+    Degraded, restored and true, with a part enlarged; PSNR and variance over iterations; outputs on the way.
+    """
     references = model.references(batch)
     images = {"measured": batch.degraded, "trivial": references["trivial"]}
     if torch.equal(images["trivial"], images["measured"]):
@@ -44,7 +49,7 @@ def _first(batch: RestorationBatch) -> RestorationBatch:
 
 
 def restored_figure(images: dict[str, Tensor], scores: dict[str, float]) -> Figure:
-    """Images (C, H, W) of one scene, each with the most detailed quarter of its side enlarged below it."""
+    """Images (C, H, W) of one scene, each above an enlargement of its most detailed part, a quarter of the side."""
     figure = Figure(figsize=(2.3 * len(images), 4.9), layout="constrained")
     axes = figure.subplots(2, len(images), squeeze=False)
     top, left, part = _detailed(list(images.values())[-1])
@@ -64,7 +69,7 @@ def restored_figure(images: dict[str, Tensor], scores: dict[str, float]) -> Figu
 
 
 def _detailed(image: Tensor, part: float = 0.3) -> tuple[float, float, float]:
-    """Where the image (C, H, W) has the most contrast: top and left of a part of its sides, as shares of them."""
+    """The part of the image (C, H, W) with the most contrast: its top and left as shares of the sides."""
     gray = image.detach().float().cpu().mean(0)
     h, w = (max(1, int(part * side)) for side in gray.shape)
     patches = gray.unfold(0, h, max(1, h // 2)).unfold(1, w, max(1, w // 2))
@@ -99,13 +104,10 @@ def iterations_figure(trace: Tensor, kept_step: int) -> Figure:
 
 
 def learning_curves(image: Tensor, iterations: int, **options: object) -> dict[str, Tensor]:
-    """The misfit (T,) over iterations of networks that learn an image (C, H, W), noise, and what lies between.
+    """The misfit (T,) over iterations for networks that learn an image (C, H, W), noise, and targets in between.
 
     The noise is uniform; the shuffled pixels are the image's own.
     """
-    from datamodules.degradations import Denoise
-    from lit_models.deep_image_prior import TRACE, fitted
-
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(image.shape, generator=generator)
     order = torch.randperm(image[0].numel(), generator=generator)

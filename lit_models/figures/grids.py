@@ -1,4 +1,4 @@
-"""Rows of images, and maps of what stands for them, as one figure."""
+"""Figures with rows of images, and maps of their representations."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 def rows_figure(
     rows: Sequence[Tensor], labels: Sequence[str] = (), title: str = "", size: float = 0.72, between: float = 1.0
 ) -> Figure:
-    """A grid of images, a row of it (n, C, H, W) in 0..1, each with a label at its left; ``size`` inches an image.
+    """A grid of images from rows (n, C, H, W) in 0..1, each with a label at its left; ``size`` inches per image.
 
-    ``between`` is the brightness between them, by which images on white are told apart.
+    ``between`` is the brightness of the gaps, which separate images on white.
     """
     columns = max(len(row) for row in rows)
     height, width = rows[0].shape[2:]
@@ -52,7 +52,7 @@ def map_figure(features: Tensor, labels: Tensor) -> Figure:
 
 
 def _maps(points: np.ndarray) -> dict[str, np.ndarray]:
-    """Two maps of points (N, D) to the plane (N, 2); t-SNE only of enough points."""
+    """Two maps of points (N, D) to the plane (N, 2); t-SNE only if there are enough points."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

@@ -1,8 +1,8 @@
-"""The pictures that explain an embedding: what is near, what is mistaken for near, and how far apart pairs are."""
+"""The pictures that explain an embedding: neighbors, false neighbors, and the distances of pairs."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,30 +13,33 @@ from lit_models.figures.grids import map_figure, rows_figure
 from lit_models.parts.evaluating import evaluating
 from lit_models.scores.retrieval import Verification
 
+if TYPE_CHECKING:
+    from lit_models.metric_learning import MetricLearning
+
 COLUMNS = 12
 HIT, MISS, PLAIN = (0.2, 0.65, 0.3), (0.85, 0.2, 0.2), (1.0, 1.0, 1.0)
 
 
-def figures(model: Any, images: Tensor, labels: Tensor, pairs: Verification) -> dict[str, Figure]:
-    """All of them, of images (N, C, H, W) and their classes (N,).
+def illustrate(model: MetricLearning, batch: object) -> dict[str, Figure]:
+    """Neighbors with hits and misses; a map; the distances of positive and negative pairs; the hardest pairs.
 
-    Args:
-        model: has ``embed`` and the ``threshold`` of its distances.
-        pairs: of all that was evaluated.
+    Of examples from all batches: where data are sorted by class, one batch would be of one class.
     """
+    assert model.verification is not None
+    images, labels = (torch.cat(parts) for parts in zip(*model.examples, strict=True))
     with evaluating(model), torch.no_grad():
         z = model.embed(images).float()
     distances = torch.cdist(z, z)
     return {
         "neighbors": neighbors_figure(images, labels, distances),
         "map": map_figure(z, labels),
-        "distances": distances_figure(pairs, float(model.threshold)),
+        "distances": distances_figure(model.verification, float(model.threshold)),
         "hardest_pairs": hardest_pairs_figure(images, labels, distances),
     }
 
 
 def neighbors_figure(images: Tensor, labels: Tensor, distances: Tensor, queries: int = 8) -> Figure:
-    """Images at the left and their nearest neighbors, framed green where they are of its class and red where not."""
+    """Images at the left and their nearest neighbors, framed green if they have the same class and red if not."""
     rows = torch.arange(0, len(images), max(1, len(images) // queries))[:queries]
     apart = distances.clone().fill_diagonal_(torch.inf)
     nearest = apart[rows].topk(min(COLUMNS, len(images)) - 1, largest=False).indices
@@ -49,7 +52,7 @@ def neighbors_figure(images: Tensor, labels: Tensor, distances: Tensor, queries:
 
 
 def hardest_pairs_figure(images: Tensor, labels: Tensor, distances: Tensor, count: int = COLUMNS) -> Figure:
-    """The furthest pairs of one class and the nearest pairs of two, an image in one pair at most."""
+    """The farthest pairs of one class and the nearest pairs of two, with each image in at most one pair."""
     first, second = torch.triu_indices(len(images), len(images), 1, device=images.device)
     apart, same = distances[first, second], labels[first] == labels[second]
     rows, names = [], []
@@ -67,7 +70,7 @@ def hardest_pairs_figure(images: Tensor, labels: Tensor, distances: Tensor, coun
 
 
 def distances_figure(pairs: Verification, threshold: float) -> Figure:
-    """How far apart pairs of one class and of two are, with the threshold; and the ROC curve of telling them apart."""
+    """The distances of pairs of one class and of two, with the threshold, and the ROC curve of separating them."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     histogram, roc = figure.subplots(1, 2, width_ratios=(1.6, 1))
     edges = pairs.edges.cpu()
@@ -87,7 +90,7 @@ def distances_figure(pairs: Verification, threshold: float) -> Figure:
 
 
 def framed(images: Tensor, colors: list[tuple[float, float, float]]) -> Tensor:
-    """Images (n, C, H, W), each with a frame of its color: (n, 3, H + 2f, W + 2f)."""
+    """Images (n, C, H, W), each in a colored frame: (n, 3, H + 2f, W + 2f)."""
     width = max(1, images.shape[3] // 12)
     wide = F.pad(images.float().cpu().expand(-1, 3, -1, -1), [width] * 4, value=-1.0)
     frame = torch.tensor(colors)[:, :, None, None]

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 COLUMNS = 10
 LINES = 16
-"""lines of text that are shown"""
+"""number of lines of text that are shown"""
 MAPPED = 500
 
 
-def figures(model: SequenceAutoencoder, batch: SequenceBatch, by_length: Tensor) -> dict[str, Figure]:
-    """All of them, of sequences that were evaluated and the score of each length (longest + 1,)."""
+def illustrate(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
+    """Sequences and reconstructions; paths between two codes; the score against the length; a map of the codes."""
+    assert model.by_length is not None
     # Evenly from the batch, since evaluation goes through the data in their order.
     chosen = torch.linspace(0, len(batch.lengths) - 1, min(len(batch.lengths), LINES)).long()
     some = type(batch)(*(part[chosen.to(part.device)] for part in batch))
@@ -31,7 +32,9 @@ def figures(model: SequenceAutoencoder, batch: SequenceBatch, by_length: Tensor)
         draw = text_figures if model.vocab is not None else sketch_figures if model.scale_factor else row_figures
         return {
             **draw(model, some),
-            "by_length": length_figure(by_length, "exact match" if model.vocab is not None else "mean squared error"),
+            "by_length": length_figure(
+                model.by_length, "exact match" if model.vocab is not None else "mean squared error"
+            ),
             "codes": map_figure(
                 model.encode(type(batch)(*(part[:MAPPED] for part in batch))),
                 (batch.lengths if model.vocab is not None else batch.labels)[:MAPPED],
@@ -40,7 +43,7 @@ def figures(model: SequenceAutoencoder, batch: SequenceBatch, by_length: Tensor)
 
 
 def text_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
-    """Lines above what is left of them; and lines between pairs of lines."""
+    """Lines above their reconstructions, and lines between pairs of lines."""
     lines = model._sequences(batch, "")
     pairs = [f"{line}\n{made}" for line, made in zip(lines, model.reconstruct(lines), strict=True)]
     paths = ["\n".join(model.interpolate(a, b, 7)) for a, b in zip(lines[:8:2], lines[1:8:2], strict=False)]
@@ -51,7 +54,7 @@ def text_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, 
 
 
 def sketch_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
-    """Drawings above what is left of them, also by the rivals; and drawings between pairs of drawings."""
+    """Drawings above their reconstructions, including the rivals', and drawings between pairs of drawings."""
     drawings = [model.to_sketch(row) for row in model._sequences(batch, None)][:COLUMNS]
     rows, labels = [drawings, model.reconstruct(drawings)], ["drawing", f"code, {model.code_dim}"]
     for label, values in rivals(model, batch).items():
@@ -66,7 +69,7 @@ def sketch_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str
 
 
 def row_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
-    """Sequences as images, a row for each element: above what is left of them, also by the rivals; and paths."""
+    """Sequences as images, with one row per element, above their reconstructions, including the rivals'; and paths."""
     images = [_image(model, row) for row in model._sequences(batch, None)][:COLUMNS]
     rows, labels = [images], ["sequence"]
     given = model._sequences(batch, None)[:COLUMNS]
@@ -86,7 +89,7 @@ def row_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, F
 
 
 def rivals(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Tensor]:
-    """What is left of real numbers (B, T, D) by the same number of numbers otherwise."""
+    """The rivals' reconstructions of sequences (B, T, D) from the same number of values."""
     values, lengths, _ = batch
     made: dict[str, Any] = {}
     if model.compares:
@@ -108,7 +111,7 @@ def length_figure(by_length: Tensor, score: str) -> Figure:
 
 
 def text_figure(paragraphs: list[str], title: str) -> Figure:
-    """Paragraphs below each other, in a typewriter's letters."""
+    """Paragraphs below each other in a monospaced font."""
     text = "\n\n".join(paragraphs)
     lines = text.count("\n") + 1
     widest = max(map(len, text.split("\n")))
@@ -120,7 +123,7 @@ def text_figure(paragraphs: list[str], title: str) -> Figure:
 
 
 def _image(model: SequenceAutoencoder, row: Tensor) -> Tensor:
-    """(1, longest, D) of a sequence (N, D): white behind its end."""
+    """(1, longest, D) from a sequence (N, D): white after its end."""
     image = torch.ones(1, model.longest, row.shape[1])
     image[0, : len(row)] = row[: model.longest].float().cpu()
     return image

@@ -1,4 +1,4 @@
-"""The pictures that explain a contrastive technique: what it is shown, and what it takes for alike."""
+"""The pictures that explain SimCLR, or MoCo: what it is shown, and what it takes for alike."""
 
 from __future__ import annotations
 
@@ -15,43 +15,48 @@ from lit_models.parts.evaluating import evaluating
 
 if TYPE_CHECKING:
     from datamodules.contrastive_views import ViewBatch
+    from lit_models.simclr import SimCLR
 
 COLUMNS = 12
 
 
-def figures(model: Any, batch: ViewBatch, project: Callable[[Tensor], Tensor]) -> dict[str, Figure]:
-    """All of them, of a batch.
+def illustrate(model: SimCLR, batch: ViewBatch) -> dict[str, Figure]:
+    """Views; nearest neighbors; a map of the representation; similarities of positives and of negatives."""
+    return contrastive_figures(model, batch, model.project)
+
+
+def contrastive_figures(model: Any, batch: ViewBatch, project: Callable[[Tensor], Tensor]) -> dict[str, Figure]:
+    """:func:`illustrate` for any contrastive technique.
 
     Args:
         model: has ``encode``.
-        project: views (V, B, C, H, W) → unit vectors (V, B, D), as the loss compares them.
+        project: views (V, B, C, S, S) → unit vectors (V, B, D), as the loss compares them.
     """
-    images = batch.images.to(batch.views.dtype) / 255
     with evaluating(model), torch.no_grad():
-        features = F.normalize(model.encode(images).float(), dim=1)
+        features = F.normalize(model.encode(batch.images).float(), dim=1)
         return {
-            "views": views_figure(batch, images),
-            "neighbors": neighbors_figure(images, features),
+            "views": views_figure(batch),
+            "neighbors": neighbors_figure(batch.images, features),
             "map": map_figure(features, batch.labels),
             "similarities": similarities_figure(project(batch.views)),
         }
 
 
-def views_figure(batch: ViewBatch, images: Tensor) -> Figure:
-    """Images and what the augmentation makes of them: what must still be told from it can be learned."""
-    rows = [images[:COLUMNS], *(view[:COLUMNS] for view in batch.views)]
+def views_figure(batch: ViewBatch) -> Figure:
+    """Images and their augmented views: the network can learn only what the views still show."""
+    rows = [batch.images[:COLUMNS], *(view[:COLUMNS] for view in batch.views)]
     return rows_figure(rows, ["image", *(f"view {i + 1}" for i in range(len(batch.views)))])
 
 
 def neighbors_figure(images: Tensor, features: Tensor, queries: int = 8) -> Figure:
-    """Images at the left, and those of the batch whose representation is most similar, the most similar first."""
+    """Images at the left, and the images of the batch with the most similar representations, most similar first."""
     queries, columns = min(queries, len(images)), min(COLUMNS, len(images))
     nearest = (features[:queries] @ features.T).topk(columns).indices
     return rows_figure(list(images[nearest].unbind()), title="an image, and its nearest neighbors")
 
 
 def similarities_figure(z: Tensor) -> Figure:
-    """Cosines of positive pairs and of all others, of projections (V, B, D)."""
+    """Cosines of positive pairs and of all other pairs of projections (V, B, D)."""
     first, second = z[0].float(), z[-1].float()
     cosines = (first @ second.T).cpu()
     same = torch.eye(len(cosines), dtype=torch.bool)

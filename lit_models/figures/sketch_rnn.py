@@ -27,15 +27,20 @@ if TYPE_CHECKING:
 COLUMNS = 8
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MAPPED = 150
-"""drawings on the map of the codes"""
+"""number of drawings on the map of the codes"""
 INK, PREFIX = "0.1", "tab:red"
 
 
-def figures(model: SketchRNN, batch: SketchBatch, kl: Tensor | None) -> dict[str, Figure | str]:
-    """All of them, of a batch that was evaluated and the mean KL of each dimension (D,), if the model has a code.
+@torch.no_grad()
+def illustrate(model: SketchRNN, batch: SketchBatch) -> dict[str, Figure | str]:
+    """Samples and completions, and what a model's code holds where it has one.
 
-    Drawings both as figures and, under the same name and ``.svg``, as SVG texts.
+    That is: reconstructions at several temperatures, several drawings of one code, a grid of interpolations, a map of
+    the codes, and what each of its dimensions changes.
+
+    Drawings are given both as figures and, under the same name with ``.svg``, as SVG texts.
     """
+    kl = model.mean_kl
     drawings = [Sketch.from_rows(rows.float().cpu(), model.scale_factor) for rows in batch.strokes[:MAPPED]]
     shown = drawings[:COLUMNS]
     made = {"samples": samples_figure(model), "completions": completions_figure(model, shown)}
@@ -52,14 +57,14 @@ def figures(model: SketchRNN, batch: SketchBatch, kl: Tensor | None) -> dict[str
 
 
 def reconstructions_figure(model: SketchRNN, shown: Sequence[Sketch]) -> Figure:
-    """Drawings, and what the means of their codes are decoded to at several temperatures."""
+    """Drawings, and the decoded means of their codes at several temperatures."""
     z = model.encode(shown)
     rows = [model.decode(z, temperature, seed=0) for temperature in TEMPERATURES]
     return drawings_figure([shown, *rows], ["input", *(f"τ = {temperature}" for temperature in TEMPERATURES)])
 
 
 def variations_figure(model: SketchRNN, shown: Sequence[Sketch], temperature: float = 0.4, draws: int = 7) -> Figure:
-    """One input gives several similar outputs: each with another draw of its code, and other moves."""
+    """One input gives several similar outputs, each from a different draw of its code and of its moves."""
     rows = [[sketch] for sketch in shown[:6]]
     for seed in range(draws):
         z = model.encode(shown[: len(rows)], sample=True, seed=seed)
@@ -70,7 +75,7 @@ def variations_figure(model: SketchRNN, shown: Sequence[Sketch], temperature: fl
 
 
 def interpolations_figure(model: SketchRNN, drawings: Sequence[Sketch], temperature: float = 0.1) -> Figure:
-    """Four drawings' codes in the corners, and what lies on the great circles between them."""
+    """The codes of four drawings in the corners, and drawings from the great circles between them."""
     corners = model.encode([drawings[i % len(drawings)] for i in range(4)])
     left, right = (slerp(corners[i], corners[i + 2], COLUMNS) for i in (0, 1))
     z = torch.cat([slerp(a, b, COLUMNS) for a, b in zip(left, right, strict=True)])
@@ -80,14 +85,14 @@ def interpolations_figure(model: SketchRNN, drawings: Sequence[Sketch], temperat
 
 
 def samples_figure(model: SketchRNN) -> Figure:
-    """Drawings of nothing: of codes from the prior, or of the decoder alone, at several temperatures."""
+    """Drawings from nothing: from codes of the prior, or from the decoder alone, at several temperatures."""
     shown = [temperature for temperature in TEMPERATURES if temperature]
     rows = [model.generate(COLUMNS, temperature, seed=0) for temperature in shown]
     return drawings_figure(rows, [f"τ = {temperature}" for temperature in shown])
 
 
 def completions_figure(model: SketchRNN, shown: Sequence[Sketch], temperature: float = 0.4) -> Figure:
-    """The first third of some drawings, and how the model ends them."""
+    """The first third of some drawings, and how the model completes them."""
     prefixes = [Sketch(sketch.points[: max(1, len(sketch) // 3)]) for sketch in shown[:5]]
     rows = [[prefix, *model.complete(prefix, COLUMNS - 1, temperature, seed=0)] for prefix in prefixes]
     title = f"ends of a beginning (red), τ = {temperature}"
@@ -95,7 +100,7 @@ def completions_figure(model: SketchRNN, shown: Sequence[Sketch], temperature: f
 
 
 def codes_figure(model: SketchRNN, drawings: Sequence[Sketch], labels: Tensor) -> Figure:
-    """Each drawing where its code lies on the plane of the codes' two strongest components."""
+    """Each drawing at the position of its code on the plane of the codes' two strongest components."""
     codes = model.encode(drawings).double().cpu()
     centered = codes - codes.mean(0)
     _, _, axes = torch.linalg.svd(centered, full_matrices=False)
@@ -129,7 +134,7 @@ def drawings_figure(
     prefixes: Sequence[int] = (),
     size: float = 0.9,
 ) -> Figure:
-    """A grid of drawings, each as large as its cell of ``size`` inches; the first points of a row's in red."""
+    """A grid of drawings, each filling its cell of ``size`` inches; the first points of a row's drawings are red."""
     columns = max(len(row) for row in rows)
     shape = (size * columns + (0.7 if labels else 0.1), size * len(rows) + (0.4 if title else 0.1))
     figure = Figure(figsize=shape, layout="constrained")
@@ -163,7 +168,7 @@ def _placed(sketch: Sketch, center: tuple[float, float], side: float) -> list[np
 
 
 def _add(axis: Axes, lines: list[np.ndarray], colors: Any, width: float) -> None:
-    """Lines to the axes, all at once, which is many times faster; a dot is a line of no length with round ends."""
+    """Adds all lines to the axes at once, which is much faster; a dot is a line of zero length with round ends."""
     visible = [line if len(line) > 1 else line.repeat(2, 0) for line in lines]
     axis.add_collection(LineCollection(visible, colors=colors, linewidths=width, capstyle="round", joinstyle="round"))
 
@@ -175,7 +180,7 @@ def _bare(axis: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an SVG text, the same for the same figure."""
+    """The figure as an SVG text, identical for identical figures."""
     text = io.StringIO()
     with rc_context({"svg.hashsalt": "sketch-rnn"}):
         figure.savefig(text, format="svg", metadata={"Date": None})

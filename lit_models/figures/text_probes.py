@@ -17,12 +17,12 @@ CLOSERS = {")": "(", "]": "[", "}": "{", '"': '"'}
 
 
 def line_position(text: str) -> list[float]:
-    """How far into its line each character is."""
+    """The position of each character in its line."""
     return _running(text, lambda position, char: 0 if char == "\n" else position + 1)
 
 
 def indentation(text: str) -> list[float]:
-    """How many spaces the line of each character begins with, as far as it has been read."""
+    """The number of leading spaces in each character's line, as far as it has been read."""
     values, width, leading = [], 0, True
     for char in text:
         if char == "\n":
@@ -36,7 +36,7 @@ def indentation(text: str) -> list[float]:
 
 
 def inside_quotes(text: str) -> list[float]:
-    """1 between double quotes; an empty line ends what was not closed."""
+    """1 between double quotes; an empty line ends an unclosed quote."""
     values, inside, last = [], 0, ""
     for char in text:
         inside = 1 - inside if char == '"' else 0 if char == last == "\n" else inside
@@ -46,7 +46,7 @@ def inside_quotes(text: str) -> list[float]:
 
 
 def bracket_depth(text: str) -> list[float]:
-    """How many brackets are open."""
+    """The number of open brackets."""
     return _running(text, lambda depth, char: depth + 1 if char in "([{" else max(0, depth - (char in ")]}")))
 
 
@@ -56,12 +56,12 @@ def inside_comment(text: str) -> list[float]:
 
 
 def word_position(text: str) -> list[float]:
-    """How far into its word each character is."""
+    """The position of each character in its word."""
     return _running(text, lambda position, char: position + 1 if char.isalnum() else 0)
 
 
 def capitals(text: str) -> list[float]:
-    """1 where a character is a capital letter."""
+    """1 if a character is a capital letter."""
     return [float(char.isupper()) for char in text]
 
 
@@ -88,7 +88,7 @@ RARE = 0.02  # a property of fewer characters says little about the cell that ha
 
 
 def detector_cells(activations: np.ndarray, text: str) -> list[tuple[str, int, float]]:
-    """For each property that varies in the text, the unit that correlates with it most, and that correlation.
+    """For each property that varies in the text, the unit with the strongest correlation, and that correlation.
 
     Args:
         activations: (N, units) after reading each of the N characters of ``text``.
@@ -111,9 +111,9 @@ def detector_cells(activations: np.ndarray, text: str) -> list[tuple[str, int, f
 
 
 def closing_choices(logits: Tensor, text: str, vocab: list[str]) -> list[tuple[int, bool]]:
-    """Whether the right one is the likeliest of the closing characters, wherever ``text`` closes something.
+    """Whether the right closing character is the likeliest one, wherever ``text`` closes something.
 
-    Which bracket or quote has to be closed is only known from where it was opened: so this asks for memory.
+    Only the opening bracket or quote tells how to close it, so this requires memory.
 
     Args:
         logits: (N, V); row k predicts ``text[k]``.
@@ -154,7 +154,7 @@ def gradient_reach(model: CharLM, codes: Tensor, layer: int = 0) -> dict[str, Te
 
     Args:
         codes: (B, T + 1) of some texts.
-        layer: whose states; through those of the first go all paths.
+        layer: the layer of the states; all paths go through those of the first layer.
     """
     with torch.inference_mode(False), torch.enable_grad():
         codes = codes.clone()

@@ -21,8 +21,8 @@ SENTENCES, SAMPLES, STEPS = 8, 8, 9
 BETWEEN = 0.85
 
 
-def figures(model: TextToImageGAN, batch: CaptionBatch) -> dict[str, Figure]:
-    """Of the sentences of the first images: samples of each, the way from one to the next, and words exchanged."""
+def illustrate(model: TextToImageGAN, batch: CaptionBatch) -> dict[str, Figure]:
+    """For the sentences of the first images: samples, paths from one sentence to the next, and exchanged words."""
     first = (batch.image_index[:, None] == torch.arange(len(batch.images), device=batch.image_index.device)).int()
     rows = first.argmax(0)[:SENTENCES].tolist()  # the first sentence of each image
     sentences = [sentence_of(batch, row, model.vocab) for row in rows]
@@ -53,7 +53,7 @@ def sentence_of(batch: CaptionBatch, row: int, vocab: Sequence[str]) -> str:
 
 
 def exchanged(sentence: str, attributes: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """For each attribute whose value the sentence names in full: it, and the same with each other value instead."""
+    """For each attribute whose value the sentence names in full: the sentence, and the same with each other value."""
     found = []
     for values in attributes.values():
         for value in values:
@@ -66,7 +66,7 @@ def exchanged(sentence: str, attributes: Mapping[str, Sequence[str]]) -> list[li
 
 
 def marked(variants: Sequence[str]) -> list[str]:
-    """The first sentence whole, and of the others the words that are not in it."""
+    """The first sentence in full, and only the words of the others that are not in it."""
     words = set(variants[0].split())
     return [variants[0], *(" ".join(word for word in text.split() if word not in words) for text in variants[1:])]
 

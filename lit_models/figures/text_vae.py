@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lit_models.figures.seq_autoencoder import LINES, text_figure
 from lit_models.figures.vae import kl_figure
@@ -16,24 +15,24 @@ if TYPE_CHECKING:
     from lit_models.text_vae import TextVAE
 
 DRAWS = 3
-"""codes that are drawn for each line"""
+"""number of codes drawn for each line"""
 
 
-def figures(model: TextVAE, batch: SequenceBatch, kl: Tensor | None) -> dict[str, Figure]:
-    """All of them, of lines that were evaluated and the mean KL of each dimension (D,), if the model has a code."""
+def illustrate(model: TextVAE, batch: SequenceBatch) -> dict[str, Figure]:
+    """Samples; of a model with a code also reconstructions, homotopies, and what each dimension holds."""
     pictures = {"samples": samples_figure(model)}
-    if kl is None:
+    if model.mean_kl is None:
         return pictures
     # Evenly from the batch, since evaluation goes through the data in their order.
     chosen = torch.linspace(0, len(batch.lengths) - 1, min(len(batch.lengths), LINES)).long().tolist()
     lines = ["".join(model.vocab[code] for code in batch.values[i, : batch.lengths[i]].tolist()) for i in chosen]
     pictures["reconstructions"] = reconstructions_figure(model, lines)
     pictures["homotopies"] = homotopies_figure(model, lines)
-    return pictures | {"kl": kl_figure(kl)}
+    return pictures | {"kl": kl_figure(model.mean_kl)}
 
 
 def reconstructions_figure(model: TextVAE, lines: list[str]) -> Figure:
-    """Each line, what its code's mean is decoded to, and what draws of its code are: similar, but not the same."""
+    """Each line, the decoded mean of its code, and decoded draws of it: similar, but not the same."""
     rows = [lines, model.reconstruct(lines)]
     rows += [model.reconstruct(lines, sample=True, seed=seed) for seed in range(DRAWS)]
     labels = ["line", "mean", *["draw"] * DRAWS]
@@ -45,13 +44,13 @@ def reconstructions_figure(model: TextVAE, lines: list[str]) -> Figure:
 
 
 def homotopies_figure(model: TextVAE, lines: list[str]) -> Figure:
-    """What lies between the codes of two lines."""
+    """Lines decoded between the codes of two lines."""
     pairs = list(zip(lines[:8:2], lines[1:8:2], strict=False)) or [(lines[0], lines[0])]
     return text_figure(["\n".join(model.interpolate(a, b, 7)) for a, b in pairs], "between the codes of two lines")
 
 
 def samples_figure(model: TextVAE) -> Figure:
-    """Lines of codes from the prior (or of the decoder alone), the likeliest of each and drawn."""
+    """Lines for codes from the prior (or from the decoder alone), the likeliest one of each and drawn ones."""
     drawn = "\n".join(["drawn, temperature 1", "", *model.sample(LINES, seed=0)])
     likeliest = ["likeliest characters of codes from the prior", "", *model.sample(LINES, 0.0, seed=0)]
     return text_figure(["\n".join(likeliest), drawn] if model.latent_dim else [drawn], "samples")

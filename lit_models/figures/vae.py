@@ -12,14 +12,16 @@ from lit_models.figures.grids import rows_figure
 from lit_models.parts.evaluating import evaluating
 
 if TYPE_CHECKING:
+    from datamodules.parts.image_sets import ImageBatch
     from lit_models.vae import VAE
 
 COLUMNS = 10
 
 
-def figures(model: VAE, images: Tensor, kl: Tensor) -> dict[str, Figure]:
-    """All of them, of some images (B, C, H, W) and the mean KL of each dimension (D,)."""
-    shown = images[:COLUMNS]
+def illustrate(model: VAE, batch: ImageBatch) -> dict[str, Figure]:
+    """Samples; reconstructions, several of each image; each dimension's effect; interpolations; the code plane."""
+    assert model.mean_kl is not None
+    shown, kl = batch.images[:COLUMNS], model.mean_kl
     dimensions = kl.argsort(descending=True).tolist()
     with evaluating(model), torch.no_grad():
         made = {
@@ -34,14 +36,14 @@ def figures(model: VAE, images: Tensor, kl: Tensor) -> dict[str, Figure]:
 
 
 def reconstructions_figure(model: VAE, images: Tensor, draws: int = 5) -> Figure:
-    """Each image, its reconstruction, and what other draws of its code give: similar, but not the same."""
+    """Each image, its reconstruction, and decoded draws of its code: similar, but not the same."""
     rows = [images, model.decode(model.encode(images))]
     rows += [model.decode(model.encode(images, sample=True, seed=seed)) for seed in range(draws)]
     return rows_figure(rows, ["image", "from the mean", *(f"draw {i + 1}" for i in range(draws))])
 
 
 def traversals_figure(model: VAE, image: Tensor, dimensions: list[int], kl: Tensor) -> Figure:
-    """One dimension of the code changed at a time, those that hold most first."""
+    """One dimension of the code changed at a time; those that hold the most come first."""
     values = torch.linspace(-3, 3, COLUMNS + 1).tolist()
     rows = [model.traverse(image, dimension, values) for dimension in dimensions]
     labels = [f"z{dimension}: {float(kl[dimension]):.2f} nats" for dimension in dimensions]
@@ -55,10 +57,10 @@ def interpolations_figure(model: VAE, images: Tensor) -> Figure:
 
 
 def manifold_figure(model: VAE, image: Tensor, dimensions: list[int], side: int = 15) -> Figure:
-    """What the codes on a plane decode to: at the quantiles of the prior, as Kingma & Welling's figure 4.
+    """The decoded codes on a plane, at the quantiles of the prior, as in Kingma & Welling's figure 4.
 
-    The plane is that of the two dimensions that hold most; the others are those of one image's code (with a code of two
-    dimensions it is all of the code).
+    The plane spans the two dimensions that hold the most; the other dimensions are those of one image's code (with two
+    dimensions, the plane is the whole code).
     """
     quantiles = torch.linspace(0.03, 0.97, side, device=image.device)
     points = torch.special.ndtri(quantiles).to(image.dtype)
@@ -69,7 +71,7 @@ def manifold_figure(model: VAE, image: Tensor, dimensions: list[int], side: int 
 
 
 def kl_figure(kl: Tensor) -> Figure:
-    """How many nats each dimension of the code holds."""
+    """The number of nats in each dimension of the code."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axis = figure.subplots()
     axis.bar(range(len(kl)), kl.sort(descending=True).values.float().cpu())

@@ -6,15 +6,37 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lit_models.parts.evaluating import evaluating
 from lit_models.scores.vqa import score_of
+from lit_models.vqa import AttentionFact
 
 if TYPE_CHECKING:
     from datamodules.parts.visual_questions import VQABatch
+    from lit_models.vqa import VQA
 
 RIGHT, WRONG = "#1a7f37", "#c62828"
+
+
+def illustrate(model: VQA, batch: VQABatch) -> dict[str, Figure]:
+    """Questions with their images, truths and answers; where the model attends; confusions by question type."""
+    assert model.confusions is not None
+    figures = {"confusion": confusion_figure(model.confusions, model.answers, model.question_types)}
+    if batch.images.shape[1] not in (1, 3):  # cached features, not pictures
+        return figures
+    attention = None
+    with evaluating(model), torch.no_grad():
+        logits = model(batch)
+        if isinstance(model.fact, AttentionFact) and model.encoder is not None:
+            grid = model.encoder(batch.images)
+            question = model.encode_question(batch.questions, batch.lengths)
+            attention = model.fact.attend(grid, question, batch.image_index, batch.question_index)
+            attention = attention.unflatten(1, grid.shape[2:])
+    figures["questions"] = question_figure(logits, batch, model.vocab, model.answers, attention)
+    return figures
 
 
 def question_figure(
@@ -26,9 +48,9 @@ def question_figure(
     columns: int = 6,
     rows: int = 3,
 ) -> Figure:
-    """A grid of images, each with one question of it, its true answer and the model's two best answers.
+    """A grid of images, each with one question, its true answer and the model's two best answers.
 
-    Wrong answers come first, as those are what one wants to see. ``attention`` (Q, h, w) is laid over the images.
+    Wrong answers come first, since they are the most interesting. ``attention`` (Q, h, w) is laid over the images.
     """
     truth = batch.answers if batch.answers.dim() == 1 else batch.answers.argmax(1)
     probabilities = logits.float().softmax(1)
@@ -75,9 +97,9 @@ def question_figure(
 def confusion_figure(
     confusions: Tensor, answers: Sequence[str], question_types: Sequence[str], most: int = 16
 ) -> Figure:
-    """One matrix a question type: rows are true, columns given answers, each row divided by its sum.
+    """One matrix per question type: rows are true, columns given answers, and each row is divided by its sum.
 
-    ``confusions`` (K, A, A) counts. Shown are the answers that occur under the type, at most the ``most`` frequent.
+    ``confusions`` (K, A, A) are counts. The matrix shows the ``most`` frequent answers that occur for the type.
     """
     counts = confusions.double().cpu()
     kinds = [k for k in range(len(question_types)) if counts[k].sum() > 0]

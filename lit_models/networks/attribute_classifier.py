@@ -1,4 +1,4 @@
-"""A classifier of what an image shows, which judges generated images: it knows real ones only."""
+"""A classifier of image content that judges generated images; it is trained only on real ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEATURES = 128
 
 
 def whole_image_encoder(image_shape: Sequence[int], out_dim: int) -> nn.Sequential:
-    """A small CNN to which it matters where things are: images (N, C, H, W) in 0..1 → (N, out_dim)."""
+    """A small CNN that is sensitive to positions: images (N, C, H, W) in 0..1 → (N, out_dim)."""
     channels, height, width = image_shape
     rows, columns = (-(-side // 2 ** len(CHANNELS)) for side in (height, width))
     return nn.Sequential(
@@ -36,7 +36,7 @@ class AttributeClassifier(nn.Module):
 
     Args:
         image_shape: (C, H, W).
-        num_values: of each attribute.
+        num_values: number of values of each attribute.
     """
 
     trained: Tensor
@@ -62,8 +62,8 @@ def fit_classifier(
 ) -> None:
     """Trains it on all images of ``batches`` (of one object each), whose stored pixels are uint8.
 
-    A function of the images alone: every rank gets the same classifier, and the run's generators are left as they are.
-    An attribute that an image lacks (−1) does not count.
+    The result depends only on the images: every rank gets the same classifier, and the run's generators are unchanged.
+    Attributes that an image lacks (−1) do not count.
     """
     images, objects = (torch.cat(parts) for parts in zip(*((b.images, b.objects[:, 0]) for b in batches), strict=True))
     devices = [device] if device.type == "cuda" else []

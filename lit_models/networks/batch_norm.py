@@ -1,4 +1,4 @@
-"""Batch normalization whose statistics are of the global batch, or of groups of it, however many ranks share it."""
+"""Batch normalization with the statistics of the global batch, or of groups of it, for any number of ranks."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ class _Global(_BatchNorm):
         scale = (variance + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
-            return (centered * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
-        return (centered * scale.view(shape)).to(input.dtype)
+            output: Tensor = (centered * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+            return output
+        output = (centered * scale.view(shape)).to(input.dtype)
+        return output
 
 
 class GlobalBatchNorm1d(_Global, nn.BatchNorm1d):
@@ -47,16 +49,16 @@ class GlobalBatchNorm2d(_Global, nn.BatchNorm2d):
     """Batch normalization over the samples of all ranks, on any device.
 
     In one process it *is* torch's. Across ranks it sums the count, Σx and then Σ(x − mean)² with their gradients
-    (``nn.SyncBatchNorm`` does so on GPUs only; Lightning's ``sync_batchnorm`` replaces this class by it there).
+    (``nn.SyncBatchNorm`` does so only on GPUs; there Lightning's ``sync_batchnorm`` replaces this class with it).
     """
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization of each of ``splits`` groups of the global batch by itself, as so many GPUs would do it.
+    """Batch normalization of each of ``splits`` groups of the global batch separately, as that many GPUs would do.
 
-    Sample i of the global batch is in group i mod ``splits``. A rank has every ranks-th sample, so where the number of
-    ranks divides ``splits`` each has whole groups, and any number of ranks computes the same. The running statistics
-    move by the mean over the groups.
+    Sample i of the global batch is in group i mod ``splits``. A rank has every ranks-th sample, so if the number of
+    ranks divides ``splits``, each rank has whole groups, and any number of ranks computes the same result. The running
+    statistics are updated with the mean over the groups.
 
     He et al. 2020, section 3.3, need this for MoCo: see :class:`lit_models.moco.MoCo`.
     """
@@ -89,10 +91,10 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
 
 def split_batch_norm(network: nn.Module, splits: int) -> None:
-    """Makes every :class:`GlobalBatchNorm2d` of a network a :class:`SplitBatchNorm2d`.
+    """Turns every :class:`GlobalBatchNorm2d` of a network into a :class:`SplitBatchNorm2d`.
 
     Raises:
-        ValueError: the network has batch normalization of another kind, which would not be split.
+        ValueError: the network has another kind of batch normalization, which would not be split.
     """
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, _Global):

@@ -1,6 +1,6 @@
 """The LSTMs that write captions, with attention and without, by the equations of :mod:`lit_models.captioner`.
 
-Both ``read`` an image into a state, and what they look at again, and then hear words.
+Both ``read`` an image into a state and into what they look at again, and then process words.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from lit_models.parts.beam_search import State
 
 
 class Heard(NamedTuple):
-    """What a decoder makes of at most T words of N sentences."""
+    """A decoder's output for at most T words of N sentences."""
 
     features: Tensor
-    """(N, T, F) what each next word is told from"""
+    """(N, T, F) the features that predict each next word"""
     attention: Tensor | None
-    """(N, T, L) the share of each cell of the image in each of them, for a decoder that attends"""
+    """(N, T, L) the share of each image cell in each step, for a decoder with attention"""
     state: State
     """after the last word of each"""
 
@@ -37,7 +37,7 @@ class ShowAndTell(nn.Module):
         self.to_words = nn.Linear(hidden_dim, vocab_size)
 
     def read(self, image: Tensor) -> tuple[State, State]:
-        """Image vectors (I, D) → the state after x_{-1}; there is nothing to look at again."""
+        """Image vectors (I, D) → the state after x_{-1}; this decoder looks at nothing again."""
         _, (h, c) = self.lstm(self.dropout(self.image(image))[:, None])
         return (h[0], c[0]), ()
 
@@ -77,14 +77,15 @@ class ShowAttendAndTell(nn.Module):
         self.to_words = nn.Linear(embedding_dim, vocab_size)  # L_o
 
     def read(self, annotations: Tensor) -> tuple[State, State]:
-        """Annotations (I, L, D) → (h_0, c_0), and what is looked at: the annotations and their keys (I, L, A)."""
+        """Annotations (I, L, D) → (h_0, c_0), and what attention sees: the annotations and their keys (I, L, A)."""
         h, c = self.initial(annotations.mean(1)).tanh().chunk(2, 1)
         return (h, c), (annotations, self.key(annotations))
 
     def attend(self, h: Tensor, word: Tensor, keys: Tensor) -> Tensor:
         """α_t (N, L) of the state h_{t-1} (N, H), and of E y_{t-1} (N, E) where that is to be known."""
         query = self.query(h) if self.word_query is None else self.query(h) + self.word_query(word)
-        return self.score(torch.tanh(keys + query[:, None]))[:, :, 0].softmax(1)
+        output: Tensor = self.score(torch.tanh(keys + query[:, None]))[:, :, 0].softmax(1)
+        return output
 
     def forward(self, words: Tensor, state: State, memory: State, lengths: Tensor | None = None) -> Heard:
         """Words (N, T), as many as ``lengths`` (N,) says, all by default, after the states of N sentences."""
@@ -111,13 +112,13 @@ class ShowAttendAndTell(nn.Module):
 
 
 def pack(sequences: Tensor, lengths: Tensor | None) -> PackedSequence:
-    """Sequences (N, T, D) without what is behind their ends, the longest first; ``lengths`` (N,), by default T."""
+    """Packs sequences (N, T, D) without their padding, longest first; ``lengths`` (N,), by default T."""
     if lengths is None:
         lengths = torch.full((len(sequences),), sequences.shape[1])
     return pack_padded_sequence(sequences, lengths.cpu(), batch_first=True, enforce_sorted=False)
 
 
 def unpack(data: Tensor, like: PackedSequence, steps: int) -> Tensor:
-    """The reverse of :func:`pack` for other numbers in the same places: (N, steps, D), 0 behind the ends."""
+    """The reverse of :func:`pack` for other values in the same places: (N, steps, D), 0 after the ends."""
     packed = PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
     return pad_packed_sequence(packed, batch_first=True, total_length=steps)[0]

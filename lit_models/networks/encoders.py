@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from math import ceil, log2
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from common.checks import at_least, nearest, one_of
 from lit_models.networks.batch_norm import GlobalBatchNorm2d
 from lit_models.parts.evaluating import evaluating
 
@@ -25,12 +25,13 @@ class ConvEncoder(nn.Sequential):
     Each layer halves the map: 64×64 becomes 4×4 after four.
 
     Args:
-        ground: the brightness that becomes 0, as the padding is. Where images are drawn on an even ground, its own
-            brightness keeps the frame of the image from being the strongest edge in it.
+        ground: the brightness that becomes 0, like the padding. For images with a uniform background, using its
+            brightness keeps the image's border from being its strongest edge.
         norm: over the batch, over four groups of channels of each image, or none.
     """
 
     def __init__(self, in_channels: int, channels: Sequence[int], ground: float = 0.5, norm: Norm = "batch") -> None:
+        one_of(Norm, norm=norm)
         layers: list[nn.Module] = [Rescale((ground,))]
         for before, after in zip([in_channels, *channels], channels, strict=False):
             layers.append(nn.Conv2d(before, after, 3, 2, 1, bias=norm == "none"))
@@ -46,8 +47,8 @@ class ConvEncoder(nn.Sequential):
 class Rescale(nn.Module):
     """Pixels in 0..1 to zero mean and unit deviation, channel by channel; by default 0..1 to -1..1.
 
-    Weights that come with a mean and a deviation of their own, as those of another library's network do, replace these,
-    and the two are part of the weights from then on.
+    Weights that come with their own mean and deviation, such as those of another library's network, replace these, and
+    the two are then part of the weights.
     """
 
     mean: Tensor
@@ -74,10 +75,10 @@ class Backbone(nn.Module):
     Args:
         name: ``resnet18`` and the like for torchvision's ResNets, or ``timm/<name>`` for anything in timm.
         pretrained: start from the library's ImageNet weights (downloaded by it).
-        frozen: keep the weights *and* the batch-norm statistics as they are.
+        frozen: keep the weights *and* the batch-norm statistics fixed.
 
     Raises:
-        ValueError: an unknown name, or timm is asked for and not installed.
+        ValueError: an unknown name, or a timm model although timm is not installed.
     """
 
     def __init__(self, name: str, pretrained: bool = False, frozen: bool = False) -> None:
@@ -98,7 +99,8 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.body(self.rescale(images))
+        output: Tensor = self.body(self.rescale(images))
+        return output
 
 
 def _torchvision_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
@@ -107,8 +109,7 @@ def _torchvision_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
     builders = {known: models.get_model_builder(known) for known in models.list_models()}
     resnets = [known for known, builder in builders.items() if builder.__module__ == models.resnet.__name__]
     if name not in resnets:
-        near = get_close_matches(name, resnets, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name, ["conv", "features", *resnets])
         raise ValueError(
             f"encoder={name!r}: expected 'conv', 'features', a ResNet of torchvision or 'timm/<name>'{hint}"
         )
@@ -136,7 +137,7 @@ def _timm_network(name: str, pretrained: bool, **options: Any) -> Any:
 def grid_encoder(
     name: str, image_shape: Sequence[int], channels: Sequence[int], norm: Norm, pretrained: bool, frozen: bool
 ) -> tuple[nn.Module, int]:
-    """The image encoder and the channels of the map that it gives."""
+    """The image encoder and the number of channels of its output map."""
     if name == "features":
         return nn.Identity(), image_shape[0]
     if name == "conv":
@@ -147,9 +148,10 @@ def grid_encoder(
 
 
 def grid_size(encoder: nn.Module, image_shape: Sequence[int]) -> int:
-    """The numbers in the grid of one image."""
+    """The number of values in the grid of one image."""
     with evaluating(encoder), torch.no_grad():
-        return encoder(torch.zeros(1, *image_shape)).numel()
+        size: int = encoder(torch.zeros(1, *image_shape)).numel()
+        return size
 
 
 Pooling = Literal["max", "mean", "flatten"]
@@ -158,7 +160,7 @@ Pooling = Literal["max", "mean", "flatten"]
 def pool(grid: Tensor, how: Pooling) -> Tensor:
     """(I, C, h, w) → one vector an image: each channel's maximum or mean (I, C), or all of the grid (I, C·h·w).
 
-    The maximum does not care where a thing is, which is right for what a thing is; *where* needs the whole grid.
+    The maximum ignores where a thing is, which is right for recognizing it; its *place* needs the whole grid.
     """
     if how == "flatten":
         return grid.flatten(1)
@@ -166,7 +168,7 @@ def pool(grid: Tensor, how: Pooling) -> Tensor:
 
 
 def with_coordinates(grid: Tensor) -> Tensor:
-    """(I, C + 2, h, w): two channels more, the row and the column of each cell from -1 to 1."""
+    """(I, C + 2, h, w): adds two channels, the row and the column of each cell from -1 to 1."""
     images, _, height, width = grid.shape
     rows = torch.linspace(-1, 1, height, dtype=grid.dtype, device=grid.device)
     columns = torch.linspace(-1, 1, width, dtype=grid.dtype, device=grid.device)
@@ -200,17 +202,18 @@ def image_encoder(
         pretrained: start from the library's ImageNet weights (downloaded by it).
 
     Raises:
-        ValueError: an unknown name; an option that does not go with it; a network that takes no images of that shape.
+        ValueError: an unknown name; an option that does not fit it; a network that does not take images of that shape.
     """
     channels, *size = image_shape
     asked = f"encoder={name!r}"
-    if width is not None and width < 1:
-        raise ValueError(f"width={width}: expected at least 1")
+    at_least(1, width=width)
+    if stem is not None:
+        one_of(Stem, stem=stem)
     if stem is not None and name not in RESNETS:
-        raise ValueError(f"stem={stem!r}: {asked} has none to choose, expected null or one of {', '.join(RESNETS)}")
+        raise ValueError(f"stem={stem!r}: {asked} has no choice of stems, expected null or one of {', '.join(RESNETS)}")
     if name == "conv":
         if pretrained:
-            raise ValueError(f"pretrained=True: there are no weights of {asked}, expected false")
+            raise ValueError(f"pretrained=True: there are no pretrained weights for {asked}, expected false")
         return PooledConv(image_shape, width or 32)
     if channels not in (1, 3):
         raise ValueError(f"{asked}: expected images of 1 or 3 channels, not {channels}; 'conv' takes any number")
@@ -241,19 +244,20 @@ class PooledConv(ConvEncoder):
         self.out_dim = self.out_channels
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).mean((2, 3))
+        output: Tensor = super().forward(input).mean((2, 3))
+        return output
 
 
 class ResNet(nn.Module):
     """torchvision's ResNet without its classifier, of any width and for small images: (B, C, H, W) → (B, out_dim).
 
-    Its parameters have the names of torchvision's, so that either loads the other's. Pixels come in 0..1, and become
-    ImageNet's mean and deviation where the weights are ImageNet's, and else -1..1.
+    Its parameters have torchvision's names, so that either can load the other's. Pixels in 0..1 are normalized with
+    ImageNet's mean and deviation if the weights are ImageNet's, and otherwise mapped to -1..1.
 
     Args:
         name: of :data:`RESNETS`.
-        in_channels: 1 or 3. Pretrained weights of the first layer are summed over the channels for 1, so that a gray
-            image gives what its three equal channels gave.
+        in_channels: 1 or 3. For 1, pretrained weights of the first layer are summed over the channels, so that a gray
+            image gives the same result as three equal channels.
         width: channels of the first stage.
         stem: "imagenet", 7×7 of stride 2 and a maximum over 3×3 of stride 2; or "cifar", one 3×3 of stride 1 (Chen et
             al. 2020, appendix B.9), which leaves 32×32 images at 32, 16, 8 and 4 pixels in the four stages.
@@ -266,8 +270,7 @@ class ResNet(nn.Module):
         from torchvision.models.resnet import BasicBlock, Bottleneck
 
         super().__init__()
-        if stem not in ("cifar", "imagenet"):
-            raise ValueError(f"stem={stem!r}: expected 'cifar' or 'imagenet'")
+        one_of(Stem, stem=stem)
         if pretrained and (stem, width) != ("imagenet", 64):
             raise ValueError(f"pretrained=True: expected stem='imagenet' and width=64, not {stem!r} and {width}")
         block: type[BasicBlock | Bottleneck] = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
@@ -311,14 +314,15 @@ class ResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.rescale(images)))))
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
-        return x.mean((2, 3))
+        output: Tensor = x.mean((2, 3))
+        return output
 
 
 class Pooled(nn.Module):
-    """A network of torchvision or timm that ends in a vector, tried on one black image: (B, C, H, W) → (B, out_dim).
+    """A network of torchvision or timm that outputs a vector, tried on one black image: (B, C, H, W) → (B, out_dim).
 
     Raises:
-        ValueError: it does not take images of that shape.
+        ValueError: the network does not take images of that shape.
     """
 
     def __init__(self, body: nn.Module, image_shape: Sequence[int], name: str, rescale: Rescale) -> None:
@@ -334,21 +338,21 @@ class Pooled(nn.Module):
                 self.out_dim = self(torch.zeros(1, *image_shape)).shape[1]
         except (RuntimeError, AssertionError, ValueError) as error:
             shape = "×".join(map(str, image_shape))
-            raise ValueError(f"encoder={name!r}: takes no images of {shape} ({error})") from error
+            raise ValueError(f"encoder={name!r}: does not take images of {shape} ({error})") from error
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.body(self.rescale(images)).flatten(1)
+        output: Tensor = self.body(self.rescale(images)).flatten(1)
+        return output
 
 
 def _headless(name: str, in_channels: int, pretrained: bool) -> nn.Module:
-    """A classifier of torchvision whose last linear layer is left out and whose first convolution fits."""
+    """A torchvision classifier without its last linear layer, with its first convolution adapted."""
     from torchvision import models
 
     known = models.list_models(models)
     if name not in known:
-        near = get_close_matches(name, ["conv", *known], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name, ["conv", *known])
         raise ValueError(f"encoder={name!r}: expected 'conv', a classifier of torchvision or 'timm/<name>'{hint}")
     network = models.get_model(name, weights="DEFAULT" if pretrained else None)
     linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
@@ -361,11 +365,12 @@ def _headless(name: str, in_channels: int, pretrained: bool) -> nn.Module:
         fitted = nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **form)
         fitted.load_state_dict(_fitted(first.state_dict(), fitted))
         network.set_submodule(key, fitted)
-    return network
+    module: nn.Module = network
+    return module
 
 
 def _fitted(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Weights whose first convolution is summed over its channels where the network's has one channel only."""
+    """Sums the first convolution of weights over its channels if the network has only one input channel."""
     own = network.state_dict()
     return {
         key: value.sum(1, keepdim=True)
@@ -376,7 +381,7 @@ def _fitted(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]
 
 
 def library_weights(encoder: nn.Module) -> dict[str, Tensor]:
-    """The weights of an :func:`image_encoder` under the names that torchvision or timm give them."""
+    """The weights of an :func:`image_encoder` under torchvision's or timm's names."""
     network = encoder.body if isinstance(encoder, Pooled) else encoder
     return {key: value.detach().clone() for key, value in network.state_dict().items()}
 

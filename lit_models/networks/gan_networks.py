@@ -1,4 +1,4 @@
-"""Generator and discriminator of :mod:`lit_models.text_to_image`: DCGAN's, with a sentence in each."""
+"""Generator and discriminator of :mod:`lit_models.text_to_image`: those of DCGAN, conditioned on a sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Generator(nn.Module):
     """G: a sentence's encoding (N, text_dim) and noise → an image (N, C, S, S) in −1..1, S = 4·2ⁿ.
 
     Transposed convolutions from 4×4, each with batch norm and ReLU (Radford et al. 2016); ``width`` channels next to
-    the image, and twice as many a layer before.
+    the image, and twice as many in each earlier layer.
     """
 
     def __init__(
@@ -47,10 +47,11 @@ class Generator(nn.Module):
         return mean, log_var
 
     def forward(self, mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
-        """``noise`` (N, noise_dim + condition_dim), standard normal: z, and what is multiplied by σ."""
+        """``noise`` (N, noise_dim + condition_dim), standard normal: z, and the ε that is multiplied by σ."""
         z, epsilon = noise.split([self.noise_dim, self.condition_dim], 1)
         c = mean + (0.5 * log_var).exp() * epsilon
-        return self.body(torch.cat([z, c], 1)[:, :, None, None])
+        output: Tensor = self.body(torch.cat([z, c], 1)[:, :, None, None])
+        return output
 
 
 class Discriminator(nn.Module):
@@ -88,14 +89,15 @@ class Discriminator(nn.Module):
     def judge(self, features: Tensor, text: Tensor) -> Tensor:
         """Logits (N,) of features (N, F, 4, 4), as ``trunk`` gives them, and sentences (N, text_dim)."""
         sentence = self.text(text)[:, :, None, None].expand(-1, -1, *features.shape[2:])
-        return self.joint(torch.cat([features, sentence], 1)).flatten()
+        output: Tensor = self.joint(torch.cat([features, sentence], 1)).flatten()
+        return output
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
         return self.judge(self.trunk(images), text)
 
 
 def doublings(image_shape: Sequence[int]) -> int:
-    """n of a square image of side 4·2ⁿ.
+    """The n of a square image of side 4·2ⁿ.
 
     Raises:
         ValueError: the image has another shape.

@@ -1,4 +1,4 @@
-"""Projection heads: what stands between a representation and a contrastive loss."""
+"""Projection heads, between a representation and a contrastive loss."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from torch import nn
 
+from common.checks import one_of
 from lit_models.networks.batch_norm import GlobalBatchNorm1d
 
 
@@ -13,14 +14,13 @@ def projection_head(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2,
     """``layers`` linear layers with ReLU between them: (B, in_dim) → (B, out_dim).
 
     Args:
-        norm: batch normalization behind each layer (behind the last without a ReLU, as SimCLR's code has it), whose
-            bias it makes useless.
+        norm: batch normalization after each layer (after the last one without a ReLU, as in SimCLR's code), which makes
+            the layer's bias useless.
 
     Raises:
         ValueError: not one to three layers.
     """
-    if not 1 <= layers <= 3:
-        raise ValueError(f"head_layers={layers}: expected 1, 2 or 3")
+    one_of((1, 2, 3), head_layers=layers)
     sizes = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
     modules: list[nn.Module] = []
     for before, after in pairwise(sizes):

@@ -14,9 +14,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 def mlp(sizes: Sequence[int], activation: Activation = "relu") -> nn.Sequential:
-    """Linear layers of these sizes with the activation between them, but not behind the last."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r}: expected 'relu' or 'tanh'")
+    """Linear layers of these sizes with the activation between them, but not after the last."""
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
@@ -24,7 +22,7 @@ def mlp(sizes: Sequence[int], activation: Activation = "relu") -> nn.Sequential:
 
 
 def halvings(size: int, count: int) -> list[int]:
-    """The sizes of an image's side on its way through ``count`` convolutions of stride 2, its own first."""
+    """The side of an image before and after each of ``count`` convolutions of stride 2."""
     sizes = [size]
     for _ in range(count):
         sizes.append(-(-sizes[-1] // 2))
@@ -48,7 +46,7 @@ def conv_up_double(channels: Sequence[int]) -> nn.Sequential:
 
 
 def conv_up(channels: Sequence[int], heights: Sequence[int], widths: Sequence[int]) -> nn.Sequential:
-    """Transposed convolutions back to the sizes that :func:`halvings` gave, with ReLU between them."""
+    """Transposed convolutions back to the sizes returned by :func:`halvings`, with ReLU between them."""
     layers: list[nn.Module] = []
     for (before, after), height, width in zip(
         pairwise(channels[::-1]), heights[-2::-1], widths[-2::-1], strict=True

@@ -1,4 +1,4 @@
-"""Sentences and images in one space: two encoders that have learned which sentence belongs to which image."""
+"""Sentences and images in one space: two encoders that learn which sentence belongs to which image."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class TextEncoder(nn.Module):
     def forward(self, captions: Tensor, lengths: Tensor) -> Tensor:
         packed = pack_padded_sequence(self.embedding(captions), lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (hidden, _) = self.lstm(packed)
-        return hidden[-1]
+        output: Tensor = hidden[-1]
+        return output
 
 
 class JointEmbedding(nn.Module):
-    """A text encoder and an image encoder into one space (…, text_dim), where what belongs together is close."""
+    """A text encoder and an image encoder into one space (…, text_dim), where matching pairs are close."""
 
     trained: Tensor
 
@@ -45,12 +46,12 @@ class JointEmbedding(nn.Module):
         self.register_buffer("trained", torch.tensor(False))
 
     def matching(self, images: Tensor, sentences: Tensor, own: Tensor) -> Tensor:
-        """(N,) nats: −log of the probability that an image's own is chosen among all sentences.
+        """(N,) nats: −log of the probability of choosing an image's own sentence among all sentences.
 
         Args:
             images: (N, C, H, W) in 0..1.
             sentences: (M, text_dim), encoded.
-            own: (N,) the row of each image's own.
+            own: (N,) the row of each image's own sentence.
         """
         return F.cross_entropy(self.scores(self.image(images), sentences), own, reduction="none")
 
@@ -70,15 +71,15 @@ def fit_joint_embedding(
 ) -> None:
     """Trains it to score each sentence highest with its own image, and each image with its own sentence.
 
-    Reed et al. 2016 (eq. 2) train their text encoder so before the GAN, on the features of an image classifier. Here
-    the image encoder is learned along, from the same pairs; and their two 0–1 losses over classes are two
-    cross-entropies over the images of a batch, as in CLIP (Radford et al. 2021).
+    Reed et al. 2016 (eq. 2) also train their text encoder before the GAN, on the features of an image classifier. Here
+    the image encoder is trained too, on the same pairs; and two cross-entropies over the images of a batch, as in CLIP
+    (Radford et al. 2021), replace their two 0–1 losses over classes.
 
-    A function of the data and of the embedding's first weights alone: every rank gets the same, and the run's
-    generators are left as they are.
+    The result depends only on the data and the initial weights: every rank gets the same, and the run's generators are
+    unchanged.
 
     Args:
-        batches: of all images, whose stored pixels are uint8. In each epoch one sentence is drawn of each image.
+        batches: of all images, stored as uint8. In each epoch one sentence per image is drawn.
     """
     parts = list(batches)
     images = torch.cat([part.images for part in parts])

@@ -13,11 +13,10 @@ from lit_models.parts.sampling import draw
 
 PEN_STATES = 3
 LOG_SIGMA = (-4.0, 7.0)
-"""bounds of ln σ, for offsets in units of their own deviation. The paper has none. But lines that are exactly
-horizontal have Δy = 0, where a density has no bound: all of training would go into them, with gradients as steep as
-1/σ."""
+"""bounds of ln σ, for offsets in units of their own deviation. The paper has none. But exactly horizontal lines have
+Δy = 0, where a density has no bound: they would dominate training, with gradients as steep as 1/σ."""
 MAX_TILT = 6.0
-"""bound of artanh ρ: there 1 − ρ² is 2.5e-5"""
+"""bound of artanh ρ, where 1 − ρ² is 2.5e-5"""
 
 
 class Mixture(NamedTuple):
@@ -36,14 +35,14 @@ class Mixture(NamedTuple):
 
 
 def mixture_size(components: int) -> int:
-    """How many numbers a network gives for a :class:`Mixture`: π̂, μ (2), σ̂ (2), ρ̂ of each component, and the pen."""
+    """The number of network outputs for a :class:`Mixture`: π̂, μ (2), σ̂ (2), ρ̂ of each component, and the pen."""
     return 6 * components + PEN_STATES
 
 
 def to_mixture(outputs: Tensor) -> Mixture:
-    """A network's numbers (…, 6M + 3) as a distribution: π = softmax(π̂), σ = exp(σ̂), ρ = tanh(ρ̂), q = softmax(q̂).
+    """A network's outputs (…, 6M + 3) as a distribution: π = softmax(π̂), σ = exp(σ̂), ρ = tanh(ρ̂), q = softmax(q̂).
 
-    In single precision at least, whatever precision the network runs in.
+    It uses at least single precision, whatever precision the network runs in.
     """
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     components = (outputs.shape[-1] - PEN_STATES) // 6
@@ -77,7 +76,7 @@ def log_density(mixture: Mixture, offsets: Tensor) -> Tensor:
 def draw_move(mixture: Mixture, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """(B, 5): a move (Δx, Δy, p1, p2, p3) from each of B mixtures, at a temperature τ.
 
-    As the paper has it, π̂ and the pen's q̂ are divided by τ, and σ² is multiplied by it. At 0 it is the mean of the
+    As in the paper, π̂ and the pen's q̂ are divided by τ, and σ² is multiplied by it. At 0 the move is the mean of the
     likeliest component with the likeliest pen state.
     """
     component = draw(mixture.log_weights, temperature, generator=generator)[:, None]

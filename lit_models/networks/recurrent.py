@@ -1,13 +1,15 @@
-"""Recurrent layers: trained by PyTorch's fused kernels, opened by a step-by-step twin on the same weights."""
+"""Recurrent layers: trained with PyTorch's fused kernels, inspected by a step-by-step twin on the same weights."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from common.checks import at_least, one_of, within
 
 Cell = Literal["rnn", "lstm", "gru"]
 State = list[tuple[Tensor, ...]]
@@ -17,17 +19,17 @@ CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
 class RecurrentStack(nn.Module):
-    """Recurrent layers on top of each other: (B, T, I) → (B, T, H), with the state after the last step.
+    """Stacked recurrent layers: (B, T, I) → (B, T, H), with the state after the last step.
 
     Args:
         input_dim, hidden, layers: sizes.
         dropout: on each layer's output.
-        locked: one dropout mask for all time steps of a sequence (Gal & Ghahramani 2016) instead of one for each.
+        locked: use one dropout mask for all time steps of a sequence (Gal & Ghahramani 2016) instead of one per step.
         weight_drop: DropConnect on the recurrent matrices, one mask for all time steps (Merity et al. 2018).
         layer_norm: normalize each layer's output.
 
     Raises:
-        ValueError: an unknown cell, or a size or share that is none.
+        ValueError: an unknown cell, or a size or share out of range.
     """
 
     def __init__(
@@ -42,14 +44,9 @@ class RecurrentStack(nn.Module):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        if cell not in CELLS:
-            raise ValueError(f"cell={cell!r}: expected one of {', '.join(get_args(Cell))}")
-        for name, size in (("hidden", hidden), ("layers", layers)):
-            if size < 1:
-                raise ValueError(f"{name}={size}: expected at least 1")
-        for name, share in (("dropout", dropout), ("weight_drop", weight_drop)):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name}={share}: expected a share in [0, 1)")
+        one_of(Cell, cell=cell)
+        at_least(1, hidden=hidden, layers=layers)
+        within("[0, 1)", dropout=dropout, weight_drop=weight_drop)
         self.cell = cell
         self.dropout, self.locked, self.weight_drop = dropout, locked, weight_drop
         sizes = [input_dim] + [hidden] * (layers - 1)
@@ -65,7 +62,9 @@ class RecurrentStack(nn.Module):
             after.append(last)
         return outputs, after
 
-    def _run(self, layer: nn.Module, inputs: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple]:
+    def _run(
+        self, layer: nn.Module, inputs: Tensor, state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         given = state if state is None or self.cell == "lstm" else state[0]
         if self.training and self.weight_drop:
             dropped = {"weight_hh_l0": F.dropout(layer.get_parameter("weight_hh_l0"), self.weight_drop)}
@@ -81,7 +80,7 @@ class RecurrentStack(nn.Module):
         return outputs * F.dropout(torch.ones_like(outputs[:, :1]), self.dropout, self.training)
 
     def open(self, inputs: Tensor, state: State | None = None) -> list[dict[str, list[Tensor]]]:
-        """What :func:`unroll` gives of each layer; without dropout, as in evaluation."""
+        """The result of :func:`unroll` for each layer; without dropout, as in evaluation."""
         opened = []
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             opened.append(unroll(layer, inputs, state[i] if state else None))
@@ -90,24 +89,23 @@ class RecurrentStack(nn.Module):
 
 
 class SteppedLSTM(nn.LSTM):
-    """An LSTM of one layer with what no fused kernel has: norms inside the cell, and dropout of its candidate.
+    """An LSTM of one layer with features that no fused kernel has: norms inside the cell, and dropout of its candidate.
 
         i, f, g, o = LN(U x_t + W h_{t-1})      each gate normalized over its units (Ba, Kiros & Hinton 2016)
         c_t = f ⊙ c_{t-1} + i ⊙ dropout(g)      recurrent dropout without memory loss (Semeniuta et al. 2016)
         h_t = o ⊙ tanh LN(c_t)
 
     It is called like ``nn.LSTM(input_dim, hidden, batch_first=True)``. Without norms it has the same parameters, and
-    computes the same where nothing is dropped. U x_t is one product for all steps; the rest is a loop over them.
+    computes the same if nothing is dropped. U x_t is one product for all steps; the rest is a loop over them.
 
     Args:
-        layer_norm: the norms, whose own biases take the place of the LSTM's.
-        recurrent_dropout: share of the candidates that is dropped in training, another one in each step.
+        layer_norm: use the norms, whose own biases replace the LSTM's.
+        recurrent_dropout: share of the candidates that is dropped in training, drawn anew in each step.
     """
 
     def __init__(self, input_dim: int, hidden: int, layer_norm: bool = False, recurrent_dropout: float = 0.0) -> None:
         super().__init__(input_dim, hidden, batch_first=True, bias=not layer_norm)
-        if not 0 <= recurrent_dropout < 1:
-            raise ValueError(f"recurrent_dropout={recurrent_dropout}: expected a share in [0, 1)")
+        within("[0, 1)", recurrent_dropout=recurrent_dropout)
         self.recurrent_dropout = recurrent_dropout
         self.gate_scale = nn.Parameter(torch.ones(4 * hidden)) if layer_norm else None
         self.gate_bias = nn.Parameter(torch.zeros(4 * hidden)) if layer_norm else None
@@ -136,16 +134,16 @@ class SteppedLSTM(nn.LSTM):
 
 
 def unroll(layer: nn.Module, inputs: Tensor, state: tuple[Tensor, ...] | None = None) -> dict[str, list[Tensor]]:
-    """A layer's computation written out, one step at a time, on the layer's own weights.
+    """A layer's computation, written out one step at a time on the layer's own weights.
 
     Args:
         layer: ``nn.RNN`` (tanh), ``nn.LSTM`` or ``nn.GRU`` of one layer and direction.
         inputs: (B, T, I).
-        state: (h,) or (h, c), each (1, B, H); zeros when left out.
+        state: (h,) or (h, c), each (1, B, H); zeros if left out.
 
     Returns:
-        lists over the time steps of (B, H): the state ``h``; of an LSTM also the gates ``i``, ``f``, ``o``, the
-        candidate ``g`` and the cell state ``c``; of a GRU the gates ``r`` and ``z`` and the candidate ``n``.
+        lists of (B, H) over the time steps: the state ``h``; for an LSTM also the gates ``i``, ``f``, ``o``, the
+        candidate ``g`` and the cell state ``c``; for a GRU the gates ``r`` and ``z`` and the candidate ``n``.
     """
     weights: dict[str, Tensor] = dict(layer.named_parameters())
     recurrent, recurrent_bias = weights["weight_hh_l0"], weights["bias_hh_l0"]
@@ -177,7 +175,7 @@ def unroll(layer: nn.Module, inputs: Tensor, state: tuple[Tensor, ...] | None = 
 
 
 def cell_jacobian_terms(layer: nn.LSTM, steps: dict[str, list[Tensor]], t: int) -> dict[str, Tensor]:
-    """The four terms of ∂C_t/∂C_{t-1} of an LSTM, each (B, H, H), whose sum it is.
+    """The four terms that sum to ∂C_t/∂C_{t-1} of an LSTM, each (B, H, H).
 
     C_t = f_t ⊙ C_{t-1} + i_t ⊙ g_t depends on C_{t-1} directly, and through h_{t-1} = o_{t-1} ⊙ tanh C_{t-1}, which
     each of f_t, i_t and g_t reads. With D = diag(o_{t-1} ⊙ (1 − tanh² C_{t-1})) and U the recurrent matrices:

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.checks import one_of
 from common.distributed import rows_of_this_rank
+
+Upsample = Literal["bilinear", "nearest"]
 
 
 class SkipNetwork(nn.Module):
@@ -21,19 +24,19 @@ class SkipNetwork(nn.Module):
         skip: conv 1×1, norm, LeakyReLU, beside all that lies below
         up:   [skip, what comes from below × 2], norm, conv, norm, LeakyReLU, conv 1×1, norm, LeakyReLU
 
-    with reflection padding, and a 1×1 convolution and a sigmoid at the end. Where a side is odd, what comes back is
-    cropped to it, so images of any size keep theirs. Network i is initialized, trained and normalized as if it were
-    alone; a rank of several runs only those of its images.
+    with reflection padding, and a 1×1 convolution and a sigmoid at the end. If a side is odd, the upsampled map is
+    cropped to it, so images of any size keep their size. Network i is initialized, trained and normalized as if it were
+    alone; each of several ranks runs only the networks of its images.
 
     Args:
         num_images: N.
         in_channels, out_channels: of an image's input and output.
-        down, up, skip: channels of each level, from the finest; a skip of 0 is none.
+        down, up, skip: channels of each level, starting with the finest; a skip of 0 means none.
         kernel_down, kernel_up: sides of the kernels.
         upsample: ``bilinear`` or ``nearest``.
 
     Raises:
-        ValueError: levels that do not go together; an argument out of range.
+        ValueError: the levels do not match; an argument is out of range.
     """
 
     def __init__(
@@ -46,22 +49,23 @@ class SkipNetwork(nn.Module):
         skip: Sequence[int],
         kernel_down: int = 3,
         kernel_up: int = 3,
-        upsample: Literal["bilinear", "nearest"] = "bilinear",
+        upsample: Upsample = "bilinear",
     ) -> None:
         super().__init__()
         if not down or not len(down) == len(up) == len(skip):
             raise ValueError(
-                f"down={list(down)}, up={list(up)}, skip={list(skip)}: expected as many numbers in each, at least one"
+                f"down={list(down)}, up={list(up)}, skip={list(skip)}: expected the same number of levels in each, at "
+                "least one"
             )
         if min(*down, *up) < 1 or min(skip) < 0:
             raise ValueError(
-                f"down={list(down)}, up={list(up)}, skip={list(skip)}: expected channels, a skip 0 or more"
+                f"down={list(down)}, up={list(up)}, skip={list(skip)}: expected at least 1 channel in down and up, "
+                "and at least 0 in skip"
             )
         for name, value in (("kernel_down", kernel_down), ("kernel_up", kernel_up)):
             if value < 1 or value % 2 == 0:
                 raise ValueError(f"{name}={value}: expected an odd number")
-        if upsample not in ("bilinear", "nearest"):
-            raise ValueError(f"upsample={upsample!r}: expected 'bilinear' or 'nearest'")
+        one_of(Upsample, upsample=upsample)
         n = num_images
         widths = [in_channels, *down]
         below = [*up[1:], down[-1]]  # channels that each level gets from the one below it
@@ -73,15 +77,20 @@ class SkipNetwork(nn.Module):
         self.padding = max(kernel_down, kernel_up) // 2
 
     def least_side(self) -> int:
-        """The fewest pixels of a side: the coarsest map needs two numbers a channel to be normalized, and its padding
-        reflects more pixels than it adds."""
+        """The smallest side in pixels.
+
+        Normalizing the coarsest map needs two values per channel, and its reflection padding needs more pixels than it
+        adds.
+        """
         side = 1 + max(1, self.padding)  # of the coarsest map
-        return (side - 1) * 2 ** len(self.levels) + 1
+        size: int = (side - 1) * 2 ** len(self.levels) + 1
+        return size
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H, W) in 0..1, for this rank's B of the N images."""
         logits = self.output(self._level(0, z))
-        return logits.to(z.dtype).sigmoid()  # of bfloat16 a pixel would be one of few values
+        output: Tensor = logits.to(z.dtype).sigmoid()  # of bfloat16 a pixel would be one of few values
+        return output
 
     def _level(self, i: int, x: Tensor) -> Tensor:
         level: Level = self.levels[i]  # type: ignore[assignment]
@@ -91,7 +100,8 @@ class SkipNetwork(nn.Module):
         options = {"align_corners": False} if self.upsample == "bilinear" else {}
         deeper = F.interpolate(deeper, scale_factor=2, mode=self.upsample, **options)
         deeper = deeper[..., : x.shape[2], : x.shape[3]]
-        return level.up(deeper if level.skip is None else torch.cat([level.skip(x), deeper], 1))
+        output: Tensor = level.up(deeper if level.skip is None else torch.cat([level.skip(x), deeper], 1))
+        return output
 
 
 class Level(nn.Module):
@@ -109,7 +119,7 @@ def block(n: int, in_channels: int, out_channels: int, kernel: int, stride: int 
 
 
 class Conv(nn.Conv2d):
-    """A convolution (B, C, H, W) → (B, C′, H′, W′) with weights of its own for each of N images."""
+    """A convolution (B, C, H, W) → (B, C′, H′, W′) with separate weights for each of N images."""
 
     def __init__(self, n: int, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__(n * in_channels, n * out_channels, kernel, stride, groups=n)
@@ -125,10 +135,10 @@ class Conv(nn.Conv2d):
 
 
 class Norm(nn.Module):
-    """Batch norm of one image: by the mean and the variance of its own channels, also when it is evaluated.
+    """Batch norm of one image: by the mean and the variance of its own channels, even in evaluation.
 
-    So there are no running averages, which a network that is fitted to one image would only lag behind, and which
-    taking a step back would have to restore.
+    So there are no running averages, which would only lag behind in a network fitted to one image, and which a step
+    back would have to restore.
     """
 
     def __init__(self, n: int, channels: int) -> None:
@@ -144,6 +154,6 @@ class Norm(nn.Module):
 
 
 def of_this_rank(parameter: Tensor | None, n: int) -> Tensor:
-    """Of a parameter (N · K, …) the part of this rank's images; all of it, and the same, where there is one rank."""
+    """The part of a parameter (N · K, …) for this rank's images; the parameter itself if there is one rank."""
     assert parameter is not None
     return rows_of_this_rank(parameter.unflatten(0, (n, -1))).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Beam search: the sentences that a step-by-step model finds likeliest, several kept at a time."""
+"""Beam search: finds the likeliest sentences of a step-by-step model, keeping several at a time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.checks import at_least
+
 State = tuple[Tensor, ...]
-"""what a model carries from step to step, each with a row a sentence"""
+"""what a model carries from step to step, with one row per sentence"""
 
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 """the last token (R,) and the state of R sentences → log p of each next token (R, V), and the new state"""
@@ -19,11 +21,11 @@ class Beams(NamedTuple):
     """The best sentences of each of B rows, the best first."""
 
     tokens: Tensor
-    """(B, n, T) the words, ``end`` behind the last of them"""
+    """(B, n, T) the words, with ``end`` after the last"""
     lengths: Tensor
-    """(B, n) words in each"""
+    """(B, n) number of words in each"""
     scores: Tensor
-    """(B, n) log p / steps^length_penalty; −∞ where there is no other sentence"""
+    """(B, n) log p / steps^length_penalty; −∞ if there is no further sentence"""
 
 
 @torch.no_grad()
@@ -38,30 +40,26 @@ def beam_search(
 ) -> Beams:
     """The ``count`` best sentences that a beam of ``beam_size`` finds for each row of ``state``.
 
-    A sentence of T words has taken T + 1 steps when it ends by itself, and T = ``longest`` steps when the limit cuts it
-    off. Both kinds are compared, by log p / steps^length_penalty: so there is always an answer, also of a model that
-    never draws ``end``. In each step every sentence of the beam is also tried with its end, so that what was likely
-    enough to be kept is never lost for being finished.
+    A sentence of T words takes T + 1 steps if it ends by itself, and T = ``longest`` steps if the limit cuts it off.
+    Both kinds are compared by log p / steps^length_penalty, so there is always an answer, even from a model that never
+    draws ``end``. In each step, every sentence of the beam is also tried with its end, so that a sentence likely enough
+    to be kept is never lost because it is finished.
 
-    A row's result does not depend on the other rows. The search stops when no row's can get better: log p only falls,
-    and no sentence takes more than ``longest`` steps.
+    A row's result does not depend on the other rows. The search stops when no row can improve: log p only falls, and no
+    sentence takes more than ``longest`` steps.
 
     Args:
         step: see :data:`Step`; a token that must not occur has log p = −∞.
-        state: of B sentences that have not begun; ``end`` is the token before their first word.
-        length_penalty: 0 compares log p itself, which favors short sentences; 1 its mean a step.
+        state: of B sentences that have not started; ``end`` is the token before their first word.
+        length_penalty: 0 compares log p itself, which favors short sentences; 1 compares its mean per step.
 
     Raises:
-        ValueError: a number is out of range; more sentences are wanted than the beam has.
+        ValueError: a number is out of range; more sentences are requested than the beam has.
     """
-    if beam_size < 1:
-        raise ValueError(f"beam_size={beam_size}: expected at least 1")
+    at_least(1, beam_size=beam_size, longest=longest)
+    at_least(0, length_penalty=length_penalty)
     if not 1 <= count <= beam_size:
         raise ValueError(f"n={count}: expected 1 to beam_size={beam_size}")
-    if longest < 1:
-        raise ValueError(f"longest={longest}: expected at least 1")
-    if not length_penalty >= 0:
-        raise ValueError(f"length_penalty={length_penalty}: expected 0 or more")
     batch, device = len(state[0]), state[0].device
     state = tuple(s.repeat_interleave(beam_size, 0) for s in state)
     row = torch.arange(batch, device=device)[:, None]

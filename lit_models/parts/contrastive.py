@@ -1,4 +1,4 @@
-"""What contrastive losses share: the cross-entropy of positives among candidates, and how well they are told apart."""
+"""Shared by contrastive losses: the cross-entropy of positives among candidates, and how well they are separated."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torchmetrics import MeanMetric
 from common.distributed import mean_over_ranks
 
 COLLAPSED = 0.05
-"""spread of the projections below which they are taken for one point"""
+"""spread of the projections below which they count as one point"""
 
 
 def unit(z: Tensor) -> Tensor:
-    """Vectors (…, D) of length 1, in single precision at least: exp(sim/τ) needs its digits."""
+    """Vectors (…, D) of length 1, in at least single precision, which exp(sim/τ) needs."""
     return F.normalize(z.to(torch.promote_types(z.dtype, torch.float)), dim=-1)
 
 
@@ -24,7 +24,7 @@ def cross_entropy_of_positives(logits: Tensor, positives: Tensor) -> Tensor:
     """The mean over anchors and their positives of −log softmax(logits)[positive].
 
     Args:
-        logits: (A, C) of A anchors and C candidates; −inf for one that is none.
+        logits: (A, C) of A anchors and C candidates; −inf excludes a candidate.
         positives: (A, P) columns.
     """
     if positives.shape[1] == 1:
@@ -34,8 +34,11 @@ def cross_entropy_of_positives(logits: Tensor, positives: Tensor) -> Tensor:
 
 @torch.no_grad()
 def similarities(logits: Tensor, positives: Tensor, temperature: float) -> dict[str, Tensor]:
-    """What the logits say, as means over the anchors: the cosine of the positives and of the hardest negative, and the
-    share of anchors to which a positive is the most similar of all candidates."""
+    """How well anchors find their positives, as means over the anchors.
+
+    The cosine of the positives and of the hardest negative, and the share of anchors whose most similar candidate is a
+    positive.
+    """
     values, columns = logits.topk(min(positives.shape[1] + 1, logits.shape[1]), dim=1)  # one of them is no positive
     is_positive = (columns[:, :, None] == positives[:, None]).any(2)
     hardest = values.masked_fill(is_positive, -torch.inf).amax(1)
@@ -50,10 +53,11 @@ def similarities(logits: Tensor, positives: Tensor, temperature: float) -> dict[
 def spread(z: Tensor) -> Tensor:
     """√D times the mean deviation of the dimensions of unit vectors (N, D): 1 on a sphere, 0 in a point.
 
-    Of the vectors of all ranks together.
+    It covers the vectors of all ranks together.
     """
     centered = z - mean_over_ranks(z.mean(0))
-    return mean_over_ranks(centered.square().mean(0)).sqrt().mean() * z.shape[1] ** 0.5
+    output: Tensor = mean_over_ranks(centered.square().mean(0)).sqrt().mean() * z.shape[1] ** 0.5
+    return output
 
 
 class ContrastiveScores(torch.nn.ModuleDict):

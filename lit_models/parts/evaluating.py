@@ -1,4 +1,4 @@
-"""Using a model in evaluation mode, whatever mode it is in."""
+"""Using a model in evaluation mode, whatever its current mode."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from common.modes import modes_kept
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and the mode from before afterwards (also when something goes wrong)."""
-    was_training = module.training
-    module.eval()
-    try:
+    """Evaluation mode inside; afterwards each part has the mode from before, also when something goes wrong."""
+    with modes_kept(module):
+        module.eval()
         yield
-    finally:
-        module.train(was_training)

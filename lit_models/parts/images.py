@@ -1,4 +1,4 @@
-"""A picture from anywhere as the tensor that a trained model expects."""
+"""Converts an image of any kind to the tensor that a trained model expects."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def to_image_batch(image: Any, shape: Sequence[int], device: torch.device | str 
         image: a PIL image of any mode; an array (H, W) or (H, W, C); or a tensor (H, W), (C, H, W) or (1, C, H, W).
             Integers count 0..255 and floats 0..1. One channel is repeated to three, three are averaged to one by
             luminance, and an alpha channel is laid over white.
-        shape: the (C, H, W) wanted, with C 1 or 3; other sizes are resized with antialiasing.
+        shape: the required (C, H, W), with C 1 or 3; other sizes are resized with antialiasing.
 
     Raises:
-        TypeError: not an image. ValueError: not a shape or range of an image, or not finite.
+        TypeError: it is not an image. ValueError: its shape or range is not that of an image, or it is not finite.
     """
     if isinstance(image, Tensor):
         tensor = image[0] if image.dim() == 4 and len(image) == 1 else image
@@ -50,7 +50,7 @@ def to_image_batch(image: Any, shape: Sequence[int], device: torch.device | str 
     else:
         tensor = tensor.float() / (1 if tensor.dtype == torch.bool else 255)
         if float(tensor.min()) < 0 or float(tensor.max()) > 1:
-            raise ValueError("image of integers outside of 0..255: expected 0..255 (or floats in 0..1)")
+            raise ValueError("image with integers outside 0..255: expected 0..255 (or floats in 0..1)")
     if tensor.shape[0] == 4:
         alpha = tensor[3:]
         tensor = tensor[:3] * alpha + (1 - alpha)

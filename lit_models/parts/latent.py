@@ -1,9 +1,11 @@
-"""Gaussian codes: their KL from the prior, and paths between them."""
+"""Gaussian codes: their KL divergence from the prior, and paths between them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from common.checks import at_least
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
@@ -12,17 +14,17 @@ def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """(steps, D): from code ``a`` (D,) to ``b`` along the great circle, both included, the length changing evenly.
+    """(steps, D): from code ``a`` (D,) to ``b`` along the great circle, including both, with evenly changing length.
 
-    A straight line between two draws from a unit Gaussian leads through codes that are shorter than any draw; this does
-    not (Shoemake 1985; White 2016).
+    A straight line between two draws from a unit Gaussian passes through codes that are shorter than typical draws;
+    this path does not (Shoemake 1985; White 2016).
     """
-    if steps < 2:
-        raise ValueError(f"steps={steps}: expected at least 2, both ends")
+    at_least(2, steps=steps)
     t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device)[:, None]
     length_a, length_b = a.norm().clamp_min(1e-12), b.norm().clamp_min(1e-12)
     angle = torch.arccos((a / length_a @ (b / length_b)).clamp(-1, 1))
     if angle.sin() < 1e-4:  # the same direction, or opposite ones, between which there is no shortest way
         return torch.lerp(a, b, t)
     direction = (((1 - t) * angle).sin() * a / length_a + (t * angle).sin() * b / length_b) / angle.sin()
-    return direction * torch.lerp(length_a, length_b, t)
+    output: Tensor = direction * torch.lerp(length_a, length_b, t)
+    return output

@@ -14,21 +14,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from common.checks import at_least, within
+
 
 class WarmupCosine(LRScheduler):
-    """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017), one step an optimizer step.
+    """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017), updated at every optimizer step.
 
     At step t = 0, 1, … of T, with W = ⌈warmup·T⌉: lr = base·(t + 1)/(W + 1) while t < W, then
     base·½(1 + cos(π (t − W)/(T − W))).
 
     Args:
-        warmup: share of the training that warms up, in [0, 1).
-        total_steps: T; left out, it is the length of the Trainer's run.
+        warmup: share of the training used for warm-up, in [0, 1).
+        total_steps: T; by default the length of the Trainer's run.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.0, total_steps: int | None = None) -> None:
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup={warmup}: expected a share of the training in [0, 1)")
+        within("[0, 1)", warmup=warmup)
         self.warmup = warmup
         self.total_steps = total_steps
         super().__init__(optimizer)
@@ -39,14 +40,14 @@ class WarmupCosine(LRScheduler):
         return state
 
     def set_total_steps(self, total_steps: int) -> None:
-        """Say how long the training is, unless the constructor was told."""
+        """Sets the length of the training, unless it was given to the constructor."""
         if self.total_steps is None:
             self.total_steps = total_steps
             for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
                 group["lr"] = lr
 
     def factor(self, step: int) -> float:
-        """What the base learning rate is multiplied by at ``step``."""
+        """The factor of the base learning rate at ``step``."""
         total = 1 if self.total_steps is None else self.total_steps
         warm = math.ceil(self.warmup * total)
         if step < warm:
@@ -58,33 +59,30 @@ class WarmupCosine(LRScheduler):
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017), for large batches, as SimCLR's code has it.
+    """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017), for large batches, as in SimCLR's code.
 
     For a weight matrix or kernel w with gradient g, all norms Euclidean:
 
         d = g + weight_decay · w        v ← momentum · v + lr · trust · ‖w‖ / ‖d‖ · d        w ← w − v
 
     where the ratio is 1 if either norm is 0. (You et al. divide by ‖g‖ + weight_decay · ‖w‖.) Biases and the weights of
-    norms, that is tensors of one dimension or none, are neither scaled nor decayed: v ← momentum · v + lr · g. By
-    shape, not by name: names differ between networks.
+    norms, that is, tensors with at most one dimension, are neither scaled nor decayed: v ← momentum · v + lr · g. They
+    are recognized by shape, not by name, since names differ between networks.
 
-    All tensors are stepped at once, and no norm is read by the host.
+    All tensors are updated at once, and the host reads no norm.
 
     Args:
         trust: the coefficient η, 0.001 as in SimCLR's code.
 
     Raises:
-        ValueError: an argument is negative, or momentum 1 or more.
+        ValueError: an argument is negative, or momentum is 1 or more.
     """
 
     def __init__(
         self, params: Any, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 1e-6, trust: float = 1e-3
     ) -> None:
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("trust", trust)):
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: expected 0 or more and less than 1")
+        at_least(0, lr=lr, weight_decay=weight_decay, trust=trust)
+        within("[0, 1)", momentum=momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
     @torch.no_grad()
@@ -123,14 +121,14 @@ def norms(tensors: list[Tensor]) -> Tensor:
 
 
 class DecayAfter(LambdaLR):
-    """Multiplies the learning rate by ``factor`` an epoch from epoch ``after`` on, counted from 0: char-rnn's."""
+    """Multiplies the learning rate by ``factor`` each epoch from epoch ``after`` on, counted from 0, as char-rnn."""
 
     def __init__(self, optimizer: Optimizer, after: int = 10, factor: float = 0.97) -> None:
         super().__init__(optimizer, lambda epoch: factor ** max(0, epoch + 1 - after))
 
 
 class DecayToFloor(LRScheduler):
-    """Exponential decay to a floor, one step an optimizer step: sketch-RNN's.
+    """sketch-RNN's schedule: exponential decay to a floor, updated at every optimizer step.
 
     At step t = 0, 1, …: lr = (base − floor)·decay^t + floor.
 
@@ -139,10 +137,8 @@ class DecayToFloor(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, decay: float = 0.9999, floor: float = 1e-5) -> None:
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay={decay}: expected a factor in (0, 1]")
-        if not floor >= 0:
-            raise ValueError(f"floor={floor}: expected 0 or more")
+        within("(0, 1]", decay=decay)
+        at_least(0, floor=floor)
         self.decay, self.floor = decay, floor
         super().__init__(optimizer)
 
@@ -158,16 +154,16 @@ def configure_optimizers(
     parts: Sequence[nn.Module] | None = None,
     accumulate: int = 1,
 ) -> OptimizerLRSchedulerConfig | OptimizerConfig:
-    """One optimizer with its schedule, as a technique returns it from ``configure_optimizers``, alone or among others.
+    """One optimizer with its schedule, for a technique to return from ``configure_optimizers``, alone or among others.
 
     Only parameters that require a gradient are optimized. :class:`WarmupCosine` and :class:`DecayToFloor` go by steps,
-    every other schedule by epochs, as torch documents them.
+    all other schedules by epochs, as torch documents them.
 
     Args:
-        decay_vectors: whether biases and the weights of norms, that is parameters of one dimension or none, have the
-            optimizer's weight decay; else they have none.
-        parts: the networks that are optimized, where it is not the whole module.
-        accumulate: batches that make a step, where the module counts them itself and the Trainer does not.
+        decay_vectors: whether the optimizer's weight decay applies to biases and the weights of norms, that is, to
+            parameters with at most one dimension.
+        parts: the networks to optimize, if not the whole module.
+        accumulate: number of batches per step, if the module counts them itself instead of the Trainer.
     """
     trained = [p for part in parts or [module] for p in part.parameters() if p.requires_grad]
     if decay_vectors:
@@ -181,7 +177,7 @@ def configure_optimizers(
     if isinstance(schedule, WarmupCosine):
         steps = module.trainer.estimated_stepping_batches
         if steps == math.inf:
-            raise ValueError("scheduler WarmupCosine: expected trainer.max_epochs or trainer.max_steps, its length")
+            raise ValueError("scheduler WarmupCosine: needs trainer.max_epochs or trainer.max_steps as its length")
         if accumulate > 1:  # the Trainer takes each batch for a step
             trainer = module.trainer
             epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else math.inf

@@ -1,4 +1,4 @@
-"""Where mixed precision would cost what a technique needs."""
+"""Full precision where mixed precision would cost accuracy that a technique needs."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def full_precision(values: Tensor) -> torch.autocast:
-    """No autocast inside, on the device of ``values``: their products keep their digits."""
+    """Turns autocast off on the device of ``values``, so that products keep their precision."""
     return torch.autocast(values.device.type, enabled=False)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from common.checks import at_least, within
+
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raises a ValueError for a temperature below 0, a ``top_k`` below 1, or a ``top_p`` outside (0, 1]."""
-    if not temperature >= 0:
-        raise ValueError(f"temperature={temperature}: expected 0 (the likeliest symbol) or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k}: expected at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: expected a share in (0, 1]")
+    at_least(0, "which takes the likeliest symbol", temperature=temperature)
+    at_least(1, top_k=top_k)
+    within("(0, 1]", top_p=top_p)
 
 
 def draw(
@@ -23,12 +22,12 @@ def draw(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """(B, V) → (B,): one symbol a row, from softmax(logits / temperature) cut to its likeliest symbols.
+    """(B, V) → (B,): one symbol per row, from softmax(logits / temperature) restricted to the likeliest symbols.
 
     Args:
         temperature: 0 takes the likeliest symbol.
-        top_k: only the k likeliest.
-        top_p: only the fewest likeliest that together reach this probability (Holtzman et al. 2020).
+        top_k: use only the k likeliest.
+        top_p: use only the fewest likeliest symbols that together reach this probability (Holtzman et al. 2020).
     """
     if temperature == 0:
         return logits.argmax(1)
@@ -39,7 +38,7 @@ def draw(
 
 
 def cut(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Logits (B, V) divided by a temperature above 0, those of symbols that :func:`draw` leaves out being −∞."""
+    """Logits (B, V) divided by a temperature above 0; −∞ for symbols that :func:`draw` leaves out."""
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[1]:
         kept = logits.topk(top_k, 1)

@@ -1,4 +1,4 @@
-"""How often a decoder reads the true last element while it trains, and how often its own: Bengio et al. 2015."""
+"""How often a decoder reads the true last element in training instead of its own: Bengio et al. 2015."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ class Sketch:
     """A drawing: N points, each an offset from the one before it, and whether the pen is lifted after it.
 
     Args:
-        points: (N, 3) array or tensor: Δx, Δy in the data's own units (y grows downward, as in SVG) and 1 where the
-            pen is lifted after the point, else 0. The first offset leads to where the drawing begins.
+        points: (N, 3) array or tensor: Δx, Δy in the data's own units (y grows downward, as in SVG) and 1 if the pen is
+            lifted after the point, else 0. The first offset leads to the start of the drawing.
 
     Raises:
-        ValueError: another shape, a number that is not finite, or a pen state that is neither 0 nor 1.
+        ValueError: a wrong shape, a non-finite number, or a pen state other than 0 and 1.
     """
 
     def __init__(self, points: object) -> None:
@@ -40,18 +40,18 @@ class Sketch:
         return f"Sketch({len(self)} points)"
 
     def _repr_svg_(self) -> str:
-        """What a notebook shows."""
+        """The drawing as shown in notebooks."""
         return self.to_svg()
 
     @classmethod
     def from_rows(cls, rows: Tensor, scale_factor: float) -> Sketch:
-        """Of rows (T, 5) of a :class:`~datamodules.sketches.SketchBatch`, as far as their first end row, if any."""
+        """A sketch from rows (T, 5) of a :class:`~datamodules.sketches.SketchBatch`, up to the first end row."""
         ends = rows[:, 4].nonzero()
         rows = rows[: int(ends[0])] if len(ends) else rows
         return cls(torch.cat([rows[:, :2] * scale_factor, rows[:, 3:4]], 1))
 
     def to_rows(self, scale_factor: float) -> Tensor:
-        """(N + 1, 5) as in a :class:`~datamodules.sketches.SketchBatch`, the end row included."""
+        """(N + 1, 5) as in a :class:`~datamodules.sketches.SketchBatch`, including the end row."""
         points = torch.from_numpy(self.points)
         lifted = points[:, 2:]
         rows = torch.cat([points[:, :2] / scale_factor, 1 - lifted, lifted, torch.zeros_like(lifted)], 1)
@@ -64,7 +64,7 @@ class Sketch:
         return [line for line in np.split(positions, lifted) if len(line)]
 
     def to_svg(self, path: str | Path | None = None, size: int = 128) -> str:
-        """The drawing as an SVG text of ``size`` pixels, also written to ``path`` if there is one."""
+        """The drawing as an SVG text of ``size`` pixels, also written to ``path`` if given."""
         lines = self.polylines()
         every = np.concatenate(lines) if lines else np.zeros((1, 2), np.float32)
         low, high = every.min(0), every.max(0)
@@ -92,7 +92,7 @@ def to_strokes(sketches: Sequence[Sketch], scale_factor: float) -> tuple[Tensor,
     """Sketches as the ``strokes`` (B, T, 5) and ``lengths`` (B,) of a batch, padded with end rows.
 
     Raises:
-        ValueError: there is none, one is without a point, or something else is among them.
+        ValueError: there are no sketches, one has no points, or something is not a sketch.
     """
     if not isinstance(sketches, Sequence):
         raise ValueError(f"sketches of type {type(sketches).__name__}: expected a Sketch, or a list of them")
@@ -101,7 +101,7 @@ def to_strokes(sketches: Sequence[Sketch], scale_factor: float) -> tuple[Tensor,
             raise ValueError(f"a sketch of type {type(sketch).__name__}: expected Sketch(points), points (N, 3)")
     lengths = torch.tensor([len(sketch) for sketch in sketches])
     if not len(lengths) or lengths.min() == 0:
-        raise ValueError(f"sketches of {lengths.tolist()} points: expected at least one, each of at least one point")
+        raise ValueError(f"sketches of {lengths.tolist()} points: expected some sketches, each with some points")
     strokes = torch.tensor(END).repeat(len(lengths), int(lengths.max()) + 1, 1)
     for row, sketch in zip(strokes, sketches, strict=True):
         row[: len(sketch) + 1] = sketch.to_rows(scale_factor)

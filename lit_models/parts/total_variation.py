@@ -1,4 +1,4 @@
-"""Total variation: the prior that a network takes the place of."""
+"""Total variation: the prior that the network replaces."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 Map = Callable[[Tensor], Tensor]
 
 RADII = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
-"""how far from noisy measurements an image may be, over the noise's length: the choices of :func:`tv_restore_noisy`"""
+"""distances of an image from noisy measurements, relative to the noise: the choices of :func:`tv_restore_noisy`"""
 
 
 def gradient(x: Tensor) -> Tensor:
-    """(B, C, H, W) → (2, B, C, H, W): differences to the pixel below and to the one at the right, 0 at the border."""
+    """(B, C, H, W) → (2, B, C, H, W): differences to the pixel below and to the right, 0 at the border."""
     return torch.stack([F.pad(x.diff(dim=2), (0, 0, 0, 1)), F.pad(x.diff(dim=3), (0, 1))])
 
 
@@ -34,7 +34,7 @@ def total_variation(x: Tensor, epsilon: float = 1e-8) -> Tensor:
 
 
 def operator_norm(measure: Map, adjoint: Map, like: Tensor, steps: int = 30) -> Tensor:
-    """(B,): an upper estimate of ‖A‖² of each image's A, by the power method from an image of noise."""
+    """(B,): an upper estimate of ‖A‖² for each image's A, by the power method, starting from noise."""
     x = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
     norm = x.new_ones(len(x))
     for _ in range(steps):
@@ -50,14 +50,14 @@ def tv_restore(degraded: Tensor, measure: Map, adjoint: Map, radius: Tensor, sta
 
         min TV(x)   subject to   ‖A x − y‖ ≤ r   and   0 ≤ x ≤ 1
 
-    Without noise r is 0, and the measurements are met exactly; with noise :func:`tv_restore_noisy` chooses it. Solved
-    by the primal-dual method of Chambolle & Pock (2011), algorithm 1 with θ = 1.
+    Without noise r is 0, and the measurements are met exactly; with noise :func:`tv_restore_noisy` chooses r. It is
+    solved by the primal-dual method of Chambolle & Pock (2011), algorithm 1 with θ = 1.
 
     Args:
         degraded: y (B, C, h, w), 0 where there is no measurement.
-        measure, adjoint: A, with the mask in it, and Aᵀ.
+        measure, adjoint: A, including the mask, and Aᵀ.
         radius: r (B,).
-        start: (B, C, H, W), where the iteration starts.
+        start: (B, C, H, W), the start of the iteration.
     """
     radius = radius.view(-1, 1, 1, 1)
     norm = operator_norm(measure, adjoint, start).clamp_min(1e-12).view(-1, 1, 1, 1)
@@ -81,24 +81,24 @@ def tv_restore(degraded: Tensor, measure: Map, adjoint: Map, radius: Tensor, sta
 def tv_restore_noisy(
     degraded: Tensor, mask: Tensor, measure: Map, adjoint: Map, noise: Tensor, start: Tensor, steps: int = 300
 ) -> Tensor:
-    """:func:`tv_restore` at the radius of least estimated risk, which knows the noise's deviation but no truth.
+    """:func:`tv_restore` at the radius of least estimated risk, which uses the noise deviation but not the truth.
 
-    The discrepancy principle (Morozov 1966), r = σ √m, says that the residual of m measurements is to be as long as the
-    noise. It smooths too much, since the residual of the best image is shorter: that image has fitted some of the noise
-    as well. Stein's unbiased estimate (1981) of what ‖A x − A x_true‖² would be accounts for it, with the divergence
-    from one more solution for measurements that are moved along a random b (Ramani, Blu & Unser 2008):
+    The discrepancy principle (Morozov 1966), r = σ √m, says that the residual of m measurements should be as long as
+    the noise. It smooths too much, since the residual of the best image is shorter: that image has fitted some of the
+    noise as well. Stein's unbiased estimate (1981) of ‖A x − A x_true‖² accounts for this, with the divergence from one
+    more solution for measurements moved along a random b (Ramani, Blu & Unser 2008):
 
         SURE(r) = ‖A x_r(y) − y‖² − m σ² + 2 σ² bᵀ (A x_r(y + ε b) − A x_r(y)) / ε        b ~ N(0, 1)
 
-    The least of it is taken among :data:`RADII` of the principle's, which include the principle's own. Stein's estimate
-    assumes Gaussian noise; of values that were clipped to 0..1, σ is to be what is left of it.
+    The minimum is taken over :data:`RADII` times the principle's radius, which include that radius itself. Stein's
+    estimate assumes Gaussian noise; for values clipped to 0..1, σ should be the deviation that remains after clipping.
 
     Args:
         degraded: y (B, C, h, w), 0 where there is no measurement.
-        mask: (B, 1, h, w), 1 where there is one; (B, 1, 1, 1) where there is one everywhere.
-        measure, adjoint: A, with the mask in it, and Aᵀ.
+        mask: (B, 1, h, w), 1 where there is a measurement; (B, 1, 1, 1) if there is one everywhere.
+        measure, adjoint: A, including the mask, and Aᵀ.
         noise: σ (B,), in units of the brightness 0..1.
-        start: (B, C, H, W), where the iteration starts.
+        start: (B, C, H, W), the start of the iteration.
     """
     known = mask.expand_as(degraded).flatten(1).sum(1)
     length = noise * known.sqrt()

@@ -1,8 +1,8 @@
-"""How good captions are, and in which of the known ways they are poor: one metric, exact over any number of ranks.
+"""The quality of captions and their known weaknesses: one metric, exact over any number of ranks.
 
-The tokenization is :func:`common.vocabulary.tokenize`'s, for what is said and for the references alike: lower-case
-words and punctuation marks. Other evaluations leave punctuation out (PTB tokenizer), and CIDEr's paper stems words,
-which is not done here. So figures are comparable within this project, and near to, but not equal to, those of papers.
+Captions and references alike are tokenized by :func:`common.vocabulary.tokenize`: lower-case words and punctuation
+marks. Other evaluations leave punctuation out (PTB tokenizer), and CIDEr's paper stems words, which is not done here.
+So results are comparable within this project, and close to, but not equal to, those of papers.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from torchmetrics.functional.text import bleu_score
 from torchmetrics.utilities import dim_zero_cat
 
 Words = tuple[int, ...]
-"""a sentence as the numbers of its words"""
+"""a sentence as the ids of its words"""
 
 
 def n_grams(sentence: Sequence[int], n: int) -> Counter[Words]:
-    """How often each run of ``n`` words occurs."""
+    """The count of each sequence of ``n`` words."""
     return Counter(tuple(sentence[i : i + n]) for i in range(len(sentence) - n + 1))
 
 
 def cider_d(said: Sequence[Words], references: Sequence[Sequence[Words]], sigma: float = 6.0) -> list[float]:
-    """CIDEr-D of a caption an image (Vedantam, Zitnick & Parikh 2015, section 6), from 0 to 10, without stemming.
+    """CIDEr-D of one caption per image (Vedantam, Zitnick & Parikh 2015, section 6), from 0 to 10, without stemming.
 
     With g_n(s) the counts of the n-grams of s, each times the log of the number of images over the number of images
     that have it in any reference, and l(s) the number of words,
 
         CIDEr-D_n(c, S) = 10/|S| Σ_j e^(−(l(c) − l(s_j))² / 2σ²) min(g_n(c), g_n(s_j)) · g_n(s_j) / ‖g_n(c)‖ ‖g_n(s_j)‖
 
-    and the mean over n = 1 … 4 of it. The document frequencies are those of the references at hand, so a score depends
-    on what else is evaluated; of a single image it is 0.
+    averaged over n = 1 … 4. The document frequencies are those of the given references, so a score depends on what else
+    is evaluated; for a single image it is 0.
     """
     images = math.log(len(references)) if references else 0.0
     totals = [0.0] * len(said)
@@ -60,7 +60,7 @@ def cider_d(said: Sequence[Words], references: Sequence[Sequence[Words]], sigma:
 
 
 def distinct(said: Sequence[Words], n: int) -> float:
-    """Different n-grams over all n-grams of the captions (Li et al. 2016); NaN where there is none."""
+    """Number of different n-grams over number of all n-grams of the captions (Li et al. 2016); NaN without any."""
     counts: Counter[Words] = Counter()
     for sentence in said:
         counts.update(n_grams(sentence, n))
@@ -70,8 +70,8 @@ def distinct(said: Sequence[Words], n: int) -> float:
 def self_bleu(said: Sequence[Words]) -> float:
     """BLEU-4 of each caption against all the others (Zhu et al. 2018), counted over all of them; 1: all are equal.
 
-    Without the brevity penalty: among so many references there nearly always is one of the same length. To clip an
-    n-gram's count at its largest among the *other* captions, its two largest are enough. NaN without an n-gram.
+    There is no brevity penalty, since among so many references one nearly always has the same length. To clip an
+    n-gram's count at its largest among the *other* captions, its two largest counts are enough. NaN without n-grams.
     """
     log_precision = 0.0
     for n in range(1, 5):
@@ -106,27 +106,27 @@ def fingerprints(tokens: Tensor) -> Tensor:
 
 
 class CaptionScores(Metric):
-    """Gathers one caption of each image with its references and computes all figures at the end of an evaluation.
+    """Gathers one caption per image with its references and computes all metrics at the end of an evaluation.
 
     ``compute`` returns
 
-    - ``bleu_1`` … ``bleu_4`` (torchmetrics', of the whole set, without smoothing), ``cider_d``, and ``exact_match``,
+    - ``bleu_1`` … ``bleu_4`` (torchmetrics', over the whole set, without smoothing), ``cider_d``, and ``exact_match``,
       the share that equals one of its references;
     - repetitiveness and variation: ``distinct_1``, ``distinct_2``, ``self_bleu``, ``unique_share`` (different captions
-      over captions), ``vocabulary_coverage`` (how many of the words of the references are ever said), ``length`` (mean
-      number of words) and, where training captions are known, ``novel_share``, captions that are none of them;
-    - local structure: ``cider_d_short`` and ``cider_d_long``, of the captions up to the median length and above;
-    - where there is a ground truth: ``truthful``, the share of captions that state something, and nothing that is
-      untrue; ``facts_true``, the share of all stated facts; ``coverage``, how many of the image's facts are stated;
-      ``parsed``, the share that can be understood; ``truthful_short`` and ``truthful_long``;
-    - where some images are marked unseen: ``truthful_seen``, ``truthful_unseen``, ``gap_seen_unseen``, the
+      over all captions), ``vocabulary_coverage`` (share of the references' words that are ever used), ``length`` (mean
+      number of words) and, if training captions are known, ``novel_share``, the share that equals none of them;
+    - local structure: ``cider_d_short`` and ``cider_d_long``, for captions up to the median length and above;
+    - if there is a ground truth: ``truthful``, the share of captions that state something and nothing untrue;
+      ``facts_true``, the share of stated facts that are true; ``coverage``, the share of the image's facts that are
+      stated; ``parsed``, the share that can be parsed; ``truthful_short`` and ``truthful_long``;
+    - if some images are marked unseen: ``truthful_seen``, ``truthful_unseen``, ``gap_seen_unseen``, the
       ``harmonic_mean`` of the first two, and ``coverage_seen``, ``coverage_unseen``.
 
-    ``by_length`` then has, for each number of words, how many captions have it, their mean CIDEr-D, and the share that
-    is truthful (NaN without a ground truth).
+    Afterwards ``by_length`` has, for each number of words, the number of captions, their mean CIDEr-D, and the share
+    that is truthful (NaN without a ground truth).
 
     Args:
-        vocab: the words that token ids count.
+        vocab: the words that token ids refer to.
     """
 
     full_state_update = False
@@ -154,11 +154,11 @@ class CaptionScores(Metric):
         """One caption of each of I images.
 
         Args:
-            said: the numbers of its words.
-            references: of each image's captions, one or more of them.
-            judgments: (I, 5) the facts that are stated and those of them that are true, the image's facts that are
-                stated and all of them, and whether it was understood; all −1 without a ground truth.
-            novel: (I,) 1 if it is no training caption, 0 if it is one, −1 if they are not known.
+            said: the ids of its words.
+            references: one or more captions for each image.
+            judgments: (I, 5) the number of stated facts and of those that are true, of the image's facts that are
+                stated and of all of them, and whether it was parsed; all −1 without a ground truth.
+            novel: (I,) 1 if it is not a training caption, 0 if it is one, −1 if they are unknown.
             unseen: (I,) bool.
         """
         device = self.device
@@ -175,7 +175,7 @@ class CaptionScores(Metric):
         self.rows.append(torch.stack(columns, 1))
 
     def sentences(self) -> tuple[list[Words], list[list[Words]], Tensor]:
-        """What was said, its references, and the other columns of each image (I, 7), as ``update`` got them."""
+        """The caption, its references, and the other columns of each image (I, 7), as passed to ``update``."""
         rows = dim_zero_cat(self.rows)
         lengths, of_image, *_ = rows.unbind(1)
         said = split(dim_zero_cat(self.said), lengths)
@@ -224,7 +224,7 @@ class CaptionScores(Metric):
         return {name: torch.tensor(value, dtype=torch.float) for name, value in result.items()}
 
     def bleu(self, said: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, float]:
-        """BLEU-1 to BLEU-4 of all at once."""
+        """BLEU-1 to BLEU-4 over all captions."""
 
         def text(sentence: Words) -> str:
             return " ".join(self.vocab[word] for word in sentence)
@@ -237,7 +237,7 @@ class CaptionScores(Metric):
 def by_length_of(
     lengths: Sequence[int], cider: Sequence[float], truthful: Sequence[float]
 ) -> dict[int, tuple[int, float, float]]:
-    """For each number of words: how many captions have it, and the means of their two scores."""
+    """For each number of words, the number of captions and the means of their two scores."""
     found: dict[int, list[tuple[float, float]]] = {}
     for length, *scores in zip(lengths, cider, truthful, strict=True):
         found.setdefault(length, []).append((scores[0], scores[1]))
@@ -248,7 +248,7 @@ def by_length_of(
 
 
 def split(flat: Tensor, lengths: Tensor) -> list[Words]:
-    """Words one behind the other as sentences of so many each."""
+    """Splits consecutive words into sentences of the given lengths."""
     return [tuple(part.tolist()) for part in flat.cpu().split(lengths.tolist())]
 
 

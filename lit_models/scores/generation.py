@@ -1,4 +1,4 @@
-"""How well generated images show what their sentences say, and how many different ones there are."""
+"""How well generated images show what their sentences state, and how varied they are."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class GenerationScores(Metric):
-    """Gathers what a classifier sees in real and generated images and computes all figures at the end.
+    """Gathers what a classifier sees in real and generated images and computes all metrics at the end.
 
-    ``compute`` returns, of generated images and the A attributes of their sentences:
+    ``compute`` returns, for generated images and the A attributes of their sentences:
 
-    - ``attribute_accuracy``: share of the stated attributes that the classifier sees, and of each,
-      ``attribute_accuracy_<name>``; ``all_attributes``: share of images that show all that is stated;
-    - ``classifier_accuracy``: of the classifier on the real images, which bounds what the above can tell;
+    - ``attribute_accuracy``: share of the stated attributes that the classifier sees, and for each attribute
+      ``attribute_accuracy_<name>``; ``all_attributes``: share of images that show everything stated;
+    - ``classifier_accuracy``: that of the classifier on the real images, an upper bound for the above;
     - ``frechet_distance`` of the classifier's features on generated and on real images: see :func:`frechet_distance`.
-      It is this classifier's own scale, comparable between runs on the same data only;
+      It is on this classifier's own scale, comparable only between runs on the same data;
     - ``mode_coverage``: share of the combinations of all attributes among the real images that occur among the
-      generated ones; ``open_entropy_ratio``: of attributes that the sentence leaves open, the entropy of the values
-      seen in generated over that of real images: 0 where one value is drawn again and again;
-    - where some are marked unseen: ``attribute_accuracy_seen`` and ``_unseen``, ``gap_seen_unseen``, their
+      generated ones; ``open_entropy_ratio``: for attributes that the sentence leaves open, the entropy of the values
+      seen in generated images over that in real ones: 0 if the same value is always drawn;
+    - if some are marked unseen: ``attribute_accuracy_seen`` and ``_unseen``, ``gap_seen_unseen``, their
       ``harmonic_mean``, and ``classifier_accuracy_unseen``.
 
     Args:
@@ -54,12 +54,12 @@ class GenerationScores(Metric):
         real_features: Tensor,
         fake_features: Tensor,
     ) -> None:
-        """I real images and N generated ones.
+        """Adds I real images and N generated ones.
 
         Args:
-            objects, judged_real: (I, A) true and seen values of the real images, −1 where there is none.
-            judged_fake, stated: (N, A) seen and stated values of the generated ones, −1 where none is stated.
-            image_index: (N,) the real image whose sentence it is.
+            objects, judged_real: (I, A) true and seen values of the real images, −1 if there is none.
+            judged_fake, stated: (N, A) seen and stated values of the generated ones, −1 if none is stated.
+            image_index: (N,) the real image to which the sentence belongs.
             unseen: (I,) bool.
             real_features, fake_features: (I, F) and (N, F).
         """
@@ -104,7 +104,7 @@ class GenerationScores(Metric):
 
 
 def share(right: Tensor, counted: Tensor) -> Tensor:
-    """Of those that are counted, how many are right; NaN where there are none."""
+    """The share of counted values that are right; NaN if there are none."""
     return (right & counted).sum().double() / counted.sum()
 
 
@@ -115,7 +115,7 @@ def entropy(values: Tensor, num_values: int) -> float:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Between normal distributions fitted to features (N, F) and (M, F): |μ − ν|² + tr(Σ + T − 2 (ΣT)^½).
+    """The distance between normal distributions fitted to features (N, F) and (M, F): |μ − ν|² + tr(Σ + T − 2 (ΣT)^½).
 
     Heusel et al. 2017, eq. 6, whose features are an Inception network's. The trace of the root is the sum of the roots
     of ΣT's eigenvalues, which are those of the symmetric Σ^½ T Σ^½. In double precision.
@@ -126,4 +126,5 @@ def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + covariances[0].trace() + covariances[1].trace() - 2 * cross
-    return distance.clamp_min(0)
+    output: Tensor = distance.clamp_min(0)
+    return output

@@ -1,4 +1,4 @@
-"""How well distances between embeddings tell what is alike: retrieval, and the verification of pairs."""
+"""How well distances between embeddings reflect likeness: retrieval, and the verification of pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 2**24
-"""distances of a block: 64 MB"""
+"""number of distances in a block: 64 MB"""
 BINS = 2000
 
 
@@ -25,16 +25,16 @@ def blocks_of_distances(z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def retrieval_scores(z: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 10)) -> dict[str, Tensor]:
     """Each image as a query to all the others (Musgrave, Belongie & Lim 2020, section 2.3).
 
-    With R the number of others of the query's class: ``recall_at_k``, whether one of the k nearest is of its class;
+    With R the number of other images of the query's class: ``recall_at_k``, whether one of the k nearest has its class;
     ``r_precision``, the share of its class among the R nearest; and ``map_at_r``, 1/R Σ_{i ≤ R} P(i), where P(i) is
-    the share among the i nearest if the i-th is of its class, and else 0.
+    that share among the i nearest if the i-th has its class, and 0 otherwise.
 
     Args:
         z: embeddings (N, D).
         labels: their classes (N,).
 
     Returns:
-        by its name the score of each query, (M,), of the M whose class is not theirs alone.
+        by name, the score (M,) of each of the M queries that are not alone in their class.
     """
     _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
     others = counts[classes] - 1
@@ -58,15 +58,15 @@ def retrieval_scores(z: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 10)) -
 
 
 def nearest_of(z: Tensor, gallery: Tensor) -> Tensor:
-    """The row of the nearest of the gallery (N, D) to each of z (M, D): (M,)."""
+    """The row (M,) of the nearest element of the gallery (N, D) for each of z (M, D)."""
     blocks = z.float().split(max(1, BLOCK // len(gallery)))
     return torch.cat([torch.cdist(block, gallery.float()).argmin(1) for block in blocks])
 
 
 def bootstrap_interval(values: Tensor, level: float = 0.95, rounds: int = 1000) -> tuple[float, float]:
-    """The interval of the mean of ``values`` (N,) over resampled queries, by percentiles; always the same draws.
+    """The percentile interval of the mean of ``values`` (N,) over resampled queries; the draws are always the same.
 
-    NaN of no values.
+    NaN if there are no values.
     """
     if not len(values):
         return math.nan, math.nan
@@ -82,18 +82,18 @@ def bootstrap_interval(values: Tensor, level: float = 0.95, rounds: int = 1000) 
 
 
 class Verification(NamedTuple):
-    """How far apart pairs of one class are, and pairs of two."""
+    """The distances of pairs within one class and of pairs from two."""
 
     edges: Tensor
-    """(BINS + 1,) of the histograms' bins"""
+    """(BINS + 1,) edges of the histograms' bins"""
     positives: Tensor
     """(BINS,) int64: counts of pairs of one class"""
     negatives: Tensor
     """(BINS,) int64: counts of pairs of two"""
     positive_distance: float
-    """mean of the pairs of one class, NaN where there is none"""
+    """mean distance of the pairs of one class, NaN if there are none"""
     negative_distance: float
-    """mean of the pairs of two"""
+    """mean distance of the pairs of two"""
 
     def rates(self) -> tuple[Tensor, Tensor]:
         """(BINS + 1,) each: the shares of positive and of negative pairs whose distance is below each edge."""
@@ -101,27 +101,29 @@ class Verification(NamedTuple):
         return true / true[-1], false / false[-1]
 
     def auc(self) -> float:
-        """The area under the ROC curve: how probably a positive pair is nearer than a negative one."""
+        """The area under the ROC curve: the probability that a positive pair is nearer than a negative one."""
         true, false = self.rates()
         return float(torch.trapezoid(true, false))
 
     def best_threshold(self) -> float:
-        """The distance that tells the two apart best: at the highest :meth:`accuracy`; NaN where one has no pair."""
+        """The distance that separates the two best, with the highest :meth:`accuracy`; NaN if one has no pairs."""
         true, false = self.rates()
         if (true - false).isnan().any():
             return math.nan
         return float(self.edges[(true - false).argmax()])
 
     def accuracy(self, threshold: float) -> float:
-        """The mean of the shares of positive pairs below and of negative pairs above the threshold, for there are many
-        more of these."""
+        """The mean of the shares of positive pairs below the threshold and of negative pairs above it.
+
+        The mean of the two, since there are many more negative pairs.
+        """
         true, false = self.rates()
         place = torch.searchsorted(self.edges, torch.tensor(threshold, device=self.edges.device)).clamp(max=BINS)
         return float(true[place] + 1 - false[place]) / 2
 
 
 def verification(z: Tensor, labels: Tensor) -> Verification:
-    """Of all pairs of embeddings (N, D) with classes (N,), to a bin's width: a 2000th of the largest distance."""
+    """The distances of all pairs of embeddings (N, D) with classes (N,), up to a bin width: a 2000th of the largest."""
     z = z.float()
     # No two points are further apart than twice the largest distance from their mean.
     most = float(2 * (z - z.mean(0)).norm(dim=1).max()) or 1.0

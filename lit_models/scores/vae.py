@@ -1,4 +1,4 @@
-"""How much of an image a VAE's code holds."""
+"""How much a VAE's code holds of an image."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_models.parts.latent import gaussian_kl
+
 ACTIVE = 0.01
-"""a dimension is active if its posterior mean varies more than this over images (Burda et al. 2016, variance)"""
+"""a dimension is active if the variance of its posterior mean over images exceeds this (Burda et al. 2016)"""
 
 MOST = 2000
-"""images whose posteriors are compared with each other"""
+"""number of images whose posteriors are compared with each other"""
 
 
 class Found(NamedTuple):
@@ -25,7 +27,7 @@ class Found(NamedTuple):
 
 
 class PosteriorScores(Metric):
-    """Of the posteriors of all images: KL of each dimension, active units, mutual information of image and code.
+    """From the posteriors of all images: KL of each dimension, active units, mutual information of image and code.
 
     I(x; z) = E_x KL(q(z|x) ‖ p(z)) − KL(q(z) ‖ p(z)) = E[log q(z|x) − log q(z)] with the aggregate q(z) = E_x q(z|x)
     (Hoffman & Johnson 2016), estimated over the images at hand.
@@ -42,7 +44,7 @@ class PosteriorScores(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, mean: Tensor, log_var: Tensor, z: Tensor) -> None:
-        """Of some images, each (B, D), with a draw ``z`` from the posterior."""
+        """Adds the posteriors of some images, each (B, D), with a draw ``z`` from the posterior."""
         self.mean.append(mean.detach())
         self.log_var.append(log_var.detach())
         self.z.append(z.detach())
@@ -51,7 +53,7 @@ class PosteriorScores(Metric):
         mean, log_var, z = (
             torch.cat(state) if isinstance(state, list) else state for state in (self.mean, self.log_var, self.z)
         )
-        kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
+        kl = gaussian_kl(mean, log_var)
         active = mean.var(0, correction=0) > ACTIVE
         # Some that do not depend on which rank had which images.
         some = z[:, 0].argsort()[torch.linspace(0, len(z) - 1, min(MOST, len(z)), device=z.device).long()]

@@ -1,4 +1,4 @@
-"""How good answers are, and in which of the known ways they are poor: one metric, exact over any number of ranks."""
+"""The quality of answers and their known weaknesses: one metric, exact over any number of ranks."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class VQAScores(Metric):
-    """Gathers every answer of an evaluation and computes all figures at its end.
+    """Gathers every answer of an evaluation and computes all metrics at the end.
 
-    ``compute`` returns, with A answers and the question types K:
+    ``compute`` returns, with A answers and K question types:
 
     - ``accuracy`` and ``accuracy_<type>``: mean score of the given answers (with hard targets: share that is right);
       types named ``<group>/<type>`` also get the group's ``accuracy_<group>``;
-    - ``blind_accuracy``: the same of the language prior's answers, and ``gap_to_blind``: accuracy less that;
+    - ``blind_accuracy``: the same for the language prior's answers, and ``gap_to_blind``: accuracy minus that;
     - repetitiveness: ``answer_entropy_ratio``, the entropy of the given answers over that of the true ones;
-      ``top_answer_share``, how much of all answers the most frequent one makes up; ``answer_kl``, the KL divergence in
-      nats of the given from the true answers, per question type, averaged by the number of questions;
-    - ``paired_consistency``: of all pairs of images of which the same words are asked and which differ in their true
-      answer, the share where both are answered right (chance for a blind model: 0);
-    - where some are marked unseen: ``accuracy_seen``, ``accuracy_unseen``, ``gap_seen_unseen`` and the
+      ``top_answer_share``, the share of the most frequent answer; ``answer_kl``, the KL divergence in nats of the given
+      from the true answers, per question type, averaged by the number of questions;
+    - ``paired_consistency``: of all pairs of images with the same question and different true answers, the share where
+      both are answered right (a blind model gets 0);
+    - if some are marked unseen: ``accuracy_seen``, ``accuracy_unseen``, ``gap_seen_unseen`` and the
       ``harmonic_mean`` of the first two.
     """
 
@@ -47,7 +47,7 @@ class VQAScores(Metric):
         prior_answers: Tensor,
         unseen: Tensor,
     ) -> None:
-        """All (Q,), as in ``VQABatch``; ``answers`` may be (Q, A) scores, of which the best is taken for the truth."""
+        """Adds answers, all (Q,), as in ``VQABatch``; ``answers`` may be (Q, A) scores; the best is the truth."""
         truth = answers if answers.dim() == 1 else answers.argmax(1)
         scores = [score_of(predicted, answers), score_of(prior_answers, answers)]
         self.rows.append(torch.stack([predicted, truth, question_types, question_ids, unseen.long()], 1))
@@ -84,7 +84,7 @@ class VQAScores(Metric):
         return {name: value.float() for name, value in result.items()}
 
     def confusions(self) -> Tensor:
-        """(K, A, A): how often, under each question type, a true answer (rows) was given which answer (columns)."""
+        """(K, A, A): for each question type, how often each answer (column) was given for each true answer (row)."""
         predicted, truth, kinds, *_ = dim_zero_cat(self.rows).unbind(1)
         kinds_count, n = len(self.question_types), self.num_answers
         cells = torch.bincount((kinds * n + truth) * n + predicted, minlength=kinds_count * n * n)
@@ -92,31 +92,33 @@ class VQAScores(Metric):
 
 
 def score_of(chosen: Tensor, answers: Tensor) -> Tensor:
-    """(Q,) float: what each chosen answer scores against hard (Q,) or soft (Q, A) targets."""
+    """(Q,) float: the score of each chosen answer against hard (Q,) or soft (Q, A) targets."""
     if answers.dim() == 1:
         return (chosen == answers).float()
     return answers.gather(1, chosen[:, None])[:, 0].float()
 
 
 def entropy(counts: Tensor) -> Tensor:
-    """Entropy in nats of the distribution that ``counts`` (…, A) make, 0·log 0 being 0."""
+    """The entropy in nats of the distribution given by ``counts`` (…, A), with 0·log 0 = 0."""
     p = counts / counts.sum(-1, keepdim=True).clamp_min(1)
-    return -torch.special.xlogy(p, p).sum(-1)
+    output: Tensor = -torch.special.xlogy(p, p).sum(-1)
+    return output
 
 
 def kl_divergence(given: Tensor, true: Tensor) -> Tensor:
-    """KL(given ‖ true) in nats along the last axis of counts; ½ is added to each true count, which keeps it finite."""
+    """KL(given ‖ true) in nats along the last axis of counts; ½ is added to each true count to keep it finite."""
     p = given / given.sum(-1, keepdim=True).clamp_min(1)
     smoothed = true + 0.5
     q = smoothed / smoothed.sum(-1, keepdim=True)
-    return torch.special.xlogy(p, p / q).sum(-1)
+    output: Tensor = torch.special.xlogy(p, p / q).sum(-1)
+    return output
 
 
 def paired_consistency(ids: Tensor, truth: Tensor, right: Tensor) -> Tensor:
     """Share of the pairs with equal ``ids`` (Q,) and different ``truth`` (Q,) that are both ``right`` (Q,).
 
-    Counted without forming the pairs: with n_a questions of true answer a among those that ask the same words, the
-    number of pairs that differ in their answer is ½((Σ n_a)² − Σ n_a²). NaN when there is no pair.
+    They are counted without forming the pairs: with n_a questions of true answer a among those with the same words, the
+    number of pairs that differ in their answer is ½((Σ n_a)² − Σ n_a²). NaN if there is no pair.
     """
     cells, cell = torch.stack([ids, truth], 1).unique(dim=0, return_inverse=True)
     _, group = cells[:, 0].unique(return_inverse=True)

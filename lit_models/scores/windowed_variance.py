@@ -1,8 +1,8 @@
-"""The stop that needs no ground truth: when the network's output has calmed down, before it learns the damage.
+"""A stopping rule without a ground truth: stop when the output has settled, before the network learns the damage.
 
 ES-WMV: Wang et al., "Early Stopping for Deep Image Prior" (2021), algorithm 1. The variance of the last W outputs falls
-while the network learns the image and rises when it begins to learn the damage. Its lowest point is where to stop,
-and it is known for one when no lower one has come for so many steps, the patience.
+while the network learns the image and rises when it begins to learn the damage. Its lowest point is the stop; it counts
+as the lowest once no lower one has come for a number of steps, the patience.
 """
 
 from __future__ import annotations
@@ -10,26 +10,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.checks import at_least
+
 
 class WindowedVariance(nn.Module):
-    """Of each of N images: the windowed variance of the outputs, and what was there at its lowest point.
+    """For each of N images: the windowed variance of the outputs, and the average at its lowest point.
 
         WMV(t) = mean over pixels of  1/W Σ_w x_w² − (1/W Σ_w x_w)²        over the last W outputs x_w
 
-    Each step costs a few passes over one image, not over W: a ring buffer holds the outputs, beside their running sum,
-    and their norms. The sum is formed anew once in W steps, so that no error grows. All of it are buffers, in the
-    checkpoint, and nothing is read by the host.
+    Each step costs a few passes over one image, not over W: a ring buffer holds the outputs, together with their
+    running sum and norms. The sum is recomputed every W steps, so that errors do not accumulate. Everything is in
+    buffers, in the checkpoint, and the host reads nothing.
 
     Args:
         num_images: N.
         shape: (C, H, W) of an image.
-        window: W, outputs.
-        patience: steps without a lower variance after which it was the lowest. ``None`` never stops: then the newest
-            average is what is kept.
+        window: W, the number of outputs.
+        patience: number of steps without a lower variance after which it counts as the lowest. ``None`` never stops:
+            then the newest average is kept.
 
     Attributes:
         kept: (N, C, H, W), the average at the stop, or the newest one as long as the window is not full.
-        kept_step: (N,), the step it is of.
+        kept_step: (N,), its step.
         lowest: (N,), the lowest variance; infinite as long as the window is not full.
 
     Raises:
@@ -47,10 +49,8 @@ class WindowedVariance(nn.Module):
 
     def __init__(self, num_images: int, shape: list[int], window: int = 100, patience: int | None = 1000) -> None:
         super().__init__()
-        if window < 2:
-            raise ValueError(f"window={window}: expected at least 2 outputs")
-        if patience is not None and patience < 1:
-            raise ValueError(f"patience={patience}: expected at least 1 step, or null to never stop")
+        at_least(2, window=window)
+        at_least(1, "or null to never stop", patience=patience)
         self.window, self.patience = window, patience
         self.register_buffer("ring", torch.zeros(window, num_images, *shape))
         self.register_buffer("norms", torch.zeros(window, num_images))
@@ -63,7 +63,7 @@ class WindowedVariance(nn.Module):
 
     @torch.no_grad()
     def update(self, step: int, outputs: Tensor, averages: Tensor) -> None:
-        """Step ``step`` = 0, 1, …: the outputs (N, C, H, W) and their averages, which are what is kept."""
+        """Adds step ``step`` = 0, 1, …: the outputs (N, C, H, W) and their averages, which may be kept."""
         running = ~self.stopped()
         slot, pixels = step % self.window, outputs[0].numel()
         self.total += outputs - self.ring[slot]
@@ -86,7 +86,7 @@ class WindowedVariance(nn.Module):
         return self.ring[(int(self.steps) - 1) % self.window]
 
     def stopped(self) -> Tensor:
-        """(N,) bool: whether the patience is over."""
+        """(N,) bool: whether the patience has run out."""
         if self.patience is None:
             return torch.zeros_like(self.lowest, dtype=torch.bool)
         return self.steps - self.kept_step >= self.patience

@@ -1,4 +1,6 @@
-"""Runs the real lightning-bolts on fixed inputs, in a process of its own: python child.py FOLDER
+"""Runs the real lightning-bolts on fixed inputs, in a process of its own.
+
+    python child.py FOLDER
 
 With its overlay first in ``PYTHONPATH``. Writes ``theirs.pt``, tensors by item and name, inputs among them; and a
 checkpoint of each module that it has trained for two steps. Double precision, except for the checkpoints.

@@ -212,8 +212,10 @@ def autoencoder_pairs(item: Item) -> Pairs:
 
 
 def vae_pairs(item: Item) -> Pairs:
-    """Ours of a Gaussian of variance ½ with β = kl_coeff · P/D, of P pixels and D dimensions: P times theirs, and a
-    constant."""
+    """Ours of a Gaussian of variance ½ with β = kl_coeff · P/D is P times theirs, and a constant.
+
+    P is the number of pixels and D that of dimensions.
+    """
     output, mean, log_var = (item[f"vae.{name}"].clone() for name in ("decoder", "fc_mu", "fc_var"))
     output.requires_grad_()
     pixels, dims, kl_coeff = item["images"][0].numel(), mean.shape[1], 0.1

@@ -1,4 +1,7 @@
-"""How far ours and lightning-bolts are apart, as a table for the docs: python -m tests.bolts.tables"""
+"""How far ours and lightning-bolts are apart, as a table for the docs.
+
+python -m tests.bolts.tables
+"""
 
 from __future__ import annotations
 

@@ -80,16 +80,16 @@ def test_what_cannot_come_over_is_said(bolts_folder: Path, tmp_path: Path, capsy
         "lightning-bolts' VAE, whose decoder": [bolts_folder / "vae.ckpt"],
         "first_conv=True, maxpool1=False: expected both or neither": [bolts_folder / "simclr_stl10.ckpt"],
         "size=null: expected": [bolts_folder / "moco.ckpt"],
-        "normalization=null: expected": [bolts_folder / "moco.ckpt", "--size", "32"],
-        "normalization=imagnet: expected one of none, cifar10": [
+        "normalization=None: expected": [bolts_folder / "moco.ckpt", "--size", "32"],
+        "normalization='imagnet': expected 'none', 'cifar10'": [
             bolts_folder / "simclr.ckpt",
             "--normalization",
             "imagnet",
         ],
         "size=96 with the cifar stem": [bolts_folder / "ae.ckpt", "--encoder_only", "--size", "96"],
         "its weights begin with layer.weight": [other],
-        "expected one of lightning-bolts (": [tmp_path / "text"],
-        "No such file": [tmp_path / "nowhere"],
+        "text: broken (": [tmp_path / "text"],
+        "nowhere: no such file; expected a checkpoint": [tmp_path / "nowhere"],
     }
     for line, (checkpoint, *options) in cases.items():
         assert main([str(checkpoint), str(out), *map(str, options)]) == 2

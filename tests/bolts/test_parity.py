@@ -50,8 +50,11 @@ def test_views_have_the_same_distribution(name: str, theirs: Theirs) -> None:
 
 
 def test_its_nt_xent_overflows_at_a_low_temperature(theirs: Theirs) -> None:
-    """It takes exponentials and then their logarithm, instead of a cross-entropy. And its module subtracts exp(1/τ), a
-    view's similarity to itself, from the sum in single precision, which leaves little of a small rest."""
+    """Theirs takes exponentials and then their logarithm, instead of a cross-entropy.
+
+    And its module subtracts exp(1/τ), a view's similarity to itself, from the sum in single precision, which leaves
+    little of a small rest.
+    """
     item = theirs["contrastive_loss"]
     exact = {temperature: float(nt_xent(item["z"], temperature)) for temperature in (0.1, 0.05, 0.01)}
     for temperature, loss in exact.items():
@@ -85,8 +88,11 @@ def naive_lars(item: dict[str, Tensor], decay: float, drop: float) -> dict[str, 
 def test_its_lars_is_of_the_paper_and_ours_of_simclr_s_code(
     name: str, decay: float, drop: float, theirs: Theirs
 ) -> None:
-    """They are one without weight decay and at a constant rate. Ours takes the norm of the decayed gradient, and has
-    the rate inside of the momentum, so that what has gathered keeps the rate that it was gathered at."""
+    """The two agree without weight decay and at a constant rate.
+
+    Ours takes the norm of the decayed gradient, and has the rate inside the momentum, so that what was gathered keeps
+    the rate that it was gathered at.
+    """
     item = theirs["lars"]
     its, paper, ours = weights_of(item, f"{name}."), naive_lars(item, decay, drop), after_lars(item, decay, drop)
     assert max(difference(paper[key], its[key]).most for key in its) < 1e-9
@@ -158,7 +164,7 @@ def test_its_queue_begins_with_noise_that_counts(theirs: Theirs) -> None:
 
 
 def test_its_key_encoder_follows_with_its_head(theirs: Theirs) -> None:
-    """In release 0.7.0. (The unreleased module that came after it is not tested here.)"""
+    """In release 0.7.0. (The unreleased module that came after it is not tested here.)."""
     item = theirs["moco_steps"]
     assert difference(item["key.head"], weights_of(item)["fc.0.weight"]).most > 1e-6
     assert difference(item["query.head"], item["key.head"]).most > 1e-6

@@ -1,4 +1,6 @@
-"""What the contract tests measure, of every configuration, as tables for the docs: python -m tests.contracts.tables
+"""What the contract tests measure, of every configuration, as tables for the docs.
+
+    python -m tests.contracts.tables
 
 python -m tests.contracts.tables --only kills char_lm     some configurations, by a part of their names
 """

@@ -22,7 +22,7 @@ from datamodules.captions import CaptionBatch, Captions, CaptionTable, EasyVQACa
 from datamodules.parts.loader import TensorLoader
 from datamodules.parts.scene_grammar import plural, words_for
 from datamodules.parts.scenes import ATTRIBUTES, COLORS, check, render, stated_attributes
-from experiments.cli import DATA_FACTS
+from experiments.facts import attributes_of
 
 # Batches.
 
@@ -258,7 +258,7 @@ def test_facts_are_plain_and_there_before_setup() -> None:
     assert data.attributes is not ATTRIBUTES
     for fact in (data.vocab, data.image_shape, data.attributes["shape"]):
         assert type(fact) is list
-    assert {"vocab", "longest", "image_shape", "attributes"} <= set(DATA_FACTS)
+    assert {"vocab", "longest", "image_shape", "attributes"} <= attributes_of(Scenes)
 
 
 def test_words_of_the_test_do_not_build_the_vocabulary() -> None:
@@ -359,8 +359,8 @@ ALL_CIRCLES = [f"circle-{color}" for color in ATTRIBUTES["color"]]
         ({"min_objects": 0}, "min_objects=0"),
         ({"min_objects": 3, "max_objects": 2}, "min_objects=3: expected 1 to max_objects=2"),
         ({"max_objects": 9}, "max_objects=9"),
-        ({"paint": 1.5}, r"paint=1\.5: expected a share"),
-        ({"paint": 0.7, "scatter": 0.4}, r"scatter=0\.4: expected a share in \[0, 1\], and at most 1 with paint=0\.7"),
+        ({"paint": 1.5}, r"paint=1\.5: expected a number in \[0, 1\]"),
+        ({"paint": 0.7, "scatter": 0.4}, r"paint=0\.7 and scatter=0\.4: expected at most 1 together"),
         ({"holdout": ["red-square"]}, "holdout='red-square': expected .*'square-red'"),
         ({"holdout": ALL_RED}, "no red object"),
         ({"holdout": ALL_CIRCLES}, "no circle object"),

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from datamodules.contrastive_views import ContrastiveViews, ViewBatch
 from datamodules.easy_vqa import COLORS, SHAPES, _read_questions, read_images
 from datamodules.image_tree import ImageTree
-from datamodules.images import Digits, ImageBatch
+from datamodules.images import Digits
 from datamodules.parts.augment import Augmentation
+from datamodules.parts.image_sets import ImageBatch
 from datamodules.parts.loader import WorkerLoader
 from datamodules.shapes import Shapes
 from experiments.callbacks.representation_probe import RepresentationProbe
@@ -94,7 +95,6 @@ def test_batches_hold_views_small_views_and_the_images() -> None:
     data = digits(views=3, small_views=2, small_size=5, size=12)
     batch = first_batch(data)
     views = data.on_after_batch_transfer(batch, 0)
-    assert torch.equal(views.images, batch.images)
     assert torch.equal(views.labels, batch.labels)
     assert views.views.shape == (3, 16, 1, 12, 12)
     assert views.small.shape == (2, 16, 1, 5, 5)
@@ -188,10 +188,11 @@ def test_evaluation_on_two_ranks_of_fewer_images_than_a_batch(be_rank: Ranks) ->
 def test_images_are_evaluated_in_the_size_of_the_views() -> None:
     data = digits(size=6)
     batch = first_batch(data)
-    shown = data.to_float(batch).images
-    assert shown.shape[2:] == (6, 6)
-    assert list(shown.shape[1:]) == data.image_shape
-    torch.testing.assert_close(shown.mean(), batch.images.float().mean() / 255, atol=0.02, rtol=0)
+    for shown in (data.to_float(batch).images, data.on_after_batch_transfer(batch, 0).images):
+        assert list(shown.shape[1:]) == data.image_shape == [1, 6, 6]
+        torch.testing.assert_close(shown.mean(), batch.images.float().mean() / 255, atol=0.02, rtol=0)
+    at(data, 0, 0)
+    assert data.on_after_batch_transfer(batch, 0).images is batch.images, "no work in training, where nobody looks"
 
 
 def test_views_have_the_precision_of_the_module() -> None:
@@ -321,8 +322,8 @@ def test_the_command_line_makes_them(tmp_path: Path) -> None:
         ("views=0", "views=0: expected at least 1"),
         ("batch_size=0", "batch_size=0: expected at least 1"),
         ("small_views=-1", "small_views=-1: expected at least 0"),
-        ("small_views=2", "small_size=null: expected the pixels of a side, for small_views=2"),
-        ("small_size=4", "small_size=4: expected null, for small_views=0"),
+        ("small_views=2", "small_size=null with small_views=2: expected the side in pixels"),
+        ("small_size=4", "small_size=4 with small_views=0: expected null"),
     ],
 )
 def test_mistakes_are_one_line(option: str, message: str, tmp_path: Path, mistake: Callable[..., str]) -> None:

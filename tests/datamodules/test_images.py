@@ -26,19 +26,10 @@ from torchvision import datasets
 
 from datamodules import image_tree
 from datamodules.image_tree import ImageTree
-from datamodules.images import (
-    CIFAR10,
-    CIFAR100,
-    MNIST,
-    STL10,
-    Digits,
-    FashionMNIST,
-    ImageBatch,
-    Images,
-    stratified_order,
-)
+from datamodules.images import CIFAR10, CIFAR100, MNIST, STL10, Digits, FashionMNIST
 from datamodules.parts import image_files
 from datamodules.parts.image_files import Tree, decode_image
+from datamodules.parts.image_sets import ImageBatch, Images, stratified_order
 from datamodules.parts.loader import WorkerLoader, checksum
 from tests.conftest import DATA
 
@@ -220,7 +211,7 @@ def test_limit_takes_a_share_of_each_class_of_the_training_part_only() -> None:
         ({"batch_size": 0}, "batch_size=0"),
         ({"val_fraction": 0.0}, "val_fraction=0.0"),
         ({"val_fraction": 1.0}, "val_fraction=1.0"),
-        ({"val_fraction": 1e-5}, "val_fraction=1e-05: 0 of 1438"),
+        ({"val_fraction": 1e-5}, "val_fraction=1e-05: takes 0 of 1438"),
         ({"val_fraction": 1 - 1e-5}, "1438 of 1438"),
         ({"limit": 0}, "limit=0"),
     ],
@@ -230,7 +221,7 @@ def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -
 
 
 def test_a_part_that_is_not_there_is_named() -> None:
-    assert "part 'valid': there is none, expected 'train' or 'val' or 'test'" in error_of(
+    assert "part='valid': expected 'train', 'val' or 'test'; did you mean 'val'?" in error_of(
         lambda: Digits().part("valid")
     )
 
@@ -278,7 +269,7 @@ def test_unlabeled_images_train_only_and_are_never_asked_for_labels() -> None:
     assert len(labels) == 38
     assert labels[halves.labeled_subset(1.0)].bincount().tolist() == [9, 9]
     assert halves.test_dataloader() == []
-    assert "there is none, expected 'train' or 'val'" in error_of(lambda: halves.plain_loader("test"))
+    assert "part='test': expected 'train' or 'val'" in error_of(lambda: halves.plain_loader("test"))
     assert "no training image has a label" in error_of(lambda: Halves(labeled=False).labeled_subset(0.5))
 
 
@@ -475,7 +466,7 @@ def test_fashion_mnist_has_a_folder_of_its_own_and_its_own_names(tmp_path: Path,
         opened.truncate(1000)
     for broken in (FashionMNIST().prepare_data, FashionMNIST().setup):
         message = error_of(broken)
-        assert message == f"{file}: 1000 bytes, expected 47040016; delete it, and it is unpacked anew"
+        assert message == f"{file}: 1000 bytes, expected 47040016; delete it to unpack it again"
 
 
 @pytest.mark.parametrize(
@@ -495,7 +486,7 @@ def test_what_is_not_there_and_cannot_be_downloaded_is_named(
     assert (len(images.class_names), len(images.image_shape)) == (images.num_classes, 3)  # facts need no data
     for reason, call in (("no network", images.prepare_data), ("prepare_data downloads it", images.setup)):
         message = error_of(call)
-        assert message.startswith(f"{tmp_path / 'elsewhere' / place}: {make.__name__} is not there, or not whole; put")
+        assert message.startswith(f"{tmp_path / 'elsewhere' / place}: {make.__name__} is missing or incomplete; put")
         assert address in message
         assert reason in message
 
@@ -582,7 +573,7 @@ def test_stl10_trains_on_labeled_and_unlabeled_images(
 
 
 def test_stl10_refuses_another_part() -> None:
-    assert "train_on='test': expected 'train' or 'train+unlabeled' or 'unlabeled'" in error_of(
+    assert "train_on='test': expected 'train', 'train+unlabeled' or 'unlabeled'" in error_of(
         lambda: STL10(train_on="test")  # type: ignore[arg-type]
     )
 
@@ -631,7 +622,7 @@ def test_folder_and_archives_are_equal_bit_for_bit(files: dict[str, bytes], wrap
 def test_a_tree_with_a_part_of_its_own_keeps_it_and_one_without_has_one_carved(tmp_path: Path) -> None:
     files = PARTED | {name.replace("train/", "val/"): png(77) for name in PARTED if name.startswith("train/ape/")}
     caught = warnings_of(lambda: ImageTree(str(write_folder(tmp_path / "three", files))).setup())
-    assert [line for line in caught if "val has no image of 2 of 3 classes: bee, cat" in line]
+    assert [line for line in caught if "val has no images of 2 of 3 classes: bee, cat" in line]
     tree = ImageTree(str(tmp_path / "three"))
     assert [len(tree.part(name).labels) for name in ("train", "val", "test")] == [24, 8, 6]
     flat = ImageTree(str(write_folder(tmp_path / "flat", FLAT)), test_fraction=0.25, val_fraction=0.2)
@@ -659,11 +650,11 @@ def test_a_relative_path_is_also_looked_for_in_root(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({"notes.txt": b"hello"}, "tree: no image in it, expected class folders with .jpg"),
-        ({"ape/0.png": png(0), "ape/1.png": png(1)}, "tree: one class only, 'ape'"),
-        (FLAT | {"stray.png": png(0)}, "stray.png: in no class folder, expected <class>/stray.png"),
-        (PARTED | {"train/stray.png": png(0)}, "stray.png: in no class folder, expected <class>/stray.png"),
+        ({"ape/0.png": png(0), "ape/1.png": png(1)}, "tree: only one class, 'ape'"),
+        (FLAT | {"stray.png": png(0)}, "stray.png: no class folder, expected <class>/stray.png"),
+        (PARTED | {"train/stray.png": png(0)}, "stray.png: no class folder, expected <class>/stray.png"),
         (PARTED | {"test/dog/0.png": png(0)}, "test/dog/0.png: no class 'dog' in training, but ape, bee, cat"),
-        ({f"test/{name}": content for name, content in FLAT.items()}, "tree: test without a folder 'train' beside it"),
+        ({f"test/{name}": content for name, content in FLAT.items()}, "tree: found test but no folder 'train'"),
     ],
 )
 def test_trees_of_another_form_are_refused(files: dict[str, bytes], message: str, tmp_path: Path) -> None:
@@ -689,8 +680,8 @@ def test_a_class_that_is_missing_in_test_is_told_and_other_files_are_counted(tmp
     files |= {"__MACOSX/train/._x.png": b"x"}
     folder = write_folder(tmp_path / "tree", files)
     caught = warnings_of(lambda: ImageTree(str(folder)))
-    assert [line for line in caught if line == f"{folder}: test has no image of 1 of 3 classes: bee"]
-    assert [line for line in caught if line == f"{folder}: 1 files that are no images by their names are left out"]
+    assert [line for line in caught if line == f"{folder}: test has no images of 1 of 3 classes: bee"]
+    assert [line for line in caught if line == f"{folder}: left out 1 files whose names are not those of images"]
     tree = ImageTree(str(folder))
     assert tree.part("test").labels.unique().tolist() == [0, 2]
     assert tree.num_classes == 3
@@ -775,7 +766,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
     # Which of the two sizes is met first is the folder's matter.
     assert "9×7 pixels" in message
     assert "12×10" in message
-    assert message.endswith("expected one size, or a 'size' to bring all to")
+    assert message.endswith("expected one size, or a 'size' for all")
     tree = ImageTree(str(folder), size=8)
     assert tree.image_shape == [3, 8, 8]
     assert tree.part("train").images.shape[1:] == (3, 8, 8)
@@ -804,10 +795,10 @@ def test_broken_images_are_named_or_skipped(kind: str, where: str, tmp_path: Pat
     name = f"{path}/bee/broken.png" if where == "tree" else f"{path}: member bee/broken.png"
     message = error_of(lambda: ImageTree(str(path), size=8))
     assert message.startswith(f"{name}: cannot be decoded: ")
-    reasons = {"empty": "the file is empty", "not_an_image": "no image of a kind that Pillow knows"}
+    reasons = {"empty": "the file is empty", "not_an_image": "not an image format that Pillow knows"}
     assert message.endswith(reasons.get(kind, ""))
     caught = warnings_of(lambda: ImageTree(str(path), size=8, broken="skip", test_fraction=0.0).setup())
-    assert [line for line in caught if line.startswith(f"{path}: 1 broken images left out, the first: {name}")]
+    assert [line for line in caught if line.startswith(f"{path}: left out 1 broken images, the first: {name}")]
     tree = ImageTree(str(path), size=8, broken="skip", test_fraction=0.0)
     whole = ImageTree(str(write_zip(tmp_path / "whole.zip", FLAT)), size=8, test_fraction=0.0)
     for part in ("train", "val"):
@@ -872,20 +863,21 @@ def test_drives_are_refused_too(tmp_path: Path) -> None:
 def test_links_and_devices_in_a_tar_are_refused(kind: bytes, tmp_path: Path) -> None:
     path = write_tar(tmp_path / "tree.tar", FLAT, [("ape/link.png", kind)])
     message = error_of(lambda: ImageTree(str(path)))
-    assert message == f"{path}: member ape/link.png: is a link or a device, expected files and folders only"
+    assert message == f"{path}: member ape/link.png: a link or a device, expected only files and folders"
 
 
 def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
     member = zipfile.ZipInfo("ape/link.png")
     member.create_system, member.external_attr = 3, 0o120777 << 16
     path = zip_with(tmp_path / "tree.zip", member, b"/etc/passwd")
-    assert "member ape/link.png: is a link or a device" in error_of(lambda: ImageTree(str(path)))
+    message = error_of(lambda: ImageTree(str(path)))
+    assert message == f"{path}: member ape/link.png: a link or a device, expected only files and folders"
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_members_that_are_there_twice_or_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = zip_with(tmp_path / "twice.zip", "ape/0.png", png(9))
-    assert "member ape/0.png: is there twice" in error_of(lambda: ImageTree(str(path)))
+    assert "member ape/0.png: occurs twice, expected once" in error_of(lambda: ImageTree(str(path)))
     monkeypatch.setattr(image_files, "MEMBER_LIMIT", 5000)
     for path in (
         zip_with(tmp_path / "large.zip", "ape/large.png", bytes(10_000)),
@@ -913,10 +905,10 @@ def test_truncated_archives_and_other_files_are_refused(name: str, tmp_path: Pat
     ):
         path.write_bytes(broken)
         message = error_of(lambda: ImageTree(str(path)))
-        assert message.startswith(f"{path}: neither a whole .zip nor a whole .tar: ")
+        assert message.startswith(f"{path}: neither a complete .zip nor a complete .tar: ")
     if name.endswith("gz"):
         path.write_bytes(gzip.compress(b"nothing of the kind" * 100))
-        assert "neither a whole" in error_of(lambda: ImageTree(str(path)))
+        assert "neither a complete .zip nor a complete .tar" in error_of(lambda: ImageTree(str(path)))
 
 
 def test_a_tar_that_ends_early_is_refused_wherever_it_was_cut_or_damaged(tmp_path: Path) -> None:
@@ -928,7 +920,7 @@ def test_a_tar_that_ends_early_is_refused_wherever_it_was_cut_or_damaged(tmp_pat
     damaged[header + 5] ^= 1
     for broken in (content[:header], content[: header + 100], content[: header + 600], content[:end], damaged):
         path.write_bytes(broken)
-        assert f"{path}: neither a whole .zip nor a whole .tar: " in error_of(lambda: ImageTree(str(path)))
+        assert f"{path}: neither a complete .zip nor a complete .tar: " in error_of(lambda: ImageTree(str(path)))
     path.write_bytes(content[: end + 512])
     assert ImageTree(str(path)).num_classes == 3
 
@@ -948,7 +940,7 @@ def test_cached_images_are_those_decoded(
     monkeypatch.setattr(image_files, "CACHE_SECONDS", -1)
     for _ in range(2):
         tree = ImageTree(str(path), broken="skip")
-        assert [line for line in warnings_of(tree.setup) if "1 broken images left out" in line]
+        assert [line for line in warnings_of(tree.setup) if "left out 1 broken images" in line]
         for name, part in tree.parts.items():
             assert torch.equal(part.images, decoded.parts[name].images)
             assert torch.equal(part.labels, decoded.parts[name].labels)

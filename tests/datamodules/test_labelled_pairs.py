@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.images import Digits, ImageBatch
+from datamodules.images import Digits
 from datamodules.labelled_pairs import ClassBalancedLoader, ExampleBatch, LabelledPairs, draw_groups, read_groups
 from datamodules.parts.augment import Augmentation
+from datamodules.parts.image_sets import ImageBatch
 
 Ranks = Callable[[int, int], None]
 
@@ -127,7 +128,7 @@ def test_a_resumed_epoch_goes_on_with_the_same_batches() -> None:
         ({"batch_size": 4, "samples_per_class": 4}, "expected a divisor .* that leaves at least two classes"),
         (
             {"batch_size": 40, "samples_per_class": 2},
-            "a global batch of 40 images needs 20 classes, 10 have so many images",
+            "a global batch of 40 images needs 20 classes, but only 10 have enough images",
         ),
     ],
 )
@@ -264,8 +265,8 @@ def test_images_that_are_not_trained_on_are_refused_with_their_line(tmp_path: Pa
         return str(error.value)
 
     count = len(stored.labels)
-    assert message(validating) == f"{file}:4: image {validating} validates; expected ones to train on"
-    assert message(other) == f"{file}:4: image {other} is of an unseen class; expected ones to train on"
+    assert message(validating) == f"{file}:4: image {validating} validates; expected a training image"
+    assert message(other) == f"{file}:4: image {other} is of an unseen class; expected a training image"
     assert message(count) == f"{file}:4: '{seen},{count},0', expected images from 0 to {count - 1}"
     assert "validates, or limit leaves it out; expected" in message(other, limit=100)
 
@@ -273,8 +274,8 @@ def test_images_that_are_not_trained_on_are_refused_with_their_line(tmp_path: Pa
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b,c\n", "begins with 'a,b,c', expected 'anchor,other,same or anchor,positive,negative'"),
-        ("", "begins with ''"),
+        ("a,b,c\n", "starts with 'a,b,c', expected 'anchor,other,same or anchor,positive,negative'"),
+        ("", "starts with ''"),
         ("anchor,other,same\n", "holds no pair"),
         ("anchor,other,same\n0,1,1\n0,4,1\n", r"pairs.csv:3: '0,4,1', expected images from 0 to 3"),
         ("anchor,other,same\n0,1,2\n", r"pairs.csv:2: '0,1,2'"),
@@ -383,12 +384,12 @@ def test_augmentation_is_of_training_images_and_of_each_by_itself() -> None:
     ("options", "message"),
     [
         ({"batch_size": 1}, "batch_size=1: expected at least 2"),
-        ({"samples_per_class": 1}, "samples_per_class=1: expected at least 2, or null"),
-        ({"samples_per_class": 2, "groups": "pairs"}, "samples_per_class=2: expected null beside groups='pairs'"),
-        ({"unseen_classes": ["ten"]}, "unseen_classes='ten': expected of 0, 1, 2"),
+        ({"samples_per_class": 1}, "samples_per_class=1: expected at least 2, or null for any number"),
+        ({"samples_per_class": 2, "groups": "pairs"}, "samples_per_class=2 with groups='pairs': expected null"),
+        ({"unseen_classes": ["ten"]}, "unseen_classes='ten': expected one of 0, 1, 2"),
         ({"unseen_classes": list(range(9))}, "expected to leave at least two classes"),
         ({"unseen_classes": ["9"]}, r"unseen_classes=\['9'\]: expected at least two"),
-        ({"unseen_classes": ["9", 9]}, "expected at least two, which the test tells apart, or none"),
+        ({"unseen_classes": ["9", 9]}, "expected at least two for the test to tell apart, or none"),
         ({"augmentation": Augmentation(size=4)}, "augmentation.size=4: expected null"),
     ],
 )
@@ -400,5 +401,6 @@ def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
 def test_a_missing_group_file_is_named() -> None:
     data = digits(groups="pair")
     data.setup()
-    with pytest.raises(ValueError, match="groups=pair: no such file; expected 'pairs', 'triplets' or a CSV file"):
+    message = "groups=pair: no such file; expected 'pairs', 'triplets' or a CSV file; did you mean 'pairs'"
+    with pytest.raises(FileNotFoundError, match=message):
         data.train_dataloader()

@@ -120,8 +120,8 @@ def test_training_goes_through_lines_of_similar_length() -> None:
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size=0: expected at least 1"),
-        ({"min_length": 5, "max_length": 4}, "min_length=5, max_length=4: expected 0 or more"),
-        ({"min_length": -1}, "min_length=-1, max_length=10: expected 0 or more"),
+        ({"min_length": 5, "max_length": 4}, "min_length=5: expected at most max_length=4"),
+        ({"min_length": -1}, "min_length=-1: expected at least 0"),
         ({"unknown": "skip"}, "unknown='skip'"),
     ],
 )
@@ -133,7 +133,7 @@ def test_wrong_options(text: Callable[..., TextLines], options: dict, message: s
 def test_what_has_no_lines_is_refused(text: Callable[..., TextLines]) -> None:
     with pytest.raises(ValueError, match="expected a text of more than one line"):
         text("ab" * 20)
-    with pytest.raises(ValueError, match="its val part has no line of 1 to 10 characters that no part before it has"):
+    with pytest.raises(ValueError, match="its val part has no new line of 1 to 10 characters"):
         text("ab\n" * 20).setup()
 
 

@@ -169,7 +169,7 @@ def test_code_in_a_file_is_refused_by_name_and_not_run(function: Any, name: str,
         write_pickle(file, pickle.dumps(malicious))
     else:
         write(file, train=[*draw([4]), malicious] if depth == "part" else [objects([malicious])])
-    with pytest.raises(ValueError, match=rf"a.npz: train.npy: .* wants {name}, which was refused and not run"):
+    with pytest.raises(ValueError, match=rf"a.npz: train.npy: .* asks for {name}, which was refused and not run"):
         read_stroke_file(file)
     assert not proof.exists()
     if function is os.system:
@@ -206,7 +206,7 @@ NAN = [[1.0, 2.0, 0.0], [np.nan, 1.0, 1.0]]
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"valid": None}, r"valid.npy: not in it, expected train.npy, valid.npy, test.npy; it has train.npy, test.npy"),
+        ({"valid": None}, r"valid.npy: missing, expected train.npy, valid.npy, test.npy; it has train.npy, test.npy"),
         ({"test": []}, "test.npy: empty, expected at least one sketch"),
         ({"train": np.zeros((4, 5, 3))}, "train.npy: cannot be read: an array of float64, expected one of sketches"),
         ({"train": np.zeros((4, 5, 3), object)}, r"expected a one-dimensional array .* of shape \(4, 5, 3\)"),
@@ -220,8 +220,8 @@ NAN = [[1.0, 2.0, 0.0], [np.nan, 1.0, 1.0]]
         ({"train": [np.zeros(3, np.int16)]}, r"sketch 0: int16 of shape \(3,\), expected"),
         ({"train": [*draw([2]), np.zeros((0, 3), np.int16)]}, r"sketch 1: int16 of shape \(0, 3\), expected"),
         ({"train": [*draw([2]), np.zeros((4, 3), "U1")]}, "arrays of 'U1', expected numbers"),
-        ({"train": [*draw([2]), "text"]}, "sketch 1 is no array of numbers"),
-        ({"train": [*draw([2]), objects([1])]}, "sketch 1 is no array of numbers"),
+        ({"train": [*draw([2]), "text"]}, "sketch 1 is not an array of numbers"),
+        ({"train": [*draw([2]), objects([1])]}, "sketch 1 is not an array of numbers"),
     ],
 )
 def test_broken_sketches_are_named(parts: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_broken_sketches_are_named(parts: dict[str, Any], message: str, tmp_path
 def test_what_is_no_whole_archive_is_refused(kept: float, tmp_path: Path) -> None:
     content = write(tmp_path / "a.npz").read_bytes()
     (tmp_path / "a.npz").write_bytes(content[: int(len(content) * kept) if kept == 0.5 else int(kept)])
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/a.npz: no whole .npz file, expected sketch-rnn's"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/a.npz: no complete .npz file, expected sketch-rnn's"):
         SketchNPZ(str(tmp_path / "a.npz"))
 
 
@@ -297,7 +297,7 @@ def test_the_scale_factor_is_of_training_offsets_clamped_of_both_axes(tmp_path: 
     assert batch.strokes[0, 0].tolist() == pytest.approx([-1000 / data.scale_factor, 2 / data.scale_factor, 0, 1, 0])
     assert batch.labels.tolist() == [-1]
     assert (data.class_names, data.num_classes) == ([], 0)
-    with pytest.raises(ValueError, match="all training offsets are 2: expected drawings"):
+    with pytest.raises(ValueError, match="all training offsets are 2: expected real drawings"):
         scale_factor_of(torch.full((4, 2), 2))
 
 
@@ -345,14 +345,14 @@ def test_evaluation_sees_each_sketch_once_in_order_and_as_it_is() -> None:
     [
         ({"batch_size": -1}, "batch_size=-1: expected at least 1"),
         ({"batch_size": 0}, "batch_size=0: expected at least 1"),
-        ({"random_scale": -0.1}, r"random_scale=-0.1: expected a share in \[0, 1\)"),
-        ({"point_drop": 1.0}, r"point_drop=1.0: expected a share in \[0, 1\)"),
+        ({"random_scale": -0.1}, r"random_scale=-0.1: expected a number in \[0, 1\)"),
+        ({"point_drop": 1.0}, r"point_drop=1.0: expected a number in \[0, 1\)"),
         ({"characters": ""}, "characters='': expected at least one, each once"),
         ({"characters": "aba"}, "characters='aba': expected at least one, each once"),
-        ({"characters": "aж"}, "characters='aж': 'ж' is not in cmr10.ttf, expected letters, digits"),
-        ({"characters": "a "}, "characters='a ': ' ' has no outline, expected letters, digits"),
-        ({"epsilon": 0.0}, "epsilon=0.0: expected a distance above 0"),
-        ({"epsilon": float("nan")}, "epsilon=nan: expected a distance above 0"),
+        ({"characters": "aж"}, "characters='aж': 'ж' is not in cmr10.ttf, expected letters or digits"),
+        ({"characters": "a "}, "characters='a ': ' ' has no outline, expected letters or digits"),
+        ({"epsilon": 0.0}, "epsilon=0.0: expected more than 0"),
+        ({"epsilon": float("nan")}, "epsilon=nan: expected more than 0"),
         ({"variants": -1}, "variants=-1: expected at least 0"),
     ],
 )
@@ -416,7 +416,7 @@ def test_training_is_bucketed_and_its_order_is_of_the_runs_seed() -> None:
     for seed in (0, 0, 1):
         loader = held(LENGTHS, seed, batch_size=30).train_dataloader()
         batches = in_epoch(loader, 0)
-        assert [len(batch.labels) for batch in batches] == [30] * 16, "the incomplete one is dropped"
+        assert [len(batch.labels) for batch in batches] == [30] * 16, "an incomplete one is dropped"
         assert sum(batch.strokes.shape[1] - 1 for batch in batches) * 30 < 1.15 * sum(LENGTHS)
         orders.append(torch.cat([batch.labels for batch in batches]).tolist())
     assert orders[0] == orders[1] != orders[2]
@@ -762,9 +762,10 @@ def test_a_source_is_a_name_in_the_data_folder_or_a_path(tmp_path: Path, monkeyp
     assert len(SketchNPZ("mine", root=str(tmp_path / "other")).parts["train"]) == 7
     assert len(SketchNPZ(str(tmp_path / "other" / "sketch_rnn" / "mine.npz")).parts["train"]) == 7
     missing = tmp_path / "data" / "sketch_rnn" / "mime.npz"
-    with pytest.raises(FileNotFoundError, match=rf"^{missing}: not found; put there .* did you mean '\S*/mine.npz'"):
+    message = rf"^{missing}: not found; expected an .npz file .* did you mean '\S*/mine.npz'"
+    with pytest.raises(FileNotFoundError, match=message):
         SketchNPZ("mime")
-    with pytest.raises(FileNotFoundError, match=r"^none.npz: not found; put there an .npz file as https://github.com"):
+    with pytest.raises(FileNotFoundError, match=r"^none.npz: not found; expected an .npz file as https://github.com"):
         SketchNPZ("none.npz")
 
 
@@ -772,7 +773,7 @@ def test_sketch_rnns_own_files_are_checked(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     file = tmp_path / "sketch_rnn" / "aaron_sheep.npz"
     with pytest.raises(
-        FileNotFoundError, match=rf"^{file}: not found; put there what is at https://\S*aaron_sheep.npz "
+        FileNotFoundError, match=rf"^{file}: not found; download it from https://\S*aaron_sheep.npz to this path "
     ):
         SketchNPZ(root=str(tmp_path))
     write(file)
@@ -835,11 +836,11 @@ def test_categories_are_downloaded_once_and_labeled(served: dict[str, bytes], tm
 @pytest.mark.parametrize(
     ("category", "content", "error", "message"),
     [
-        ("cat", None, FileNotFoundError, r"{file}: not found; put there what is at {address} \(Not Found\)"),
-        ("bat", "whole", FileNotFoundError, r"{file}: not found; put there what is at {address} \(IncompleteRead"),
-        ("dog", "cut", ValueError, "{address}: for {file}: no whole .npz file"),
-        ("dog", b"<html>", ValueError, "{address}: for {file}: no whole .npz file"),
-        ("dog", "two parts", ValueError, "{address}: for {file}: valid.npy: not in it"),
+        ("cat", None, FileNotFoundError, r"{file}: not found; download it from {address} to this path \(Not Found\)"),
+        ("bat", "whole", FileNotFoundError, r"{file}: not found; download it from {address} to this path \(Incomplete"),
+        ("dog", "cut", ValueError, "{address}: for {file}: no complete .npz file"),
+        ("dog", b"<html>", ValueError, "{address}: for {file}: no complete .npz file"),
+        ("dog", "two parts", ValueError, "{address}: for {file}: valid.npy: missing, expected"),
     ],
 )
 def test_half_a_download_is_never_kept(
@@ -865,14 +866,15 @@ def test_a_length_that_differs_from_the_announced_one_is_refused(
         headers = {"Content-Length": str(len(whole) - 1)}  # noqa: RUF012 - as urllib's answers have it
 
     monkeypatch.setattr("urllib.request.urlopen", lambda *args, **options: Answer(whole))
-    with pytest.raises(ValueError, match=rf"cat.npz: {len(whole)} bytes came, expected {len(whole) - 1}"):
+    with pytest.raises(ValueError, match=rf"cat.npz: received {len(whole)} bytes, expected {len(whole) - 1}"):
         QuickDraw(["cat"], root=str(tmp_path))
 
 
 def test_offline_the_error_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     address = "https://storage.googleapis.com/quickdraw_dataset/sketchrnn/The%20Mona%20Lisa.npz"
-    message = rf"^{tmp_path}/sketch_rnn/quickdraw/The Mona Lisa.npz: not found; put there what is at {address} \(no net"
+    file = tmp_path / "sketch_rnn" / "quickdraw" / "The Mona Lisa.npz"
+    message = rf"^{file}: not found; download it from {address} to this path \(no net"
     with pytest.raises(FileNotFoundError, match=message):
         QuickDraw(["The Mona Lisa"], root=str(tmp_path))
 
@@ -880,8 +882,8 @@ def test_offline_the_error_says_what_to_put_where(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("categories", "message"),
     [
-        (["elefant"], "categories='elefant': QuickDraw has none of that name; did you mean 'elephant'"),
-        (["cat", "qqqq"], "categories='qqqq': QuickDraw has none of that name$"),
+        (["elefant"], "categories='elefant': expected a category of QuickDraw; did you mean 'elephant'"),
+        (["cat", "qqqq"], "categories='qqqq': expected a category of QuickDraw$"),
         (["cat", "cat"], r"categories=\['cat', 'cat'\]: expected a list of names, each once"),
         ([], r"categories=\[\]: expected a list of names, each once"),
         ("cat", "categories='cat': expected a list of names, each once"),
@@ -982,9 +984,10 @@ def test_a_resumed_run_sees_the_batches_that_it_would_have_seen() -> None:
 def test_a_mistake_is_one_line(mistake: Callable[..., str], tmp_path: Path) -> None:
     model = ["fit", "--model", f"{__name__}.Watcher", "--model.lr", "0.01", *QUIET]
     line = mistake(*model, "--data", "datamodules.sketches.SketchNPZ", "--data.source", str(tmp_path / "none.npz"))
-    assert line.startswith(f"{tmp_path}/none.npz: not found; put there an .npz file")
+    assert line.startswith(f"{tmp_path}/none.npz: not found; expected an .npz file")
     file = write(tmp_path / "a.npz", train=[Malicious(os.system, "true")])
     line = mistake(*model, "--data", "datamodules.sketches.SketchNPZ", "--data.source", str(file))
-    assert line.startswith(f"{file}: train.npy: cannot be read: its pickle wants {os.name}.system, which was refused")
+    reason = f"its pickle asks for {os.name}.system, which was refused"
+    assert line.startswith(f"{file}: train.npy: cannot be read: {reason}")
     line = mistake(*model, "--data", "datamodules.sketches.QuickDraw", "--data.categories", "['kat']")
-    assert line.startswith("categories='kat': QuickDraw has none of that name; did you mean ")
+    assert line.startswith("categories='kat': expected a category of QuickDraw; did you mean ")

@@ -283,13 +283,14 @@ def test_vocabulary_is_that_of_the_training_part_alone(make: Make, tmp_path: Pat
 
 def test_old_vocabulary_serves_a_new_text(make: Make, tmp_path: Path) -> None:
     vocab = ["<unk>", "a", "b", "c", "z"]
-    torch.save({"hyper_parameters": {"vocab": vocab}}, tmp_path / "old.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {"vocab": vocab}}, tmp_path / "old.ckpt")
     (tmp_path / "old.json").write_text(json.dumps(vocab))
     for options in ({"vocab": vocab}, {"vocab_from": "old.ckpt"}, {"vocab_from": str(tmp_path / "old.json")}):
         data = make("cab" * 40, **options)
         assert data.vocab == vocab
         assert data.part("train")[:3].tolist() == [3, 1, 2]
-    with pytest.raises(ValueError, match=r"character 1: 'y' \(U\+0079\) is none of the given .* 5; expected unknown"):
+    message = r"character 1: 'y' \(U\+0079\) is not one of the given vocabulary's 5; expected unknown"
+    with pytest.raises(ValueError, match=message):
         make("ay" + "cab" * 40, vocab=vocab)
     assert make("ay" + "cab" * 40, vocab=vocab, unknown="unk").part("train")[:3].tolist() == [1, 0, 3]
     with pytest.raises(ValueError, match="expected a text without it"):
@@ -299,21 +300,28 @@ def test_old_vocabulary_serves_a_new_text(make: Make, tmp_path: Path) -> None:
     for broken in (["a", "bc"], ["a", "a"], []):
         with pytest.raises(ValueError, match="expected single characters, each once"):
             make("cab" * 40, vocab=broken)
-    with pytest.raises(ValueError, match="expected null where vocab is given"):
+    with pytest.raises(ValueError, match=r"vocab_from=.* with a vocab: expected only one of them"):
         make("cab" * 40, vocab=vocab, vocab_from="old.json")
 
 
 def test_broken_vocabulary_files_are_refused(make: Make, tmp_path: Path) -> None:
     (tmp_path / "numbers.json").write_text("[1, 2]")
     (tmp_path / "broken.ckpt").write_text("no checkpoint")
-    torch.save({"hyper_parameters": {}}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "other.ckpt")
     # Lists alone are harmless, but no checkpoint may bring code along.
-    torch.save({"hyper_parameters": {"vocab": ["a", "b", "c"]}, "code": print}, tmp_path / "code.ckpt")
-    with pytest.raises(ValueError, match=r"vocab_from='numbers.json': its vocabulary is \[1, 2\], expected a list"):
+    content = {"state_dict": {}, "hyper_parameters": {"vocab": ["a", "b", "c"]}, "code": print}
+    torch.save(content, tmp_path / "code.ckpt")
+    with pytest.raises(ValueError, match=r"vocab_from=numbers.json: its vocabulary is \[1, 2\], expected a list"):
         make("cab" * 40, vocab_from="numbers.json")
-    for name in ("broken.ckpt", "other.ckpt", "code.ckpt"):
-        with pytest.raises(ValueError, match=f"vocab_from='{name}': expected a checkpoint with a vocabulary"):
+    for name, reason in {
+        "broken.ckpt": "broken",
+        "other.ckpt": "its vocabulary is None, expected a list",
+        "code.ckpt": "refused, because it holds more than tensors and plain data",
+    }.items():
+        with pytest.raises(ValueError, match=f"vocab_from={name}: {reason}"):
             make("cab" * 40, vocab_from=name)
+    with pytest.raises(FileNotFoundError, match=r"vocab_from=brken.ckpt: no such file; .*did you mean 'broken.ckpt'"):
+        make("cab" * 40, vocab_from="brken.ckpt")
     with pytest.raises(FileNotFoundError, match=r"no such file; did you mean 'numbers.json'"):
         make("cab" * 40, vocab_from="number.json")
 
@@ -328,7 +336,7 @@ def test_codes_of_a_text_and_back() -> None:
     assert encode_chars("ab", vocab).tolist() == [2, 0]
     assert decode_chars([2, 0], vocab) == "a<unk>"
     for options in ({"vocab": vocab, "unknown": "error"}, {"vocab": vocab[1:]}):
-        with pytest.raises(ValueError, match=r"character 1: 'b' \(U\+0062\) is none of the \d of the vocabulary"):
+        with pytest.raises(ValueError, match=r"character 1: 'b' \(U\+0062\) is not one of the vocabulary's \d"):
             encode_chars("ab", **options)
 
 
@@ -404,7 +412,8 @@ def test_a_download_that_breaks_off_is_named(tmp_path: Path, monkeypatch: pytest
         raise IncompleteRead(b"half")
 
     monkeypatch.setattr("urllib.request.urlopen", breaks_off)
-    with pytest.raises(FileNotFoundError, match=r"input.txt: not found; put there what is at https://.*IncompleteRead"):
+    message = r"input.txt: not found; download it from https://.* to this path .*IncompleteRead"
+    with pytest.raises(FileNotFoundError, match=message):
         CharText("tiny_shakespeare", root=str(tmp_path))
     assert not list(tmp_path.rglob("*.txt"))
 
@@ -435,7 +444,7 @@ def test_download_is_checked_before_it_is_used(tmp_path: Path, monkeypatch: pyte
         made()
     assert str(file) in str(error.value)
     assert served.as_uri() in str(error.value)
-    assert "put there" in str(error.value)
+    assert "download it from" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -483,7 +492,7 @@ def test_a_text_that_changes_while_it_is_read_leaves_nothing(tmp_path: Path, mon
     file.write_text("abc" * 40)
     data = CharText(str(file), batch_size=2, seq_len=3)
     file.write_text("abc" * 41)
-    with pytest.raises(ValueError, match=r"corpus.txt: 123 characters, expected the 120 of a moment ago"):
+    with pytest.raises(ValueError, match=r"corpus.txt: 123 characters, expected 120; it has just changed"):
         data.setup()
     assert not list((tmp_path / "cache" / "lit-baselines").iterdir())
 
@@ -538,10 +547,13 @@ def test_large_texts_are_never_held_whole(tmp_path: Path) -> None:
         ({"split": "row"}, "split='row': expected 'contiguous' or 'rows'"),
         ({"windows": "all"}, "windows='all': expected 'stateful' or 'random'"),
         ({"unknown": "skip"}, "unknown='skip': expected 'error' or 'unk'"),
-        ({"val_fraction": 0.0}, "val_fraction=0.0: expected a share between 0 and 1, both excluded"),
-        ({"val_fraction": 1.5}, "val_fraction=1.5: expected a share between 0 and 1, both excluded"),
-        ({"test_fraction": -0.1}, "test_fraction=-0.1: expected at least 0 and, with val_fraction, below 1"),
-        ({"val_fraction": 0.6, "test_fraction": 0.5}, "test_fraction=0.5: expected at least 0 and"),
+        ({"val_fraction": 0.0}, "val_fraction=0.0: expected a number in (0, 1)"),
+        ({"val_fraction": 1.5}, "val_fraction=1.5: expected a number in (0, 1)"),
+        ({"test_fraction": -0.1}, "test_fraction=-0.1: expected a number in [0, 1)"),
+        (
+            {"val_fraction": 0.6, "test_fraction": 0.5},
+            "val_fraction=0.6 and test_fraction=0.5: expected less than 1 together",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_named(make: Make, options: dict[str, Any], message: str) -> None:
@@ -560,7 +572,7 @@ def test_short_texts_are_refused_with_what_they_need(make: Make, be_rank: Ranks)
     message = refused(100, batch_size=4, seq_len=20)
     assert message == (
         "its train part has 80 of its 100 characters, expected at least 81 for 4 rows of seq_len=20: "
-        "see batch_size, seq_len and the parts' fractions"
+        "see batch_size, seq_len and the fractions"
     )
     assert "has 80 of its 100 characters, expected at least 84" in refused(100, batch_size=4, split="rows", seq_len=20)
     assert "expected at least 95" in refused(100, batch_size=4, windows="random", seq_len=19)

@@ -41,7 +41,7 @@ def test_a_compiled_run_equals_an_uncompiled_one(fit: Callable[..., CLI]) -> Non
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         compiled = fit(*TINY, "--compile", "true")
-    assert compile_warnings(caught) == ["compile: left out for their recurrent layers: lstm"]
+    assert compile_warnings(caught) == ["compile: left out because of their recurrent layers: lstm"]
     assert not [str(warning.message) for warning in caught if "recompile" in str(warning.message)]
     model = compiled.model
     assert {name for name, part in model.named_children() if part._compiled_call_impl is not None} == {

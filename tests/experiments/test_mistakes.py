@@ -36,7 +36,7 @@ TINY = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--test_
         (["--model.blind", "true", "--model.image_only", "true"], ["blind", "image_only", "at most one"]),
         (["--data.holdout", "[square-red]"], ["holdout='square-red'", "rectangle-red"]),
         (["--data.batch_size", "0"], ["batch_size=0", "at least 1"]),
-        (["--data.batch_size", "100000"], ["batch_size=100000", "at most the 3600 samples"]),
+        (["--data.batch_size", "100000"], ["batch_size=100000", "at most 3600 samples"]),
         (["--ckpt_path", "nothing.ckpt"], ["ckpt_path=nothing.ckpt", "no such file"]),
         (["--run.name", "x"], ["run.name=x", "<technique>/<data set>"]),
     ],
@@ -150,5 +150,5 @@ def test_a_missing_checkpoint_to_start_from(mistake: Callable[..., str], tmp_pat
 
 def test_predicting_on_several_devices(mistake: Callable[..., str]) -> None:
     assert mistake("predict", "-c", CONFIG, "--trainer.devices", "2", "--trainer.accelerator", "cpu").startswith(
-        "trainer.devices=2: expected 1 to predict"
+        "trainer.devices=2: expected 1 for predict, which keeps predictions in order"
     )

@@ -74,7 +74,7 @@ def test_no_figures_where_the_weights_are_spread(tmp_path: Path) -> None:
     figures.folder = tmp_path / "figures"
     trainer: Any = SimpleNamespace(strategy=FSDPStrategy(), loggers=[])
 
-    def illustrate() -> None:
+    def illustrate(batch: Any) -> None:
         raise AssertionError("the first rank alone would wait for the others")
 
     module: Any = SimpleNamespace(illustrate=illustrate)

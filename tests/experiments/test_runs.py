@@ -188,7 +188,7 @@ def test_a_signal_during_the_set_up(
 ) -> None:
     """The run takes no step, and the same command starts it from the beginning, or from where it was."""
     assert end(signals(start("early"), hook, number), monkeypatch) == STATUS[number]
-    assert f"{number.name}: stopped; it had not taken its first step" in capsys.readouterr().err
+    assert f"{number.name}: stopped; it had not yet taken its first step" in capsys.readouterr().err
     assert not start("early").folder.recovery_checkpoints()
     assert requeued.is_file() == (number == signal.SIGUSR1)
     assert signal.getsignal(number) == signal.SIG_DFL

@@ -30,6 +30,7 @@ from lit_models.captioner import (
     shifted,
     until_end,
 )
+from lit_models.figures.captioner import illustrate
 from lit_models.parts.beam_search import State, beam_search
 
 VOCAB = ["<pad>", "<unk>", "a", "red", "blue", "circle", "square", "small", "large"]
@@ -306,7 +307,10 @@ def test_scheduled_sampling_takes_part_in_training_and_repeats_itself() -> None:
     assert torch.equal(captioner.training_step(batch, 0)["loss"], sampled)
 
 
-def test_two_ranks_toss_the_coins_that_one_would(be_rank: Callable[[int, int], None]) -> None:
+def test_two_ranks_toss_the_coins_that_one_would(
+    be_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)  # both ranks have as many captions an image
     captioner = model()
     captioner._trainer = Step()  # type: ignore[assignment]
     index = torch.arange(4).repeat_interleave(2)
@@ -549,7 +553,7 @@ def test_captioning_leaves_mode_weights_and_generator_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"method": "best"}, ValueError, "method='best': expected one of greedy"),
+        ({"method": "best"}, ValueError, "method='best': expected 'greedy', 'beam'"),
         ({"n": 0}, ValueError, "n=0"),
         ({"n": 2}, ValueError, "n=2 with method='greedy'"),
         ({"method": "beam", "n": 6}, ValueError, "n=6: expected 1 to beam_size=5"),
@@ -685,14 +689,13 @@ def test_judging_counts_stated_and_true_facts() -> None:
 
 @pytest.mark.parametrize("options", KINDS)
 def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(tmp_path: Path, options: Any) -> None:
-    captioner = model(dropout=0.5, **options)
-    assert captioner.illustrate() == {}
-    run = trainer(tmp_path)
-    run.test(captioner, datamodule=Pictures(), verbose=False)
+    captioner, data = model(dropout=0.5, **options), Pictures()
+    trainer(tmp_path).test(captioner, datamodule=data, verbose=False)
+    batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     for mode in (True, False):
         captioner.train(mode)
         generator = torch.get_rng_state()
-        figures = captioner.illustrate()
+        figures = illustrate(captioner, batch)
         assert torch.equal(torch.get_rng_state(), generator)
         assert all(module.training is mode for module in captioner.modules())
         expected = {"captions", "length", "diversity"} | ({"attention"} if options["attention"] else set())

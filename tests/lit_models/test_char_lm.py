@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datamodules.text import CharText, TextBatch
 from experiments.cli import CLI
 from lit_models.char_lm import CharLM, carried, nats_per_character, text_metrics
+from lit_models.figures.char_lm import illustrate
 from lit_models.figures.text_probes import (
     accuracy_by_distance,
     bracket_depth,
@@ -127,18 +128,19 @@ def test_weights_start_in_their_range() -> None:
 def test_tied_weights_are_one_matrix() -> None:
     model = make(tied=True, embedding_dim=12)
     assert model.decoder.weight is model.embedding.weight
-    with pytest.raises(ValueError, match="tied with embedding_dim=None: expected the state's size, hidden=12"):
+    with pytest.raises(ValueError, match="embedding_dim=None with tied=true: expected 12, as hidden is"):
         make(tied=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cell": "lsmt"}, "cell='lsmt': expected one of rnn, lstm, gru"),
+        ({"cell": "lsmt"}, "cell='lsmt': expected 'rnn', 'lstm' or 'gru'; did you mean 'lstm'"),
         ({"hidden": 0}, "hidden=0: expected at least 1"),
         ({"layers": 0}, "layers=0: expected at least 1"),
-        ({"dropout": 1.0}, r"dropout=1.0: expected a share in \[0, 1\)"),
-        ({"weight_drop": -0.1}, r"weight_drop=-0.1: expected a share"),
+        ({"embedding_dim": 0}, "embedding_dim=0: expected at least 1, or null for one-hot input"),
+        ({"dropout": 1.0}, r"dropout=1.0: expected a number in \[0, 1\)"),
+        ({"weight_drop": -0.1}, r"weight_drop=-0.1: expected a number in \[0, 1\)"),
     ],
 )
 def test_impossible_sizes_are_refused(options: dict, message: str) -> None:
@@ -334,10 +336,10 @@ def test_unknown_characters() -> None:
     ("options", "message"),
     [
         ({"length": 0}, "length=0: expected at least 1"),
-        ({"temperature": -1.0}, "temperature=-1.0: expected 0"),
-        ({"temperature": math.nan}, "temperature=nan: expected 0"),
+        ({"temperature": -1.0}, "temperature=-1.0: expected at least 0"),
+        ({"temperature": math.nan}, "temperature=nan: expected at least 0"),
         ({"top_k": 0}, "top_k=0: expected at least 1"),
-        ({"top_p": 0.0}, r"top_p=0.0: expected a share in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p=0.0: expected a number in \(0, 1\]"),
     ],
 )
 def test_impossible_ways_to_sample(options: dict, message: str) -> None:
@@ -451,12 +453,11 @@ def test_pictures_of_any_cell(cell: str) -> None:
     text = 'def f(x):\n    return ["a", (x)]\n' * 20
     vocab = sorted(set(text))
     model = CharLM(vocab, cell=cell, hidden=10)  # type: ignore[arg-type]
-    assert model.illustrate() == {}
     rows = model.to_codes(text)[None]
-    model.validation_step(TextBatch(rows[:, :-1], rows[:, 1:], torch.ones(1, dtype=torch.bool)), 0)
+    batch = TextBatch(rows[:, :-1], rows[:, 1:], torch.ones(1, dtype=torch.bool))
+    model.validation_step(batch, 0)
     before = torch.get_rng_state()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        pictures = model.illustrate()
+    pictures = illustrate(model, batch)
     assert set(pictures) == {"samples", "surprise", "cells", "saturation", "gradient_reach", "closing"}
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -497,7 +498,7 @@ def test_pictures_leave_padding_out_and_stand_unknown_characters() -> None:
     inputs = model.to_codes(text + "é" + text)[None]
     targets = inputs.roll(-1, 1)
     inputs, targets = F.pad(inputs, (0, 60)), F.pad(targets, (0, 60), value=-100)
-    model.validation_step(TextBatch(inputs, targets, torch.ones(1, dtype=torch.bool)), 0)
-    assert sum(map(len, model._passage)) == 2 * len(text) + 1
-    with torch.no_grad():
-        assert "cells" in model.illustrate()
+    batch = TextBatch(inputs, targets, torch.ones(1, dtype=torch.bool))
+    model.validation_step(batch, 0)
+    assert sum(map(len, model.passage)) == 2 * len(text) + 1
+    assert "cells" in illustrate(model, batch)

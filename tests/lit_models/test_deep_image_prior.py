@@ -29,7 +29,7 @@ from lit_models.deep_image_prior import (
     restore,
     write_restored,
 )
-from lit_models.figures.deep_image_prior import learning_curves
+from lit_models.figures.deep_image_prior import illustrate, learning_curves
 from lit_models.networks.skip_network import Conv, Norm, SkipNetwork
 from lit_models.parts.total_variation import divergence, gradient, total_variation, tv_restore, tv_restore_noisy
 from lit_models.scores.windowed_variance import WindowedVariance
@@ -197,8 +197,8 @@ def test_inputs() -> None:
         ({"backtrack_db": 0}, "backtrack_db=0"),
         ({"window": 1}, "window=1"),
         ({"patience": 0}, "patience=0"),
-        ({"skip": (4,)}, "as many numbers in each"),
-        ({"down": (8, 0)}, "expected channels"),
+        ({"skip": (4,)}, r"skip=\[4\]: expected the same number of levels in each"),
+        ({"down": (8, 0)}, r"down=\[8, 0\], .*: expected at least 1 channel in down and up"),
         ({"kernel_up": 2}, "kernel_up=2: expected an odd number"),
         ({"upsample": "cubic"}, "upsample='cubic'"),
     ],
@@ -690,7 +690,7 @@ def test_without_a_ground_truth_there_is_no_figure_that_needs_one(tmp_path: Path
     trainer = train(model, data)
     names = {name for name in trainer.callback_metrics if name.startswith("val/")}
     assert names == {"val/loss", "val/iteration", "val/stop_iteration", "val/variance"}
-    assert set(model.illustrate()) == {"restored", "iterations", "frames"}
+    assert set(illustrate(model, next(iter(data.val_dataloader())))) == {"restored", "iterations", "frames"}
 
 
 def test_figures_of_each_task() -> None:
@@ -698,7 +698,7 @@ def test_figures_of_each_task() -> None:
         data = Restoration("grace_hopper", task, size=32, iterations_per_epoch=12)
         model = make(data, window=3)
         train(model, data)
-        made = model.illustrate()
+        made = illustrate(model, next(iter(data.val_dataloader())))
         assert set(made) == {"restored", "iterations", "frames"}
         titles = [axis.get_title() for axis in made["restored"].axes if axis.get_title()]
         assert [title.split("\n")[0] for title in titles] == [
@@ -764,7 +764,7 @@ def test_predict_writes_beside_the_file(fit: Callable[..., CLI], tmp_path: Path)
 
 def test_prediction_without_a_run_is_refused(mistake: Callable[..., str]) -> None:
     line = mistake("predict", "-c", CONFIG, "-c", SHRINK, "--trainer.accelerator", "cpu")
-    assert line == "nothing is restored yet: expected --ckpt_path of a run"
+    assert line == "nothing is restored yet: expected --ckpt_path with the checkpoint of a run"
 
 
 def test_mistakes_on_the_command_line_are_one_line(mistake: Callable[..., str]) -> None:
@@ -799,11 +799,11 @@ def picture_of(kind: str, folder: Path) -> list[str]:
     ("kind", "message"),
     [
         ("gif", "gif.png: 2 frames, expected a still image"),
-        ("cmyk", "cmyk.png: CMYK, the colors of a printer"),
+        ("cmyk", "cmyk.png: CMYK (printing) colors"),
         ("nan", "nan.png: cannot be decoded: floating-point pixels"),
         ("pixel", "an image of 1×1: expected at least 17×17"),
         ("mask size", "mask size.png: 8×9 pixels, expected the image's 32×32"),
-        ("black mask", "black mask.png: black throughout"),
+        ("black mask", "black mask.png: all black"),
     ],
 )
 def test_unsuitable_files_on_the_command_line_are_one_line(
@@ -815,7 +815,9 @@ def test_unsuitable_files_on_the_command_line_are_one_line(
 def test_an_unknown_factor_on_the_command_line_is_one_line(mistake: Callable[..., str]) -> None:
     config = CONFIG.with_name("super_resolve.yaml")
     for factor in ("9", "1"):
-        assert f"factor={factor}: expected 2 to 8" in mistake("fit", "-c", config, "--data.task.factor", factor)
+        assert f"factor={factor}: expected 2, 3, 4, 5, 6, 7 or 8" in mistake(
+            "fit", "-c", config, "--data.task.factor", factor
+        )
     assert "factor" in mistake("fit", "-c", config, "--data.task.factor", "four")
 
 

@@ -521,7 +521,7 @@ def test_use_from_python() -> None:
     assert found[1][1] == pytest.approx(model.distance(images[2], images[found[1][0]]))
     assert len(model.nearest(images[0], images, k=50)) == 6
     assert model.training, "the mode is as before"
-    with pytest.raises(ValueError, match="k=5 of a gallery of 0 images"):
+    with pytest.raises(ValueError, match="k=5, gallery of 0 images"):
         model.nearest(images[0], [])
     with pytest.raises(ValueError, match="expected a model that was validated"):
         model.alike(images[0], images[1])
@@ -530,11 +530,11 @@ def test_use_from_python() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out_dim": 0}, "out_dim=0: expected at least 1, or null"),
+        ({"out_dim": 0}, "out_dim=0: expected at least 1, or null for the encoder's own features"),
         ({"representation": "h"}, "representation='h': expected 'encoder' or 'embedding'"),
         ({"loss": {"name": "TripletMargin"}}, "loss.name='TripletMargin': .* did you mean 'TripletMarginLoss'?"),
-        ({"loss": {}}, "loss.name=None: expected a name of pytorch_metric_learning.losses"),
-        ({"loss": {"name": "TripletMarginLoss", "m": 1}}, "loss.m: TripletMarginLoss has no such argument, .*margin"),
+        ({"loss": {}}, "loss.name=None: expected a class of pytorch_metric_learning.losses"),
+        ({"loss": {"name": "TripletMarginLoss", "m": 1}}, "loss.m: TripletMarginLoss has no such argument; .*margin"),
         ({"miner": {"name": "HardMiner"}}, "miner.name='HardMiner': .* did you mean"),
         ({"distance": {"name": "Euclid"}}, "distance.name='Euclid'"),
         ({"reducer": {"name": "Mean"}}, "reducer.name='Mean'"),
@@ -563,9 +563,9 @@ def test_explicit_groups_have_no_miner(mistake: Callable[..., str]) -> None:
     options = ["--data.samples_per_class", "null", "--data.groups", "triplets"]
     miner = ["--model.miner", "{name: BatchHardMiner}"]
     message = mistake("fit", *CONFIG, *SMALL, *options, *miner)
-    assert message == "miner=BatchHardMiner: expected null, for data.groups are explicit"
+    assert message == "miner=BatchHardMiner: expected null, because data.groups says what is compared"
     message = mistake("fit", *CONFIG, *SMALL, *options, *NO_DISTANCE, "--model.loss", "{name: ClassificationLoss}")
-    assert message.startswith("loss.name='ClassificationLoss': expected one of pairs or triplets")
+    assert message.startswith("loss.name='ClassificationLoss': expected a loss of pairs or triplets")
 
 
 @pytest.mark.parametrize("loss", ["TripletMarginLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss"])
@@ -576,7 +576,7 @@ def test_pairs_are_for_losses_of_single_pairs(
     (tmp_path / "pairs.csv").write_text("anchor,other,same\n0,1,1\n0,2,0\n")
     options = ["--data.samples_per_class", "null", "--data.groups", tmp_path / "pairs.csv" if in_a_file else "pairs"]
     message = mistake("fit", *CONFIG, *SMALL, *options, "--model.loss", f"{{name: {loss}}}", *NO_DISTANCE)
-    expected = "expected 'SiameseLoss' or 'ContrastiveLoss', for data.groups are pairs"
+    expected = "expected 'SiameseLoss' or 'ContrastiveLoss', because data.groups are pairs"
     assert message == f"loss.name={loss!r}: {expected}"
 
 

@@ -577,7 +577,7 @@ def test_drawings_are_read_as_batches_have_them() -> None:
 
 def test_what_cannot_be_read_is_refused() -> None:
     text, real = make("text"), make("real")
-    with pytest.raises(ValueError, match=r"character 1: 'é' \(U\+00E9\) is none of the 6"):
+    with pytest.raises(ValueError, match=r"character 1: 'é' \(U\+00E9\) is not one of the vocabulary's 6"):
         text.encode("aé")
     known = make("text", vocab=["<unk>", *VOCAB])
     assert known.encode("aé").shape == (1, known.code_dim)
@@ -597,15 +597,15 @@ def test_what_cannot_be_read_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sequence_dim": 3}, "expected one of the two"),
-        ({"vocab": None}, "vocab=null with sequence_dim=None: expected one of the two"),
+        ({"sequence_dim": 3}, "with sequence_dim=3: expected exactly one of the two"),
+        ({"vocab": None}, "vocab=null with sequence_dim=None: expected exactly one of the two"),
         ({"hidden": 0}, "hidden=0: expected at least 1"),
         ({"code_dim": 0}, "code_dim=0: expected at least 1"),
         ({"cell": "rnn"}, "cell='rnn': expected 'lstm' or 'gru'"),
-        ({"schedule": "cosine"}, "schedule='cosine': expected one of constant, linear, inverse_sigmoid"),
+        ({"schedule": "cosine"}, "schedule='cosine': expected 'constant', 'linear' or 'inverse_sigmoid'"),
         ({"schedule_steps": 0}, "schedule_steps=0: expected at least 1"),
         ({"conditional": False, "teacher_forcing": 0.5}, "expected 'constant' and 1 with conditional=false"),
-        ({"teacher_forcing": 1.5}, "teacher_forcing=1.5: expected a probability"),
+        ({"teacher_forcing": 1.5}, r"teacher_forcing=1.5: expected a number in \[0, 1\]"),
     ],
 )
 def test_impossible_models_are_refused(options: dict, message: str) -> None:

@@ -105,7 +105,7 @@ def test_views_of_the_same_image_become_alike(fit: Callable[..., CLI]) -> None:
 
 
 def test_one_view_is_a_mistake(mistake: Callable[..., str]) -> None:
-    assert mistake("fit", *CONFIG, *SMALL, "--data.views", "1") == "views=1: SimCLR expects at least 2 of an image"
+    assert mistake("fit", *CONFIG, *SMALL, "--data.views", "1") == "views=1: SimCLR expects at least 2 per image"
 
 
 def test_the_projection_of_a_trained_model_can_be_probed(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
 from lit_models import sketch_rnn
+from lit_models.figures.sketch_rnn import illustrate
 from lit_models.networks.mixture_density import Mixture, draw_move, log_density, mixture_size, to_mixture
 from lit_models.networks.recurrent import SteppedLSTM, unroll
 from lit_models.parts.optim import DecayToFloor, configure_optimizers
@@ -235,14 +236,12 @@ def test_the_code_is_of_the_last_states_of_both_directions() -> None:
 
 
 def test_kl_against_torch_distributions() -> None:
-    mean, log_var = torch.randn(2, 5, 3, dtype=torch.double)
-    expected = kl_divergence(Normal(mean, (0.5 * log_var).exp()), Normal(torch.zeros_like(mean), 1.0))
-    assert torch.allclose(sketch_rnn.kl_divergence(mean, log_var), expected)
     model, data = make(), batch()
     each = model._objective(data, 0)
     assert torch.allclose(each["kl_nats"], each["kl"] * 3), "the paper divides by N_z"
     mean, log_var = model.posterior_of(*data[:2])
-    assert torch.allclose(each["kl"], sketch_rnn.kl_divergence(mean, log_var).mean(1))
+    expected = kl_divergence(Normal(mean, (0.5 * log_var).exp()), Normal(torch.zeros_like(mean), 1.0))
+    assert torch.allclose(each["kl"], expected.mean(1))
 
 
 def test_the_code_is_drawn_with_the_posteriors_deviation() -> None:
@@ -357,7 +356,7 @@ def test_recurrent_dropout_is_of_the_candidates_and_of_training_only() -> None:
     assert shares == {0.0, 1.33}
     assert float((added < 0.5).float().mean()) == pytest.approx(0.25, abs=0.06)
     assert not torch.equal(layer(inputs, state)[0], layer(inputs, state)[0])
-    with pytest.raises(ValueError, match=r"recurrent_dropout=1.0: expected a share"):
+    with pytest.raises(ValueError, match=r"recurrent_dropout=1.0: expected a number in \[0, 1\)"):
         SteppedLSTM(5, 7, recurrent_dropout=1.0)
 
 
@@ -396,10 +395,10 @@ def test_the_cells_of_a_model() -> None:
         ({"longest": 0}, "longest=0: expected at least 1"),
         ({"components": 0}, "components=0: expected at least 1"),
         ({"decoder_hidden": 0}, "decoder_hidden=0: expected at least 1"),
-        ({"latent_dim": -1}, "latent_dim=-1: expected at least 1, or 0"),
-        ({"kl_decay": 0.0}, "kl_decay=0.0: expected a factor"),
-        ({"kl_floor": -0.1}, "kl_floor=-0.1: expected 0 or more"),
-        ({"recurrent_dropout": 1.0}, r"recurrent_dropout=1.0: expected a share in \[0, 1\)"),
+        ({"latent_dim": -1}, "latent_dim=-1: expected at least 0, which is the unconditional model"),
+        ({"kl_decay": 0.0}, r"kl_decay=0.0: expected a number in \(0, 1\]"),
+        ({"kl_floor": -0.1}, "kl_floor=-0.1: expected at least 0"),
+        ({"recurrent_dropout": 1.0}, r"recurrent_dropout=1.0: expected a number in \[0, 1\)"),
     ],
 )
 def test_impossible_arguments(options: dict, message: str) -> None:
@@ -492,7 +491,7 @@ def test_a_sketch_as_svg(tmp_path: Path) -> None:
 def test_what_is_no_sketch(points: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sketch(points)
-    with pytest.raises(ValueError, match=r"sketches of \[2, 0\] points: expected at least one"):
+    with pytest.raises(ValueError, match=r"sketches of \[2, 0\] points: expected some sketches"):
         make().encode([Sketch(np.zeros((2, 3))), Sketch(np.zeros((0, 3)))])
 
 
@@ -516,7 +515,7 @@ def test_generating(kind: dict) -> None:
     assert [len(sketch) for sketch in model.generate(2, seed=0)] == [1, 1], "ends at once, but a drawing has a point"
     for options, message in (
         ({"n": 0}, "n=0: expected at least 1"),
-        ({"temperature": -1.0}, "temperature=-1.0: expected 0"),
+        ({"temperature": -1.0}, "temperature=-1.0: expected at least 0"),
         ({"max_points": 0}, "max_points=0: expected at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -616,10 +615,9 @@ def test_an_unconditional_model_says_what_it_cannot() -> None:
 @KINDS
 def test_the_pictures(kind: dict) -> None:
     model = make(class_names=["a", "b"], **kind)
-    assert model.illustrate() == {}
-    model._shown = batch()._replace(labels=torch.tensor([0, 1, 0, 1, 0, -1]))
-    model._kl = torch.rand(3) if model.latent_dim else None
-    made = model.illustrate()
+    shown = batch()._replace(labels=torch.tensor([0, 1, 0, 1, 0, -1]))
+    model.mean_kl = torch.rand(3) if model.latent_dim else None
+    made = illustrate(model, shown)
     drawn = {"samples", "completions"}
     if model.latent_dim:
         drawn |= {"reconstructions", "variations", "interpolations", "codes"}
@@ -628,7 +626,7 @@ def test_the_pictures(kind: dict) -> None:
         svg = made[f"{name}.svg"]
         assert isinstance(svg, str)
         assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert made["samples.svg"] == model.illustrate()["samples.svg"], "the same model gives the same pictures"
+    assert made["samples.svg"] == illustrate(model, shown)["samples.svg"], "the same model gives the same pictures"
 
 
 def test_a_mixture_is_split_where_it_is_joined() -> None:
@@ -648,7 +646,7 @@ def test_a_mixture_is_split_where_it_is_joined() -> None:
         (None, "sketches of type NoneType: expected a Sketch, or a list"),
         (torch.zeros(4, 3), "sketches of type Tensor: expected a Sketch, or a list"),
         ([np.zeros((4, 3))], r"a sketch of type ndarray: expected Sketch\(points\), points \(N, 3\)"),
-        ([], "expected at least one"),
+        ([], "expected some sketches"),
     ],
 )
 def test_what_is_no_sketch_is_refused(given: Any, message: str) -> None:

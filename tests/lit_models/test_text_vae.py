@@ -16,6 +16,7 @@ from torch.distributions import Normal, kl_divergence
 
 from datamodules.sequences import SequenceBatch
 from experiments.cli import CLI
+from lit_models.figures.text_vae import illustrate
 from lit_models.text_vae import TextVAE, drop_words, kl_weight
 
 VOCAB = list("abcdef")
@@ -472,17 +473,17 @@ def test_a_homotopy_is_a_straight_line_between_two_codes(monkeypatch: pytest.Mon
 
 def test_what_cannot_be_read_is_refused() -> None:
     model, rival = make(), make(latent_dim=0)
-    with pytest.raises(ValueError, match=r"character 1: 'é' \(U\+00E9\) is none of the 6"):
+    with pytest.raises(ValueError, match=r"character 1: 'é' \(U\+00E9\) is not one of the vocabulary's 6"):
         model.encode("aé")
     assert make(vocab=["<unk>", *VOCAB]).encode("aé").shape == (1, 3)
     for wrong in ([], ["a", 3]):
-        with pytest.raises(ValueError, match=r"lines=\[.*expected at least one line of text"):
+        with pytest.raises(ValueError, match=r"lines=\[.*expected a line of text, or a list of at least one"):
             model.encode(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n=0: expected at least 1"):
         model.sample(0)
     with pytest.raises(ValueError, match="steps=1: expected at least 2"):
         model.interpolate("a", "b", 1)
-    with pytest.raises(ValueError, match="temperature=-1: expected 0"):
+    with pytest.raises(ValueError, match="temperature=-1: expected at least 0"):
         model.sample(1, -1)
     for verb in (rival.encode, rival.reconstruct):
         with pytest.raises(ValueError, match="encode with latent_dim=0: expected a model with a code"):
@@ -497,12 +498,12 @@ def test_what_cannot_be_read_is_refused() -> None:
         ({"longest": 0}, "longest=0: expected at least 1"),
         ({"hidden": 0}, "hidden=0: expected at least 1"),
         ({"embedding_dim": 0}, "embedding_dim=0: expected at least 1"),
-        ({"latent_dim": -1}, "latent_dim=-1: expected at least 1, or 0 for the language model"),
+        ({"latent_dim": -1}, "latent_dim=-1: expected at least 0, which is the language model"),
         ({"cell": "rnn"}, "cell='rnn': expected 'lstm' or 'gru'"),
-        ({"keep_rate": 1.1}, r"keep_rate=1.1: expected a share in \[0, 1\]"),
-        ({"annealing": "cosine"}, "annealing='cosine': expected one of logistic, linear, none"),
-        ({"kl_center": 0}, "kl_center=0: expected more than 0 steps"),
-        ({"kl_width": 0}, "kl_width=0: expected more than 0 steps"),
+        ({"keep_rate": 1.1}, r"keep_rate=1.1: expected a number in \[0, 1\]"),
+        ({"annealing": "cosine"}, "annealing='cosine': expected 'logistic', 'linear' or 'none'"),
+        ({"kl_center": 0}, "kl_center=0: expected more than 0"),
+        ({"kl_width": 0}, "kl_width=0: expected more than 0"),
     ],
 )
 def test_impossible_models_are_refused(options: dict, message: str) -> None:
@@ -513,10 +514,10 @@ def test_impossible_models_are_refused(options: dict, message: str) -> None:
 @FORMS
 def test_the_pictures(form: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(**form)
-    assert model.illustrate() == {}
-    scores(model, monkeypatch, [batch_of(4, 1, 9)])
+    batch = batch_of(4, 1, 9)
+    scores(model, monkeypatch, [batch])
     pictures = {"samples"} if not model.latent_dim else {"samples", "reconstructions", "homotopies", "kl"}
-    assert model.illustrate().keys() == pictures
+    assert illustrate(model, batch).keys() == pictures
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from common.randomness import coins_of_samples, normal_of_samples
-from datamodules.images import ImageBatch
+from datamodules.parts.image_sets import ImageBatch
 from experiments.cli import CLI
 from lit_models.networks.image_coders import conv_decoder, conv_encoder
 from lit_models.parts.latent import slerp
@@ -335,14 +335,20 @@ def test_a_collapsed_posterior_is_warned_of(fit: Callable[..., CLI]) -> None:
     [
         ({"latent_dim": 0}, "latent_dim=0: expected at least 1"),
         ({"samples": 0}, "samples=0: expected at least 1"),
-        ({"beta": -1.0}, "beta=-1.0: expected 0 or more"),
-        ({"free_bits": math.nan}, "free_bits=nan: expected 0 or more"),
-        ({"warmup": 2.0}, "warmup=2.0, cycles=1: expected a share"),
+        ({"beta": -1.0}, "beta=-1.0: expected at least 0"),
+        ({"free_bits": math.nan}, "free_bits=nan: expected at least 0"),
+        ({"warmup": 2.0}, r"warmup=2.0: expected a number in \[0, 1\]"),
         ({"sigma": 0.0}, "sigma=0.0: expected more than 0"),
-        ({"binarize": True, "likelihood": "gaussian"}, "expected 'bernoulli'"),
+        (
+            {"binarize": True, "likelihood": "gaussian"},
+            "likelihood='gaussian' with binarize=true: expected 'bernoulli'",
+        ),
         ({"samples": 5, "beta": 2.0}, "samples=5 with beta"),
         ({"network": "cnn"}, "network='cnn': expected 'conv' or 'mlp'"),
-        ({"likelihood": "gausian"}, "likelihood='gausian': expected one of bernoulli, gaussian, discretized_logistic"),
+        (
+            {"likelihood": "gausian"},
+            "likelihood='gausian': expected 'bernoulli', 'gaussian' or 'discretized_logistic'; did you",
+        ),
         ({"activation": "gelu"}, "activation='gelu': expected 'relu' or 'tanh'"),
     ],
 )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from datamodules.parts.loader import TensorLoader
 from datamodules.parts.visual_questions import VQABatch
+from lit_models.figures.vqa import illustrate
 from lit_models.vqa import (
     VQA,
     AttentionFact,
@@ -305,9 +306,13 @@ def test_predictions_are_answers_in_words() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"blind": True, "image_only": True}, "blind and image_only"),
+        ({"blind": True, "image_only": True}, "blind=true with image_only=true: expected at most one"),
         ({"fusion": "sum"}, "fusion='sum'"),
         ({"encoder": "resnet19"}, "encoder='resnet19'"),
+        ({"norm": "layer"}, "norm='layer': expected 'batch', 'group' or 'none'"),
+        ({"pooling": "avg"}, "pooling='avg': expected 'max', 'mean' or 'flatten'"),
+        ({"relation_layers": 0}, "relation_layers=0: expected at least 1"),
+        ({"dropout": 1.0}, r"dropout=1.0: expected a number in \[0, 1\)"),
     ],
 )
 def test_mistakes_name_the_argument(options: dict[str, Any], words: str) -> None:
@@ -329,7 +334,7 @@ def test_any_pooling_fits_the_encoder(fusion: Any, pooling: Any) -> None:
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    """(16, 16, 3) uint8"""
+    """(16, 16, 3) uint8."""
     return np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 
 
@@ -514,13 +519,12 @@ def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(
     tmp_path: Path, options: Any, soft: bool
 ) -> None:
     vqa = model(dropout=0.5, **options)
-    assert vqa.illustrate() == {}
     trainer(tmp_path).validate(vqa, TensorLoader(Batches(soft), 1), verbose=False)
     for mode in (True, False):
         vqa.train(mode)
         generator = torch.get_rng_state()
         before = {name: value.clone() for name, value in vqa.state_dict().items()}
-        figures = vqa.illustrate()
+        figures = illustrate(vqa, made_up(soft, seed=0))
         assert all(torch.equal(value, before[name]) for name, value in vqa.state_dict().items())
         assert torch.equal(torch.get_rng_state(), generator)
         assert all(module.training is mode for module in vqa.modules())

@@ -109,6 +109,22 @@ def test_drop_last_leaves_out_an_incomplete_batch_only(size: int, kept: list[int
         assert len(loader) == len(expected)
 
 
+def test_over_another_source_all_else_is_the_same() -> None:
+    loader = TensorLoader(pairs(9), 4, shuffle=True, seed=3)
+    other = loader.over(pairs(6))
+    assert ids_of(other) == ids_of(TensorLoader(pairs(6), 4, shuffle=True, seed=3))
+    assert len(loader) == 3, "the first is left as it was"
+    with pytest.raises(ValueError, match="empty"):
+        loader.over(pairs(0))
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(10, [4, 4]), (4, [4]), (3, [3])])
+def test_full_batches_only(size: int, sizes: list[int]) -> None:
+    loader = TensorLoader(pairs(size), 4)
+    assert [len(batch.ids) for batch in loader.in_full_batches()] == sizes
+    assert sum(map(len, ids_of(loader))) == size, "the first is left as it was"
+
+
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_batch_size_must_be_positive(batch_size: int) -> None:
     with pytest.raises(ValueError, match=f"batch_size={batch_size}"):

@@ -142,7 +142,7 @@ def test_context_helps_on_a_text_that_has_some() -> None:
     ("call", "message"),
     [
         (lambda: NGram(0), "order=0: expected at least 1"),
-        (lambda: NGram(3).fit(np.array([0, 1, 2]), V), "order=3: expected a text of more characters than its 3"),
+        (lambda: NGram(3).fit(np.array([0, 1, 2]), V), "order=3: expected a text longer than its 3 characters"),
         (lambda: NGram(1).fit(np.array([0, V]), V), "codes 0 to 5: expected 0 to 4"),
         (lambda: NGram(1).fit(np.array([0, 1]), V).score(np.array([-1])), "codes -1 to -1: expected 0 to 4"),
     ],

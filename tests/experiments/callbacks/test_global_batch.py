@@ -98,7 +98,7 @@ def test_devices_and_nodes_count_and_every_group_is_scaled(capsys: pytest.Captur
 def test_data_without_a_batch_size(capsys: pytest.CaptureFixture[str]) -> None:
     GlobalBatch().on_train_start(trainer_of(2, 1), Scheduled())
     assert capsys.readouterr().out == "batch: 2 devices x accumulation 1\n"
-    with pytest.raises(ValueError, match=r"batch\.lr_rule=sqrt: expected data with a batch_size, which Data has not"):
+    with pytest.raises(ValueError, match=r"batch\.lr_rule=sqrt: expected data with a batch_size; Data has none"):
         GlobalBatch("sqrt", 8).setup(trainer_of(2, 1), Scheduled(), "fit")
 
 
@@ -120,5 +120,5 @@ def test_mistakes(options: list[str], expected: list[str], mistake: Callable[...
 def test_a_module_without_an_optimizer() -> None:
     module = Scheduled()
     del module.optimizer
-    with pytest.raises(ValueError, match=r"batch\.lr_rule=linear: expected a model with an optimizer, which Scheduled"):
+    with pytest.raises(ValueError, match=r"batch\.lr_rule=linear: expected a model with an optimizer; Scheduled"):
         GlobalBatch("linear", 8).setup(trainer_of(2, 1, batch_size=4), module, "fit")

@@ -22,7 +22,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from datamodules.images import Digits, ImageBatch, Part
+from datamodules.images import Digits
+from datamodules.parts.image_sets import ImageBatch, Part
 from experiments import representations
 from experiments.callbacks import representation_probe
 from experiments.callbacks.exact_resume import generator_states
@@ -56,7 +57,7 @@ SETTINGS: dict[str, Any] = {
     "trainer": {"max_epochs": 3},
     "figures": {"every_n_epochs": None},
 }
-FIGURES = {
+METRICS = {
     *("knn_accuracy", "probe_accuracy", "probe_accuracy_1pct", "probe_accuracy_10pct"),
     *("uniformity", "effective_rank", "feature_std"),
     "alignment",
@@ -386,7 +387,7 @@ def test_no_labels_no_figures() -> None:
 
 def test_figures_of_an_older_state_are_forgotten() -> None:
     trainer = fake_trainer()
-    trainer.callback_metrics = {f"val/{name}": 1.0 for name in FIGURES | {"loss"}}
+    trainer.callback_metrics = {f"val/{name}": 1.0 for name in METRICS | {"loss"}}
     RepresentationProbe().on_validation_start(trainer, LightningModule())
     assert trainer.callback_metrics == {"val/loss": 1.0}
 
@@ -427,7 +428,7 @@ def summary(cli: CLI) -> dict[str, Any]:
 
 def probed(metrics: dict[str, Any], stage: str) -> set[str]:
     names = {name.partition("/")[2] for name in metrics if name.startswith(stage + "/")}
-    return names & (FIGURES)
+    return names & (METRICS)
 
 
 def test_a_run_logs_it_when_due_and_in_the_test(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,18 +442,18 @@ def test_a_run_logs_it_when_due_and_in_the_test(config: list[str], monkeypatch: 
     cli = start(config, "--trainer.max_epochs", 5, "--probe.every_n_epochs", 2)
     with cli.folder.metrics.open() as file:
         validations = [row for row in csv.DictReader(file) if row["val/loss"]]
-    measured = [[name for name in FIGURES if row[f"val/{name}"]] for row in validations]
+    measured = [[name for name in METRICS if row[f"val/{name}"]] for row in validations]
     assert [len(names) for names in measured] == [0, 8, 0, 8, 8], "every second epoch and the last one"
     found = summary(cli)
-    assert probed(found["last"], "val") == FIGURES
-    assert probed(found["test"], "test") == FIGURES
+    assert probed(found["last"], "val") == METRICS
+    assert probed(found["test"], "test") == METRICS
     train, val, test = 301, 151, 359
     assert asked == [(train, train, val, val, val, val)] * 3 + [(train, train, test, test, val, val)], (
         "the test part is evaluated and chooses nothing"
     )
     # The best checkpoint's figures are its own: what an earlier epoch had is not carried on.
     best = torch.load(cli.folder.best_checkpoint() or "", weights_only=True)
-    assert probed(found["best"], "val") == (FIGURES if best["epoch"] in (1, 3, 4) else set())
+    assert probed(found["best"], "val") == (METRICS if best["epoch"] in (1, 3, 4) else set())
 
 
 def test_figures_are_the_checkpoints_own(config: list[str]) -> None:
@@ -461,7 +462,7 @@ def test_figures_are_the_checkpoints_own(config: list[str]) -> None:
     options = ("--trainer.max_epochs", 2, "--trainer.callbacks+", averaged, "--best.monitor", "val/loss")
     cli = start(config, *options, "--best.mode", "min", "--probe.every_n_epochs", 1)
     found = {name: value for name, value in summary(cli)["best"].items() if name.startswith("val/")}
-    assert probed(found, "val") == FIGURES
+    assert probed(found, "val") == METRICS
     path = cli.folder.best_checkpoint()
     validation = build(["validate", *config, "--ckpt_path", str(path), *QUIET])
     validation.execute()
@@ -480,7 +481,7 @@ def test_a_training_does_not_notice_it(config: list[str]) -> None:
     assert not probed(summary(runs[0])["last"], "val")
     assert not probed(summary(runs[0])["test"], "test")
     others = [
-        [{k: v for k, v in row.items() if k.split("/")[-1] not in FIGURES} for row in rows(c.folder)] for c in runs
+        [{k: v for k, v in row.items() if k.split("/")[-1] not in METRICS} for row in rows(c.folder)] for c in runs
     ]
     assert others[0] == others[1]
 
@@ -547,7 +548,7 @@ def test_a_run_resumes_to_the_bit(config: list[str], tmp_path: Path) -> None:
     (tmp_path / "probe.yaml").write_text(yaml.safe_dump(settings))
     config = [*config, "-c", str(tmp_path / "probe.yaml")]
     whole = run(config, "whole")
-    assert probed(summary(whole)["best"], "val") == FIGURES
+    assert probed(summary(whole)["best"], "val") == METRICS
     for after in (3, 5):
         assert_same_run(resume(config, after), whole, f"killed after {after}")
 
@@ -555,8 +556,8 @@ def test_a_run_resumes_to_the_bit(config: list[str], tmp_path: Path) -> None:
 @pytest.mark.xdist_group("ranks")
 def test_two_ranks_equal_one(config: list[str]) -> None:
     one, two = one_and_two_ranks(config)
-    assert probed(one["metrics"], "val") == FIGURES
-    names = [f"val/{name}" for name in FIGURES]
+    assert probed(one["metrics"], "val") == METRICS
+    names = [f"val/{name}" for name in METRICS]
     assert {name: two["metrics"][name] for name in names} == pytest.approx(
         {name: one["metrics"][name] for name in names}, abs=1e-5
     )
@@ -567,7 +568,7 @@ def test_alignment_where_the_data_have_views(config: list[str], same: bool) -> N
     options = ("--data", f"{__name__}.Mirrored", "--data.batch_size", 64 if same else 32, "--trainer.max_epochs", 1)
     cli = start(config, *options)
     found = summary(cli)
-    assert probed(found["test"], "test") == FIGURES
+    assert probed(found["test"], "test") == METRICS
     assert (found["last"]["val/alignment"] > 1e-3) != same
 
 
@@ -584,11 +585,10 @@ def test_images_without_labels_are_left_out(config: list[str], monkeypatch: pyte
     assert bool((asked[0] >= 0).all())
 
 
-def test_mixed_precision(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(VAE, "illustrate")
+def test_mixed_precision(config: list[str]) -> None:
     cli = start(config, "--trainer.max_epochs", 1, "--trainer.precision", "bf16-mixed")
-    assert probed(found := summary(cli)["last"], "val") == FIGURES
-    assert all(math.isfinite(found[f"val/{name}"]) for name in FIGURES)
+    assert probed(found := summary(cli)["last"], "val") == METRICS
+    assert all(math.isfinite(found[f"val/{name}"]) for name in METRICS)
 
 
 @pytest.mark.parametrize("lacks", ["labels", "encode"])
@@ -600,7 +600,6 @@ def test_off_where_there_is_nothing_to_probe(
         options += ("--data", f"{__name__}.Unlabeled")
     else:
         monkeypatch.delattr(VAE, "encode")
-        monkeypatch.delattr(VAE, "illustrate")
     cli = start(config, *options)
     assert not probed(summary(cli)["last"], "val")
     assert not probed(summary(cli)["test"], "test")
@@ -642,14 +641,3 @@ def test_mistakes(option: str, value: object, expected: str, config: list[str], 
 
 def test_a_monitor_that_nobody_logs_is_still_a_mistake(config: list[str], mistake: Callable[..., str]) -> None:
     assert "val/knn" in mistake("fit", *config, "--best.monitor", "val/knn", "--trainer.max_epochs", 1, *QUIET)
-
-
-def test_rows_to_compare_with(config: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    representations.main([*config, *QUIET])
-    heading, *found = capsys.readouterr().out.splitlines()[-4:]
-    assert set(heading.split()) == FIGURES - {"alignment"}
-    values = {line[:24].strip(): [float(value) for value in line[24:].split()] for line in found}
-    assert list(values) == ["pixels", "PCA (8)", "random encoder (8)"]
-    knn = {name: row[0] for name, row in values.items()}
-    assert knn["pixels"] > knn["random encoder (8)"] > 0.1
-    assert not (tmp_path / "runs").exists(), "it leaves no run"

@@ -94,29 +94,29 @@ def test_groups_differ_in_more_than_the_seed(runs: Path, compare: Callable[..., 
     for group, mean in zip(found["groups"], (0.8, 0.6), strict=True):
         assert group["n"] == 3
         assert group["seeds"] == [0, 1, 2]
-        assert group["figures"]["test/accuracy"] == pytest.approx({"mean": mean, "std": 0.1})
-        assert group["figures"]["wall_seconds"] == pytest.approx({"mean": 110.0, "std": 10.0})
-        assert group["figures"]["samples_per_second"] == pytest.approx({"mean": 1000.0, "std": 0.0})
+        assert group["metrics"]["test/accuracy"] == pytest.approx({"mean": mean, "std": 0.1})
+        assert group["metrics"]["wall_seconds"] == pytest.approx({"mean": 110.0, "std": 10.0})
+        assert group["metrics"]["samples_per_second"] == pytest.approx({"mean": 1000.0, "std": 0.0})
     assert found["left_out"] == {}
     assert found["notes"] == []
 
 
 def test_further_columns_are_beside_the_metric(runs: Path, compare: Callable[..., Any]) -> None:
-    figures = compare(runs, "--columns", "test/loss", "best/val/accuracy")["groups"][0]["figures"]
-    assert list(figures) == ["test/accuracy", "test/loss", "best/val/accuracy", "wall_seconds", "samples_per_second"]
-    assert figures["test/loss"] == {"mean": 1.0, "std": 0.0}
+    metrics = compare(runs, "--columns", "test/loss", "best/val/accuracy")["groups"][0]["metrics"]
+    assert list(metrics) == ["test/accuracy", "test/loss", "best/val/accuracy", "wall_seconds", "samples_per_second"]
+    assert metrics["test/loss"] == {"mean": 1.0, "std": 0.0}
 
 
 def test_a_validation_metric_is_shown_at_its_best_and_last(runs: Path, compare: Callable[..., dict[str, Any]]) -> None:
-    figures = compare(runs, "--metric", "val/accuracy")["groups"][0]["figures"]
-    assert "test/accuracy" not in figures
-    assert figures["best/val/accuracy"] == pytest.approx({"mean": 0.85, "std": 0.1})
-    assert figures["last/val/accuracy"] == pytest.approx({"mean": 0.75, "std": 0.1})
+    metrics = compare(runs, "--metric", "val/accuracy")["groups"][0]["metrics"]
+    assert "test/accuracy" not in metrics
+    assert metrics["best/val/accuracy"] == pytest.approx({"mean": 0.85, "std": 0.1})
+    assert metrics["last/val/accuracy"] == pytest.approx({"mean": 0.75, "std": 0.1})
 
 
 def test_one_run_has_no_standard_deviation(runs: Path, compare: Callable[..., dict[str, Any]]) -> None:
     found = compare(runs / "concat-1")
-    assert found["groups"][0]["figures"]["test/accuracy"] == {"mean": 0.9, "std": None}
+    assert found["groups"][0]["metrics"]["test/accuracy"] == {"mean": 0.9, "std": None}
 
 
 def test_places(runs: Path, compare: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,9 +160,9 @@ def test_what_is_broken_or_unfinished_is_listed(runs: Path, compare: Callable[..
         "begun": (lambda run: [path.unlink() for path in run.iterdir()] and (run / ".lock").touch(), "no config.yaml"),
         "no manifest": (lambda run: (run / "manifest.json").unlink(), "no manifest.json"),
         "no summary": (lambda run: (run / "summary.json").unlink(), "no summary.json"),
-        "torn": (lambda run: (run / "summary.json").write_text('{"best": {'), "summary.json: not JSON"),
-        "list": (lambda run: (run / "summary.json").write_text("[]"), "no mapping"),
-        "no yaml": (lambda run: (run / "config.yaml").write_text("a: [1"), "config.yaml is not YAML"),
+        "torn": (lambda run: (run / "summary.json").write_text('{"best": {'), "summary.json: not valid JSON"),
+        "list": (lambda run: (run / "summary.json").write_text("[]"), "does not contain a mapping"),
+        "no yaml": (lambda run: (run / "config.yaml").write_text("a: [1"), "config.yaml is not valid YAML"),
         "untested": (lambda run: edit(run / "summary.json", lambda s: s.update(test={})), "no test in summary.json"),
         "nan": (lambda run: edit(run / "summary.json", lambda s: s["test"].update({"test/accuracy": None})), "is –"),
         "other": (lambda run: edit(run / "summary.json", lambda s: s["test"].pop("test/accuracy")), "is missing"),
@@ -191,7 +191,7 @@ def test_runs_that_are_never_tested_are_compared_by_validation(
     for run in runs.iterdir():
         edit(run / "config.yaml", lambda config: config.update(test_after_fit=False))
         edit(run / "summary.json", lambda summary: summary.update(test={}))
-    assert set(compare(runs)["groups"][0]["figures"]) >= {"best/val/accuracy", "last/val/accuracy"}
+    assert set(compare(runs)["groups"][0]["metrics"]) >= {"best/val/accuracy", "last/val/accuracy"}
 
 
 def test_remarks(runs: Path, compare: Callable[..., dict[str, Any]]) -> None:
@@ -304,7 +304,7 @@ def test_no_picture_of_nothing(tmp_path: Path) -> None:
         (["--columns", "test/los"], ["--columns test/los: no run has it", "did you mean 'test/loss'"]),
         (["--metrics", "x"], ["--metrics: no such option", "did you mean '--metric'"]),
         (["--picture", "x.gif"], ["--picture x.gif", ".png"]),
-        (["--picture", "nowhere/x.png"], ["no folder 'nowhere'"]),
+        (["--picture", "nowhere/x.png"], ["no such folder: 'nowhere'"]),
     ],
 )
 def test_mistakes(options: list[str], expected: list[str], runs: Path, mistake: Callable[..., str]) -> None:

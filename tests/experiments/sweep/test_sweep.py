@@ -283,11 +283,11 @@ def test_where_the_runs_are(tmp_path: Path) -> None:
         ({"method": "random"}, ["run_cap"]),
         ({"method": "random", "run_cap": "ten"}, ["run_cap=ten"]),
         ({"program": "trian.py"}, ["program=trian.py", "no such file"]),
-        ({"parameters": {}}, ["no sweep"]),
+        ({"parameters": {}}, ["not a sweep"]),
         ({"command": ["${program}", "${arg}"]}, ["${arg} is unknown", "did you mean 'args'"]),
         ({"parameters": {"x": 3}}, ["parameters.x", "value, values, or min and max"]),
         ({"parameters": {"x": {"values": 3}}}, ["values=3", "expected a list"]),
-        ({"parameters": {"x": {"min": 0.1, "max": 1.0}}}, ["parameters.x", "uniform has no grid"]),
+        ({"parameters": {"x": {"min": 0.1, "max": 1.0}}}, ["parameters.x", "no grid over uniform"]),
         ({"parameters": {"x": {"min": "1e-3", "max": 1.0}}}, ["min=1e-3", "1.0e-3"]),
         ({"parameters": {"x": {"min": 2, "max": 1}}}, ["min=2, max=1"]),
         (
@@ -313,16 +313,16 @@ def test_mistakes_in_the_arguments(stub: Path, mistake: Callable[..., str]) -> N
     assert "--jobs=0" in mistake("sweep", stub, "--jobs", "0")
     assert "did you mean '--jobs'" in mistake("sweep", stub, "--job", "2")
     stub.write_text("a: [1")
-    assert "not YAML" in mistake("sweep", stub)
+    assert "not valid YAML" in mistake("sweep", stub)
 
 
 def test_another_command_needs_another_name(stub: Path, mistake: Callable[..., str]) -> None:
     assert main([str(stub)]) == 0
     content = yaml.safe_load(stub.read_text())
     stub.write_text(yaml.safe_dump(content | {"command": [*content["command"], "--z=1"]}))
-    assert "had another command" in mistake("sweep", stub)
+    assert "had a different command" in mistake("sweep", stub)
     Path("runs/sweeps/my-sweep/sweep.json").write_text("{")
-    assert "not JSON" in mistake("sweep", stub)
+    assert "not valid JSON" in mistake("sweep", stub)
 
 
 @pytest.mark.slow

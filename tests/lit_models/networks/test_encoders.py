@@ -196,7 +196,7 @@ def test_pretrained_weights_fit_their_own_form_only() -> None:
     for options in ({"stem": "cifar"}, {"stem": "imagenet", "width": 32}, {}):
         with pytest.raises(ValueError, match="pretrained=True: expected stem='imagenet' and width=64"):
             image_encoder("resnet18", [3, 32, 32], pretrained=True, **options)
-    with pytest.raises(ValueError, match="pretrained=True: there are no weights of encoder='conv'"):
+    with pytest.raises(ValueError, match="pretrained=True: there are no pretrained weights for encoder='conv'"):
         image_encoder("conv", [3, 32, 32], pretrained=True)
 
 
@@ -235,7 +235,7 @@ def test_small_network_halves_until_the_map_is_four_pixels_or_less(size: int, la
         ("resnet19", [3, 32, 32], {}, r"encoder='resnet19': expected 'conv'.*; did you mean 'resnet\d+'"),
         ("cnov", [3, 32, 32], {}, "did you mean 'conv'"),
         ("timm/resnet50x9", [3, 32, 32], {}, "encoder='timm/resnet50x9': expected a model of timm"),
-        ("vit_b_16", [3, 32, 32], {}, r"encoder='vit_b_16': takes no images of 3×32×32 \(.*224"),
+        ("vit_b_16", [3, 32, 32], {}, r"encoder='vit_b_16': does not take images of 3×32×32 \(.*224"),
         (
             "squeezenet1_0",
             [3, 64, 64],
@@ -245,7 +245,7 @@ def test_small_network_halves_until_the_map_is_four_pixels_or_less(size: int, la
         ("resnet18", [2, 32, 32], {}, "encoder='resnet18': expected images of 1 or 3 channels, not 2"),
         ("resnet18", [3, 32, 32], {"stem": "mnist"}, "stem='mnist': expected 'cifar' or 'imagenet'"),
         ("resnet18", [3, 32, 32], {"width": 0}, "width=0: expected at least 1"),
-        ("conv", [3, 32, 32], {"stem": "cifar"}, "stem='cifar': encoder='conv' has none to choose"),
+        ("conv", [3, 32, 32], {"stem": "cifar"}, "stem='cifar': encoder='conv' has no choice of stems"),
         ("vgg11", [3, 32, 32], {"width": 16}, "width=16: expected null with encoder='vgg11'"),
     ],
 )

@@ -207,7 +207,10 @@ def test_lars_exempts_by_shape_also_inside_a_head_and_a_shortcut() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"lr": -1.0}, "lr=-1.0: expected 0 or more"), ({"momentum": 1.0}, "momentum=1.0: expected 0 or more and less")],
+    [
+        ({"lr": -1.0}, "lr=-1.0: expected at least 0"),
+        ({"momentum": 1.0}, r"momentum=1.0: expected a number in \[0, 1\)"),
+    ],
 )
 def test_mistakes_with_lars_are_named(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

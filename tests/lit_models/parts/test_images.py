@@ -14,7 +14,7 @@ from lit_models.parts.images import to_image_batch
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    """(4, 6, 3) uint8"""
+    """(4, 6, 3) uint8."""
     return np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 
 
@@ -93,8 +93,8 @@ def test_floats_a_hair_outside_of_the_range_are_clipped() -> None:
         (np.full((2, 2), np.inf), ValueError, "inf"),
         (np.array([[-0.5, 0.5]]), ValueError, r"-0\.5\.\.0\.5"),
         (np.array([[0.0, 255.0]]), ValueError, r"0\.\.255"),
-        (np.array([[-1, 5]]), ValueError, r"integers outside of 0\.\.255"),
-        (np.array([[0, 256]]), ValueError, r"integers outside of 0\.\.255"),
+        (np.array([[-1, 5]]), ValueError, r"integers outside 0\.\.255"),
+        (np.array([[0, 256]]), ValueError, r"integers outside 0\.\.255"),
         (np.zeros((3, 4, 4, 3)), ValueError, r"shape \(3, 4, 4, 3\): expected \(H, W\), \(H, W, C\)"),
         (np.zeros((3, 9, 9)), ValueError, r"shape \(3, 9, 9\)"),
         (torch.zeros(9, 9, 3), ValueError, r"shape \(9, 9, 3\): expected \(H, W\), \(C, H, W\)"),

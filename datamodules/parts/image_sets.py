@@ -1,0 +1,217 @@
+"""Images with class labels, held as uint8 in memory or decoded by workers, and made float on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+
+from common.checks import at_least, one_of, within
+from common.files import data_root
+from common.randomness import draws_of_place, keyed_generator
+from datamodules.parts.augment import Augmentation
+from datamodules.parts.image_files import PARTS, Tree
+from datamodules.parts.image_loaders import ImageLoaders
+from datamodules.parts.loader import TensorLoader
+
+YARDSTICK = Augmentation(scale=(0.5, 1.0), flip=0.0, grayscale=0.0)
+"""the augmentation behind two views whose representations should agree, the same for every technique"""
+
+
+class ImageBatch(NamedTuple):
+    """B images, stored as uint8 in the loader, and float in 0..1 when they reach the model."""
+
+    images: Tensor
+    """(B, C, H, W)"""
+    labels: Tensor
+    """(B,) int64: the class, or -1 if it is unknown"""
+
+    def take(self, rows: Tensor) -> ImageBatch:
+        """The images at ``rows``, in that order."""
+        return ImageBatch(self.images.index_select(0, rows), self.labels[rows])
+
+
+class Part(Protocol):
+    """The data of a part: an :class:`ImageBatch` of all its images, or a source that forms such batches."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def take(self, rows: Tensor) -> Part: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any) -> Any: ...
+
+
+def stratified_order(labels: Tensor, *key: int | str, each_first: bool = False) -> Tensor:
+    """A random order of samples (N,) in which every prefix has about the same share of each class.
+
+    A shorter prefix is part of every longer one. The order is a function of ``key``.
+
+    Args:
+        labels: (N,) integers.
+        each_first: start with one sample of every class.
+    """
+    shuffled = torch.randperm(len(labels), generator=keyed_generator(*key))
+    _, classes, counts = labels[shuffled].unique(return_inverse=True, return_counts=True)
+    by_class = classes.argsort(stable=True)
+    rank = torch.empty_like(shuffled)  # of each sample among those of its class
+    rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[classes[by_class]]
+    place = (rank + 0.5) / counts[classes].double()  # spread evenly over 0..1
+    if each_first:
+        place[rank == 0] = 0
+    return shuffled[place.argsort(stable=True)]
+
+
+class Images(ImageLoaders):
+    """Shared by all sources of images: facts, parts, loaders, and the last step on the device.
+
+    A source sets ``shape`` and ``names``, or ``image_shape`` and ``class_names`` in its constructor, and implements
+    :meth:`read`.
+
+    Args:
+        batch_size: images per rank and batch.
+        root: the data folder, by default ``LIT_DATA`` or ``data/``.
+        val_fraction: share of the labeled training images used for validation, the same for each class. The test images
+            are the source's own.
+        split_seed: seed of the validation split, of ``limit`` and of :meth:`labeled_subset`, independent of the run's.
+        limit: train on this many images only, each class in proportion; by default on all.
+
+    Attributes:
+        image_shape: C, H, W.
+        num_classes, class_names: of the labels, in their order.
+        parts: "train", "val" and, if there is one, "test", after ``setup``.
+        training_rows: (N,) for the N training images that :meth:`read` returns, the row of each in the training part,
+            or -1 if it is used for validation or left out by ``limit``; after ``setup``.
+
+    Raises:
+        FileNotFoundError: the data do not exist and cannot be downloaded; says where to put them.
+        ValueError: an argument is out of range; data are broken.
+    """
+
+    shape: ClassVar[tuple[int, ...]] = ()
+    names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        root: str | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(batch_size)
+        at_least(1, "or null for all", limit=limit)
+        within("(0, 1)", val_fraction=val_fraction)
+        self.image_shape, self.class_names = list(self.shape), list(self.names)
+        self.root, self.limit = data_root(root), limit
+        self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.parts: dict[str, Part] = {}
+        self.training_rows = torch.empty(0, dtype=torch.long)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def read(self) -> dict[str, Part]:
+        """The source's own parts: "train", and "val" and "test" if it has them."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.parts:
+            return
+        parts = self.read()
+        labels = parts["train"].labels
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        if "val" not in parts:
+            labeled = (labels >= 0).nonzero()[:, 0]
+            num_val = round(len(labeled) * self.val_fraction)
+            if not 0 < num_val < len(labeled):
+                raise ValueError(
+                    f"val_fraction={self.val_fraction}: takes {num_val} of {len(labeled)} images, expected a share "
+                    "that leaves images in both parts"
+                )
+            validating = labeled[stratified_order(labels[labeled], "val", self.split_seed)[:num_val]].sort().values
+            parts["val"] = parts["train"].take(validating)
+            kept[validating] = False
+        training = kept.nonzero()[:, 0]
+        if self.limit is not None:
+            first = stratified_order(labels[training], "limit", self.split_seed)[: self.limit]
+            training = training[first].sort().values
+        if len(training) < len(labels):
+            parts["train"] = parts["train"].take(training)
+        self.training_rows = torch.full_like(labels, -1)
+        self.training_rows[training] = torch.arange(len(training))
+        self.parts = {name: parts[name] for name in PARTS if name in parts}
+
+    def part(self, name: str) -> Part:
+        """The images of "train", "val" or "test".
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        self.setup()
+        one_of(self.parts, part=name)
+        return self.parts[name]
+
+    def labeled_subset(self, fraction: float) -> Tensor:
+        """Rows of the training part (n,) whose labels may be used, in ascending order.
+
+        Of each class the same share, at least one image; a smaller fraction's rows are among a larger one's. They are
+        a function of ``split_seed``.
+
+        Raises:
+            ValueError: the fraction is out of range, or the training part has no labels.
+        """
+        within("(0, 1]", label_fraction=fraction)
+        labels = self.part("train").labels
+        labeled = (labels >= 0).nonzero()[:, 0]
+        if not len(labeled):
+            raise ValueError(f"label_fraction={fraction}: no training image has a label")
+        count = max(round(len(labeled) * fraction), len(labels[labeled].unique()))
+        order = stratified_order(labels[labeled], "labeled", self.split_seed, each_first=True)
+        return labeled[order[:count]].sort().values
+
+    def loader(self, part: str, **options: Any) -> TensorLoader:
+        return TensorLoader(self.part(part), self.batch_size, **options)
+
+    def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
+        """Every image of a part once over all ranks, in storage order, for collecting a probe's features.
+
+        Batches are in their stored form; :meth:`to_float` converts them.
+        """
+        return self.loader(part)
+
+    def plain_batches(self, part: Literal["train", "val", "test"], device: torch.device) -> Iterator[ImageBatch]:
+        """The batches of :meth:`plain_loader` on a device, with images as the model takes them."""
+        for batch in self.plain_loader(part):
+            yield self.to_float(move_data_to_device(batch, device))
+
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        self.setup()
+        return self.loader("test") if "test" in self.parts else []
+
+    def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
+        """Two views of each image by :data:`YARDSTICK`, as two batches; draws depend only on the place in it."""
+        dtype = self.dtype if batch.images.dtype == torch.uint8 else batch.images.dtype
+        draws = draws_of_place(len(batch.images), 2 * Augmentation.num_draws, "two views")
+        first, second = (YARDSTICK(batch.images, each, dtype) for each in draws.chunk(2, 1))
+        return batch._replace(images=first), batch._replace(images=second)
+
+    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
+        found: ImageBatch = self.to_float(batch)
+        return found
+
+
+def parts_of(tree: Tree, images: np.ndarray, whole: np.ndarray) -> dict[str, Part]:
+    """The decoded images (N, C, H, W) of each part of a tree, without those that are not ``whole``, (N,) bool."""
+    parts: dict[str, Part] = {}
+    for name, rows in tree.parts.items():
+        kept = rows[whole[rows]]
+        parts[name] = ImageBatch(torch.from_numpy(images[kept]), torch.from_numpy(tree.labels[kept]))
+    return parts
