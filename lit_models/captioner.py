@@ -31,36 +31,26 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric
 
 from common.checks import at_least, one_of, within
 from common.distributed import global_mean, world_size
 from common.randomness import uniform_of_samples
 from common.vocabulary import UNK
-from lit_models.networks.caption_decoders import Heard, ShowAndTell, ShowAttendAndTell
+from lit_models.networks.caption_decoders import END, Heard, ShowAndTell, ShowAttendAndTell, repeated, rows, until_end
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.beam_search import State, beam_search
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
-from lit_models.parts.sampling import check_sampling, cut
+from lit_models.parts.sampling import check_sampling, cut, inverse_cdf
 from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
-from lit_models.scores.captions import CaptionScores, fingerprints
+from lit_models.scores.captions import COMPARED, CaptionScores, fingerprints, judge, novelty
 
 if TYPE_CHECKING:
     from datamodules.captions import CaptionBatch
 
-END = 0
-"""the token after the last word and before the first: ``<pad>``"""
-
 Method = Literal["greedy", "beam", "nucleus", "sample"]
-
-COMPARED = (
-    *("bleu_4", "cider_d", "truthful", "coverage", "distinct_1", "distinct_2", "self_bleu"),
-    *("unique_share", "novel_share", "vocabulary_coverage", "length"),
-)
-"""the test's metrics for each decoding method, beside those of greedy decoding"""
 
 
 def shifted(captions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,6 +181,25 @@ class Captioner(LightningModule):
         self.by_length: dict[int, tuple[int, float, float]] = {}  # how good captions of each length were
         self.by_method: dict[str, dict[str, float]] = {}  # and, of a test, how each way to decode did
 
+    def training_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, Tensor]:
+        inputs, targets, inside = shifted(batch.captions, batch.lengths)
+        state, memory = (rows(part, batch.image_index) for part in self.read(batch.images))
+        forcing = forcing_probability(
+            self.trainer.global_step, self.schedule, self.schedule_steps, self.teacher_forcing
+        )
+        if forcing == 1:
+            heard = self.decoder(inputs, state, memory, batch.lengths + 1)
+        else:
+            heard = self.scheduled(inputs, state, memory, forcing, self._draws(batch, batch_idx))
+        told = inside & self.is_known(targets)
+        logits = self.decoder.to_words(heard.features[told])
+        nats = F.cross_entropy(logits, targets[told], reduction="none", label_smoothing=self.label_smoothing)
+        result = {"loss": global_mean(nats)}
+        if self.attention_weight:
+            unevenness = global_mean(doubly_stochastic(heard.attention, inside))
+            result = {"loss": result["loss"] + self.attention_weight * unevenness, "unevenness": unevenness.detach()}
+        return result
+
     # ---- the model -----------------------------------------------------------------------------------------------
 
     def grid(self, images: Tensor) -> Tensor:
@@ -211,24 +220,14 @@ class Captioner(LightningModule):
         state, memory = (rows(part, batch.image_index) for part in self.read(batch.images))
         return self.decoder.to_words(self.decoder(inputs, state, memory, batch.lengths + 1).features)
 
-    def training_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, Tensor]:
-        inputs, targets, inside = shifted(batch.captions, batch.lengths)
-        state, memory = (rows(part, batch.image_index) for part in self.read(batch.images))
-        forcing = forcing_probability(
-            self.trainer.global_step, self.schedule, self.schedule_steps, self.teacher_forcing
-        )
-        if forcing == 1:
-            heard = self.decoder(inputs, state, memory, batch.lengths + 1)
-        else:
-            heard = self.scheduled(inputs, state, memory, forcing, self._draws(batch, batch_idx))
-        told = inside & self.is_known(targets)
-        logits = self.decoder.to_words(heard.features[told])
-        nats = F.cross_entropy(logits, targets[told], reduction="none", label_smoothing=self.label_smoothing)
-        result = {"loss": global_mean(nats)}
-        if self.attention_weight:
-            unevenness = global_mean(doubly_stochastic(heard.attention, inside))
-            result = {"loss": result["loss"] + self.attention_weight * unevenness, "unevenness": unevenness.detach()}
-        return result
+    def is_known(self, words: Tensor) -> Tensor:
+        """Which token ids are words: ``<unk>`` stands for unknown words, and is neither taught nor generated."""
+        return words != self.vocab.index(UNK)
+
+    def sayable(self, logits: Tensor) -> Tensor:
+        """Logits (…, V) without ``<unk>``."""
+        words = torch.arange(len(self.vocab), device=logits.device)
+        return logits.masked_fill(~self.is_known(words), -torch.inf)
 
     def scheduled(self, inputs: Tensor, state: State, memory: State, probability: float, draws: Tensor) -> Heard:
         """The decoder's output for sentences (N, T) if each step reads the true last word with ``probability``, else a
@@ -267,16 +266,89 @@ class Captioner(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
-    # ---- decoding ------------------------------------------------------------------------------------------------
+    # ---- evaluation ----------------------------------------------------------------------------------------------
 
-    def is_known(self, words: Tensor) -> Tensor:
-        """Which token ids are words: ``<unk>`` stands for unknown words, and is neither taught nor generated."""
-        return words != self.vocab.index(UNK)
+    def on_fit_start(self) -> None:
+        """Records the training captions, unless a resumed run already has them."""
+        tables = getattr(getattr(self.trainer, "datamodule", None), "tables", {})
+        if self.taught is None and "train" in tables:
+            self.taught = fingerprints(tables["train"].captions).unique()
 
-    def sayable(self, logits: Tensor) -> Tensor:
-        """Logits (…, V) without ``<unk>``."""
-        words = torch.arange(len(self.vocab), device=logits.device)
-        return logits.masked_fill(~self.is_known(words), -torch.inf)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.taught is not None:
+            checkpoint["taught_captions"] = self.taught.cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.taught = checkpoint.get("taught_captions")
+
+    def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def on_test_start(self) -> None:
+        self.compared = nn.ModuleDict(
+            {name: CaptionScores(self.vocab) for name in ("beam", "nucleus", "sample", "people")}
+        )
+        self.compared.to(self.device)
+
+    def test_step(self, batch: CaptionBatch, batch_idx: int) -> None:
+        references = self._evaluate(batch, "test")
+        for method in ("beam", "nucleus", "sample"):
+            key = (self.seed, "test", method, batch_idx)
+            draws = uniform_of_samples(len(batch.images), self.longest, *key, device=self.device)[:, None]
+            tokens = self.decode(
+                batch.images, method, beam_size=self.beam_size, length_penalty=self.length_penalty, draws=draws
+            )
+            self._score(self.compared[method], tokens[:, 0].tolist(), references, batch)
+        # What a person is worth: the first caption of each image against the others of it.
+        if all(len(sentences) > 1 for sentences in references):
+            first = [list(sentences[0]) for sentences in references]
+            self._score(self.compared["people"], first, [sentences[1:] for sentences in references], batch)
+
+    def _evaluate(self, batch: CaptionBatch, stage: str) -> list[list[list[int]]]:
+        """Adds a batch to the scores; the references of each image."""
+        _, targets, inside = shifted(batch.captions, batch.lengths)
+        told = inside & self.is_known(targets)
+        self.nats.update(F.cross_entropy(self(batch)[told], targets[told], reduction="none"))
+        self.log(f"{stage}/nats_per_token", self.nats)
+        references: list[list[list[int]]] = [[] for _ in batch.images]
+        lengths, owners = batch.lengths.tolist(), batch.image_index.tolist()
+        for row, length, image in zip(batch.captions.tolist(), lengths, owners, strict=True):
+            references[image].append(row[:length])
+        self._score(self.scores, self.decode(batch.images)[:, 0].tolist(), references, batch)
+        return references
+
+    def _score(
+        self, scores: CaptionScores, tokens: list[list[int]], references: list[list[list[int]]], batch: CaptionBatch
+    ) -> None:
+        """Adds one caption of each image, up to its end, to the scores."""
+        said = [until_end(row) for row in tokens]
+        judgments = judge(batch.objects, self.attributes, [self.to_text(words) for words in said])
+        scores.update(said, references, judgments, novelty(said, self.taught), batch.unseen)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        found = self._log_scores("test")
+        self.by_method = {"greedy": found}
+        for name, scores in self.compared.items():
+            if scores.rows:
+                self.by_method[name] = {key: float(value) for key, value in scores.compute().items()}
+        self.compared = nn.ModuleDict()
+        for name, values in self.by_method.items():
+            self.log_dict({f"test/{name}/{key}": values[key] for key in COMPARED if key in values})
+
+    def _log_scores(self, stage: str) -> dict[str, float]:
+        # Every rank computes the same figures from what all have gathered.
+        scores = self.scores.compute()
+        self.by_length = self.scores.by_length
+        self.scores.reset()
+        main = "truthful" if "truthful" in scores else "cider_d"
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != main})
+        self.log(f"{stage}/{main}", scores[main], prog_bar=True)
+        return {name: float(value) for name, value in scores.items()}
+
+    # ---- use -----------------------------------------------------------------------------------------------------
 
     def decode(
         self,
@@ -297,20 +369,23 @@ class Captioner(LightningModule):
             draws: (I, n, longest) in 0..1, for drawing words.
         """
         state, memory = self.read(images)
+        memory = repeated(memory, beam_size if method == "beam" else n)
+
+        def step(words: Tensor, state: State) -> tuple[Tensor, State]:
+            heard = self.decoder(words[:, None], state, memory)
+            return self.sayable(self.decoder.to_words(heard.features[:, 0])), heard.state
+
+        def scored(words: Tensor, state: State) -> tuple[Tensor, State]:
+            logits, state = step(words, state)
+            return logits.log_softmax(1), state
+
         if method == "beam":
-            memory = repeated(memory, beam_size)
-
-            def step(words: Tensor, state: State) -> tuple[Tensor, State]:
-                heard = self.decoder(words[:, None], state, memory)
-                return self.sayable(self.decoder.to_words(heard.features[:, 0])).log_softmax(1), heard.state
-
-            return beam_search(step, state, END, beam_size, self.longest, length_penalty, n).tokens
-        state, memory = repeated(state, n), repeated(memory, n)
+            return beam_search(scored, state, END, beam_size, self.longest, length_penalty, n).tokens
+        state = repeated(state, n)
         word = torch.full((len(images) * n,), END, device=self.device)
         ended, written = torch.zeros_like(word, dtype=torch.bool), []
         for t in range(self.longest):
-            heard = self.decoder(word[:, None], state, memory)
-            state, logits = heard.state, self.sayable(self.decoder.to_words(heard.features[:, 0]))
+            logits, state = step(word, state)
             if method == "greedy" or temperature == 0:
                 word = logits.argmax(1)
             else:
@@ -378,140 +453,3 @@ class Captioner(LightningModule):
     def predict_step(self, batch: CaptionBatch, batch_idx: int) -> list[str]:
         """The greedy caption of each image of the batch."""
         return [self.to_text(tokens) for tokens in self.decode(batch.images)[:, 0].tolist()]
-
-    # ---- evaluation ----------------------------------------------------------------------------------------------
-
-    def on_fit_start(self) -> None:
-        """Records the training captions, unless a resumed run already has them."""
-        tables = getattr(getattr(self.trainer, "datamodule", None), "tables", {})
-        if self.taught is None and "train" in tables:
-            self.taught = fingerprints(tables["train"].captions).unique()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.taught is not None:
-            checkpoint["taught_captions"] = self.taught.cpu()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.taught = checkpoint.get("taught_captions")
-
-    def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def on_test_start(self) -> None:
-        self.compared = nn.ModuleDict(
-            {name: CaptionScores(self.vocab) for name in ("beam", "nucleus", "sample", "people")}
-        )
-        self.compared.to(self.device)
-
-    def test_step(self, batch: CaptionBatch, batch_idx: int) -> None:
-        references = self._evaluate(batch, "test")
-        for method in ("beam", "nucleus", "sample"):
-            key = (self.seed, "test", method, batch_idx)
-            draws = uniform_of_samples(len(batch.images), self.longest, *key, device=self.device)[:, None]
-            tokens = self.decode(
-                batch.images,
-                method,
-                1,
-                self.beam_size,
-                1.0,
-                0.9,
-                self.length_penalty,
-                draws,
-            )
-            self._score(self.compared[method], tokens[:, 0].tolist(), references, batch)
-        # What a person is worth: the first caption of each image against the others of it.
-        if all(len(sentences) > 1 for sentences in references):
-            first = [list(sentences[0]) for sentences in references]
-            self._score(self.compared["people"], first, [sentences[1:] for sentences in references], batch)
-
-    def _evaluate(self, batch: CaptionBatch, stage: str) -> list[list[list[int]]]:
-        """Adds a batch to the scores; the references of each image."""
-        _, targets, inside = shifted(batch.captions, batch.lengths)
-        told = inside & self.is_known(targets)
-        self.nats.update(F.cross_entropy(self(batch)[told], targets[told], reduction="none"))
-        self.log(f"{stage}/nats_per_token", self.nats)
-        references: list[list[list[int]]] = [[] for _ in batch.images]
-        lengths, owners = batch.lengths.tolist(), batch.image_index.tolist()
-        for row, length, image in zip(batch.captions.tolist(), lengths, owners, strict=True):
-            references[image].append(row[:length])
-        self._score(self.scores, self.decode(batch.images)[:, 0].tolist(), references, batch)
-        return references
-
-    def _score(
-        self,
-        scores: CaptionScores,
-        tokens: Tensor | list[list[int]],
-        references: list[list[list[int]]],
-        batch: CaptionBatch,
-    ) -> None:
-        said = [until_end(row) for row in (tokens.tolist() if isinstance(tokens, Tensor) else tokens)]
-        novel = torch.full((len(said),), -1)
-        if self.taught is not None:
-            padded = pad_sequence([torch.tensor([*row, END]) for row in said], batch_first=True)
-            novel = 1 - torch.isin(fingerprints(padded), self.taught.cpu()).long()
-        judgments = judge(batch.objects, self.attributes, [" ".join(self.vocab[word] for word in row) for row in said])
-        scores.update(said, references, judgments, novel, batch.unseen)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def on_test_epoch_end(self) -> None:
-        found = self._log_scores("test")
-        self.by_method = {"greedy": found}
-        for name, scores in self.compared.items():
-            if scores.rows:
-                self.by_method[name] = {key: float(value) for key, value in scores.compute().items()}
-        self.compared = nn.ModuleDict()
-        for name, values in self.by_method.items():
-            self.log_dict({f"test/{name}/{key}": values[key] for key in COMPARED if key in values})
-
-    def _log_scores(self, stage: str) -> dict[str, float]:
-        # Every rank computes the same figures from what all have gathered.
-        scores = self.scores.compute()
-        self.by_length = self.scores.by_length
-        self.scores.reset()
-        main = "truthful" if "truthful" in scores else "cider_d"
-        self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != main})
-        self.log(f"{stage}/{main}", scores[main], prog_bar=True)
-        return {name: float(value) for name, value in scores.items()}
-
-
-def inverse_cdf(logits: Tensor, draws: Tensor) -> Tensor:
-    """(B,): one symbol per row of softmax(logits) (B, V), where the summed probability passes ``draws`` (B,)."""
-    sums = logits.softmax(1).cumsum(1)
-    # Scaled to the sum as it was rounded, so that no symbol of probability 0 behind the last is ever drawn.
-    return torch.searchsorted(sums, (draws.to(sums.dtype) * sums[:, -1])[:, None], right=True)[:, 0].clamp_max(
-        logits.shape[1] - 1
-    )
-
-
-def rows(state: State, index: Tensor) -> State:
-    """The rows ``index`` of each tensor."""
-    return tuple(s.index_select(0, index) for s in state)
-
-
-def repeated(state: State, times: int) -> State:
-    """Repeats each row of each tensor a number of times, one after the other."""
-    return state if times == 1 else tuple(s.repeat_interleave(times, 0) for s in state)
-
-
-def until_end(tokens: Sequence[int]) -> list[int]:
-    """The words before the first :data:`END`."""
-    words = list(tokens)
-    return words[: words.index(END)] if END in words else words
-
-
-def judge(objects: Tensor, attributes: dict[str, list[str]], sentences: Sequence[str]) -> Tensor:
-    """(I, 5): how much a sentence about each image states and how much of it is true, for ``CaptionScores``.
-
-    Args:
-        objects: (I, K, A + 2) as in ``CaptionBatch``; without any, K = 0, the result is all −1.
-        attributes: the meaning of the first A of these columns.
-    """
-    from datamodules.parts.scenes import check
-
-    if objects.shape[1] == 0:
-        return torch.full((len(sentences), 5), -1)
-    scenes = zip(objects.cpu(), sentences, strict=True)
-    found = [check(scene, sentence, attributes) for scene, sentence in scenes]
-    return torch.tensor([[j.stated, j.true, j.covered, j.coverable, int(j.parsed)] for j in found])

@@ -15,8 +15,9 @@ y_{t-1} is the true element in training (teacher forcing), but the decoder's own
 for the first time. Scheduled sampling (Bengio et al. 2015) tosses a coin at each step: with probability ε the decoder
 reads the true element, else its own prediction, and ε decays during training.
 
-Text ends with a special token, and decoding also starts from it; each step of a sequence of real numbers says whether
-it is the last.
+The loss is the mean over a sequence's steps of −ln p(y_t) for text, which ends with a special token that decoding also
+starts from; for real numbers, of the squared error of ŷ_t and a cross-entropy, since each step says whether it is the
+last. These are all that differs between them: see :mod:`lit_models.networks.sequence_elements`.
 """
 
 from __future__ import annotations
@@ -24,28 +25,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
-from torchmetrics import MeanMetric, Metric
+from torch.nn.utils.rnn import pack_padded_sequence
+from torchmetrics import MeanMetric
 
 from common.checks import at_least, one_of, within
 from common.distributed import global_mean
 from common.randomness import uniform_of_samples
-from common.vocabulary import decode_chars, encode_chars
-from datamodules.sequences import SequenceBatch, positions_of
+from datamodules.sequences import SequenceBatch
+from lit_models.networks.sequence_elements import Points, Symbols
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
-from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask, with_end
-from lit_models.parts.sketch import Sketch, to_strokes
+from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask
+from lit_models.parts.sketch import Sketch
 from lit_models.scores.pca import find_components
-
-END_WEIGHT = 0.1
-"""weight of the end's cross-entropy relative to the squared error, for sequences of real numbers"""
+from lit_models.scores.sequences import MeanOfLength, from_components, from_points, resample, squared_error
 
 PCA_MOST = 4096
 """number of values in a sequence above which PCA, whose cost grows with its cube, is left out"""
@@ -56,60 +54,6 @@ def reverse(values: Tensor, lengths: Tensor) -> Tensor:
     place = torch.arange(values.shape[1], device=values.device).expand(len(values), -1)
     source = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
     return values[torch.arange(len(values), device=values.device)[:, None], source]
-
-
-def resample(values: Tensor, lengths: Tensor, new_lengths: Tensor) -> Tensor:
-    """Resamples sequences (B, T, D) to another number of points: linear interpolation, evenly from first to last.
-
-    Args:
-        lengths, new_lengths: (B,) number of points before and after; a single new point is the middle.
-
-    Returns:
-        (B, max(new_lengths), D), 0 after the end.
-    """
-    steps = int(new_lengths.max())
-    place = torch.arange(steps, dtype=values.dtype, device=values.device)
-    share = place / (new_lengths[:, None] - 1).clamp_min(1).to(values.dtype)
-    share = torch.where(new_lengths[:, None] == 1, 0.5, share)
-    where = (share * (lengths[:, None] - 1)).clamp_max(values.shape[1] - 1)
-    before = where.floor().long()
-    after = torch.minimum(before + 1, lengths[:, None] - 1).clamp_min(0)
-    row = torch.arange(len(values), device=values.device)[:, None]
-    points = torch.lerp(values[row, before], values[row, after], (where - before)[:, :, None])
-    return points * step_mask(new_lengths, steps)[:, :, None]
-
-
-def squared_error(output: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
-    """(B,): the mean over a sequence's points and their D numbers of (x̂ − x)²."""
-    each = (output - values).square().mean(2) * step_mask(lengths, values.shape[1])
-    return each.sum(1) / lengths
-
-
-class MeanOfLength(Metric):
-    """The mean of a score over the sequences of each length.
-
-    Args:
-        longest: lengths go from 0 to this; longer ones count as this.
-    """
-
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, longest: int) -> None:
-        super().__init__()
-        for name in ("total", "count"):
-            self.add_state(name, torch.zeros(longest + 1, dtype=torch.double), dist_reduce_fx="sum")
-
-    def update(self, scores: Tensor, lengths: Tensor) -> None:
-        """Adds the scores (B,) of sequences with these lengths (B,)."""
-        bins = lengths.clamp_max(len(self.total) - 1)
-        self.total = self.total.index_add(0, bins, scores.to(self.total.dtype))
-        self.count = self.count.index_add(0, bins, torch.ones_like(scores, dtype=self.count.dtype))
-
-    def compute(self) -> Tensor:
-        """(longest + 1,): NaN if there is no sequence of that length."""
-        return self.total / self.count
 
 
 class SequenceAutoencoder(LightningModule):
@@ -184,16 +128,16 @@ class SequenceAutoencoder(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed = torch.initial_seed()  # of seed_everything
 
+        self.elements = Symbols(vocab, embedding_dim) if vocab is not None else Points(self.dim, scale_factor)
         recurrent = nn.LSTM if cell == "lstm" else nn.GRU
-        self.end = len(vocab or [])  # the token behind the last character, and before the first
-        self.embedding = None if vocab is None else nn.Embedding(self.end + 1, embedding_dim)
-        input_dim = embedding_dim if vocab is not None else self.dim
+        input_dim = self.elements.input_dim
+        self.embedding = self.elements.embedding()
         self.encoder = recurrent(input_dim, hidden, layers, batch_first=True, bidirectional=bidirectional)
         self.to_code = nn.Linear(hidden * (1 + bidirectional), code_dim)
         self.states = 2 if cell == "lstm" else 1  # h, and c
         self.to_state = nn.Linear(code_dim, layers * self.states * hidden)
         self.decoder = recurrent(input_dim + code_dim, hidden, layers, batch_first=True)
-        self.head = nn.Linear(hidden, self.end + 1 if vocab is not None else self.dim + 1)
+        self.head = nn.Linear(hidden, self.elements.output_dim)
         for network in (self.encoder, self.decoder):
             remember(network)
 
@@ -204,98 +148,11 @@ class SequenceAutoencoder(LightningModule):
         self.register_buffer("pca_mean", torch.full((numbers * self.compares,), torch.nan))
         self.register_buffer("pca_components", torch.zeros(min(code_dim, numbers) * self.compares, numbers))
 
-        names = ["loss", "nats_per_token", "token_accuracy", "exact_match"] if vocab is not None else ["loss", "mse"]
-        if self.dim:
-            names += ["length_accuracy"] + ["pca_mse"] * self.compares + ["resampled_mse"] * (code_dim >= self.dim)
+        names = ["loss", *self.elements.logged]
+        names += ["pca_mse"] * self.compares + ["resampled_mse"] * (code_dim >= self.dim > 0)
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in names})
         self.of_length = MeanOfLength(longest)
         self.by_length: Tensor | None = None  # what it said last, for the figures
-
-    # ---- the model -----------------------------------------------------------------------------------------------
-
-    def code_of(self, values: Tensor, lengths: Tensor) -> Tensor:
-        """Sequences (B, T) or (B, T, D) → codes (B, code_dim)."""
-        inputs, steps = self.with_end(values, lengths)
-        # Packed, so that each direction reads a sequence and none of its padding.
-        packed = pack_padded_sequence(self.embed(inputs), steps.cpu(), batch_first=True, enforce_sorted=False)
-        _, last = self.encoder(packed)
-        h = last[0] if self.states == 2 else last  # (layers · directions, B, H), of a layer one behind the other
-        top = h.unflatten(0, (self.layers, -1))[-1]
-        return self.to_code(top.transpose(0, 1).flatten(1))
-
-    def with_end(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The elements to read or write and the number of steps: text (B, T + 1) is filled with end tokens."""
-        if self.vocab is None:
-            return values, lengths
-        return with_end(values, lengths, self.end)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        return inputs if self.embedding is None else self.embedding(inputs)
-
-    def start(self, values: Tensor) -> Tensor:
-        """The decoder's first input, (B, 1) or (B, 1, D): the end token, or zeros."""
-        return values.new_full((len(values), 1, *values.shape[2:]), self.end)
-
-    def initial_state(self, code: Tensor) -> State:
-        """tanh(W_s code + b), split into the states of the layers."""
-        return split_state(self.to_state(code).tanh(), self.states, self.layers)
-
-    def forward(self, previous: Tensor, code: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The elements before those to be written (B, T) or (B, T, D), codes → logits (B, T, V + 1), or the elements
-        and the logit of the end (B, T, D + 1); and the state after the last step."""
-        read = self.embed(previous)
-        read = read if self.conditional else torch.zeros_like(read)
-        inputs = torch.cat([read, code[:, None].expand(-1, previous.shape[1], -1)], 2)
-        outputs, state = self.decoder(inputs, self.initial_state(code) if state is None else state)
-        return self.head(outputs), state
-
-    def guess(self, output: Tensor, draws: Tensor | None = None) -> Tensor:
-        """The next element of one step's output (B, O): the likeliest character, (B,), or ŷ, (B, D).
-
-        With ``draws`` (B,) in 0..1, a character is drawn from the model's distribution.
-        """
-        if self.vocab is None:
-            return output[:, :-1]
-        if draws is None:
-            return output.argmax(1)
-        below = output.softmax(1).cumsum(1) < draws[:, None]
-        return below.sum(1).clamp_max(self.end)
-
-    def targets_of(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's targets in the order of writing, as returned by :meth:`with_end`."""
-        return self.with_end(reverse(values, lengths) if self.reverse_targets else values, lengths)
-
-    def teacher_forced(self, targets: Tensor, code: Tensor) -> Tensor:
-        """Outputs (B, T, O), all steps at once."""
-        return self(torch.cat([self.start(targets), targets[:, :-1]], 1), code)[0]
-
-    def scheduled(self, targets: Tensor, code: Tensor, probability: float, draws: Tensor) -> Tensor:
-        """Outputs (B, T, O) if each step reads the true last element with ``probability``, else the model's own.
-
-        Args:
-            draws: (B, 2, at least T) in 0..1: for the coins, and for drawing characters.
-        """
-        previous, state, outputs = self.start(targets), None, []
-        for t in range(targets.shape[1]):
-            output, state = self(previous, code, state)
-            outputs.append(output)
-            # As in the paper, no gradient goes through what was predicted and read again.
-            own = self.guess(output[:, 0].detach(), draws[:, 1, t])[:, None]
-            forced = (draws[:, 0, t] < probability).view(-1, *[1] * (own.dim() - 1))
-            previous = torch.where(forced, targets[:, t : t + 1], own)
-        return torch.cat(outputs, 1)
-
-    def losses(self, outputs: Tensor, targets: Tensor, steps: Tensor) -> Tensor:
-        """(B,): the mean over a sequence's steps of −ln p of the token, or of the squared error (the mean over D) and
-        :data:`END_WEIGHT` times the cross-entropy of whether it was the last."""
-        if self.vocab is not None:
-            each = F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
-        else:
-            place = torch.arange(targets.shape[1], device=steps.device)
-            is_last = (place == steps[:, None] - 1).to(outputs.dtype)
-            end = F.binary_cross_entropy_with_logits(outputs[..., -1], is_last, reduction="none")
-            each = (outputs[..., :-1] - targets).square().mean(2) + END_WEIGHT * end
-        return (each * step_mask(steps, targets.shape[1])).sum(1) / steps
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> dict[str, Tensor]:
         code = self.code_of(batch.values, batch.lengths)
@@ -312,6 +169,74 @@ class SequenceAutoencoder(LightningModule):
             outputs = self.scheduled(targets, code, forcing, draws.view(len(code), 2, -1))
         return {"loss": global_mean(self.losses(outputs, targets, steps))}
 
+    # ---- the model -----------------------------------------------------------------------------------------------
+
+    def code_of(self, values: Tensor, lengths: Tensor) -> Tensor:
+        """Sequences (B, T) or (B, T, D) → codes (B, code_dim)."""
+        inputs, steps = self.with_end(values, lengths)
+        # Packed, so that each direction reads a sequence and none of its padding.
+        packed = pack_padded_sequence(self.embedding(inputs), steps.cpu(), batch_first=True, enforce_sorted=False)
+        _, last = self.encoder(packed)
+        h = last[0] if self.states == 2 else last  # (layers · directions, B, H), of a layer one behind the other
+        top = h.unflatten(0, (self.layers, -1))[-1]
+        return self.to_code(top.transpose(0, 1).flatten(1))
+
+    def with_end(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The elements to read or write and the number of steps: text (B, T + 1) is filled with end tokens."""
+        return self.elements.with_end(values, lengths)
+
+    def targets_of(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's targets in the order of writing, as returned by :meth:`with_end`."""
+        return self.with_end(reverse(values, lengths) if self.reverse_targets else values, lengths)
+
+    def initial_state(self, code: Tensor) -> State:
+        """tanh(W_s code + b), split into the states of the layers."""
+        return split_state(self.to_state(code).tanh(), self.states, self.layers)
+
+    def forward(self, previous: Tensor, code: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The elements before those to be written (B, T) or (B, T, D), codes → logits (B, T, V + 1), or the elements
+        and the logit of the end (B, T, D + 1); and the state after the last step."""
+        read = self.embedding(previous)
+        read = read if self.conditional else torch.zeros_like(read)
+        inputs = torch.cat([read, code[:, None].expand(-1, previous.shape[1], -1)], 2)
+        outputs, state = self.decoder(inputs, self.initial_state(code) if state is None else state)
+        return self.head(outputs), state
+
+    def teacher_forced(self, targets: Tensor, code: Tensor) -> Tensor:
+        """Outputs (B, T, O), all steps at once."""
+        return self(torch.cat([self.elements.start(targets), targets[:, :-1]], 1), code)[0]
+
+    def guess(self, output: Tensor, draws: Tensor | None = None) -> Tensor:
+        """The next element of one step's output (B, O): the likeliest character, (B,), or ŷ, (B, D).
+
+        With ``draws`` (B,) in 0..1, a character is drawn from the model's distribution.
+        """
+        return self.elements.guess(output, draws)
+
+    def scheduled(self, targets: Tensor, code: Tensor, probability: float, draws: Tensor) -> Tensor:
+        """Outputs (B, T, O) if each step reads the true last element with ``probability``, else the model's own.
+
+        Args:
+            draws: (B, 2, at least T) in 0..1: for the coins, and for drawing characters.
+        """
+        previous, state, outputs = self.elements.start(targets), None, []
+        for t in range(targets.shape[1]):
+            output, state = self(previous, code, state)
+            outputs.append(output)
+            # As in the paper, no gradient goes through what was predicted and read again.
+            own = self.guess(output[:, 0].detach(), draws[:, 1, t])[:, None]
+            forced = (draws[:, 0, t] < probability).view(-1, *[1] * (own.dim() - 1))
+            previous = torch.where(forced, targets[:, t : t + 1], own)
+        return torch.cat(outputs, 1)
+
+    def losses(self, outputs: Tensor, targets: Tensor, steps: Tensor) -> Tensor:
+        """(B,): the mean over a sequence's steps of what the elements' ``losses`` are."""
+        each = self.elements.losses(outputs, targets, steps)
+        return (each * step_mask(steps, targets.shape[1])).sum(1) / steps
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure_optimizers(self, self.optimizer, self.scheduler)
+
     # ---- decoding ------------------------------------------------------------------------------------------------
 
     def free_running(self, code: Tensor, steps: int, until_ended: bool = True) -> tuple[Tensor, Tensor]:
@@ -322,19 +247,15 @@ class SequenceAutoencoder(LightningModule):
             themselves, or ``steps`` if they do not; ``until_ended`` stops when all have ended. A sequence of real
             numbers has at least one element.
         """
-        dtype = torch.long if self.vocab is not None else code.dtype
-        shape = () if self.vocab is not None else (self.dim,)
-        previous = self.start(torch.zeros(len(code), 1, *shape, dtype=dtype, device=code.device))
+        previous, state, written = self.elements.start(code), None, []
         lengths = torch.full((len(code),), steps, device=code.device)
-        state, written = None, []
         for t in range(steps):
             output, state = self(previous, code, state)
             own = self.guess(output[:, 0])
             written.append(own)
             previous = own[:, None]
-            # An end token is no element, while the end of real numbers is said with the last one.
-            ends, length = (own == self.end, t) if self.vocab is not None else (output[:, 0, -1] > 0, t + 1)
-            lengths = torch.where(ends & (lengths == steps), length, lengths)
+            ends = self.elements.ends(output[:, 0], own) & (lengths == steps)
+            lengths = torch.where(ends, t + self.elements.last_counts, lengths)
             if until_ended and bool((lengths < steps).all()):
                 break
         return torch.stack(written, 1), lengths
@@ -363,59 +284,29 @@ class SequenceAutoencoder(LightningModule):
 
     def pca_reconstruction(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Sequences (B, T, D) reconstructed from as many principal components as the code has numbers."""
-        same = torch.full_like(lengths, self.longest)
-        flat = resample(values, lengths, same).flatten(1) - self.pca_mean
-        restored = self.pca_mean + flat @ self.pca_components.T @ self.pca_components
-        return self._with_steps(resample(restored.unflatten(1, (self.longest, -1)), same, lengths), values)
+        return from_components(values, lengths, self.pca_mean, self.pca_components)
 
     def resampled_reconstruction(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Sequences (B, T, D) reconstructed from ⌊code_dim / D⌋ of their points by linear interpolation."""
-        few = torch.full_like(lengths, self.code_dim // self.dim)
-        few = torch.minimum(few, lengths)  # a shorter sequence is kept as it is
-        return self._with_steps(resample(resample(values, lengths, few), few, lengths), values)
-
-    @staticmethod
-    def _with_steps(values: Tensor, like: Tensor) -> Tensor:
-        return F.pad(values, (0, 0, 0, like.shape[1] - values.shape[1]))
+        return from_points(values, lengths, self.code_dim // self.dim)
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """The loss is that of teacher forcing, and all other scores are of free running."""
         values, lengths, _ = batch
         code = self.code_of(values, lengths)
         targets, steps = self.targets_of(values, lengths)
         loss = self.losses(self.teacher_forced(targets, code), targets, steps)
-        self.means["loss"].update(loss)
-        if self.vocab is not None:
-            self.means["nats_per_token"].update(loss, steps)
-            right, exact = self.accuracy(code, targets, lengths)
-            self.means["token_accuracy"].update(right, lengths)  # a character counts as much in a long line
-            self.means["exact_match"].update(exact)
-            self.of_length.update(exact, lengths)
-            return
-        # The decoder is told the length here, as its rivals are; whether it knows it itself counts apart.
         written, own_lengths = self.free_running(code, targets.shape[1], until_ended=False)
-        error = squared_error(written, targets, lengths)
-        self.means["mse"].update(error)
-        self.of_length.update(error, lengths)
-        self.means["length_accuracy"].update((own_lengths == lengths).to(error.dtype))
-        if self.compares:
-            self.means["pca_mse"].update(squared_error(self.pca_reconstruction(values, lengths), values, lengths))
-        if "resampled_mse" in self.means:
-            resampled = self.resampled_reconstruction(values, lengths)
-            self.means["resampled_mse"].update(squared_error(resampled, values, lengths))
+        scores = self.elements.scores(loss, written, own_lengths, targets, lengths)
+        self.of_length.update(scores[self.elements.by_length][0], lengths)
+        self.means["loss"].update(loss)
+        for name, (score, weight) in scores.items():
+            self.means[name].update(score, weight)
+        for name, reconstruction in (("pca", self.pca_reconstruction), ("resampled", self.resampled_reconstruction)):
+            if f"{name}_mse" in self.means:
+                self.means[f"{name}_mse"].update(squared_error(reconstruction(values, lengths), values, lengths))
 
     test_step = validation_step
-
-    def accuracy(self, code: Tensor, targets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The share of each line's characters (B,) that free running writes at their place, counted from where it
-        starts, and whether the line is right as a whole, its end included. An empty line has no wrong character."""
-        written, own_lengths = self.free_running(code, self.longest + 1)
-        written = written.masked_fill(~step_mask(own_lengths, written.shape[1]), self.end)
-        steps = targets.shape[1]
-        written = F.pad(written, (0, max(0, steps - written.shape[1])), value=self.end)[:, :steps]
-        right = ((written == targets) & step_mask(lengths, steps)).sum(1)
-        exact = (right == lengths) & (own_lengths == lengths)
-        dtype = code.dtype
-        return torch.where(lengths > 0, right / lengths.clamp_min(1), 1).to(dtype), exact.to(dtype)
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -432,9 +323,6 @@ class SequenceAutoencoder(LightningModule):
     def predict_step(self, batch: SequenceBatch, batch_idx: int) -> list[list[float]]:
         """The code of each sequence of the batch."""
         return self.encode(batch).tolist()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        return configure_optimizers(self, self.optimizer, self.scheduler)
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
@@ -476,32 +364,14 @@ class SequenceAutoencoder(LightningModule):
             sequences = [sequences]
         if not hasattr(sequences, "__len__") or len(sequences) == 0:
             raise ValueError(f"sequences={sequences!r}: expected a sequence, or a list of at least one")
-        if isinstance(sequences[0], Sketch) and self.scale_factor is not None:
-            strokes, lengths = to_strokes(sequences, self.scale_factor)
-            values = positions_of(strokes, lengths)[:, :-1]
-        else:
-            for each in sequences:
-                is_fit = isinstance(each, str if self.vocab is not None else Tensor)
-                if not is_fit or (self.vocab is None and (each.shape[1:] != (self.dim,) or not len(each))):
-                    found = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
-                    what = "text" if self.vocab is not None else f"tensors (N, {self.dim}), N at least 1"
-                    raise ValueError(f"a sequence of {found}: expected {what}")
-            rows = [encode_chars(each, self.vocab) if self.vocab is not None else each for each in sequences]
-            values, lengths = pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
-        dtype = torch.long if self.vocab is not None else self.head.weight.dtype
-        return values.to(self.device, dtype), lengths.to(self.device)
+        return self.elements.read(sequences, self.head.weight)
 
     def _sequences(self, batch: SequenceBatch, like: Any) -> list[Any]:
         """The sequences of a batch as text, as sketches where ``like`` is one or a list of them, or as tensors."""
         rows = [values[:length] for values, length in zip(batch.values, batch.lengths.tolist(), strict=True)]
-        if self.vocab is not None:
-            return [decode_chars(row.tolist(), self.vocab) for row in rows]
-        is_sketch = isinstance(like, Sketch) or (isinstance(like, list) and isinstance(like[0], Sketch))
-        return [self.to_sketch(row) for row in rows] if is_sketch else rows
+        return self.elements.write(rows, like)
 
     def to_sketch(self, points: Tensor) -> Sketch:
         """The drawing whose points are at (N, 3), as :func:`~datamodules.sequences.positions_of` has them."""
-        assert self.scale_factor is not None
-        points = points.float().cpu()
-        offsets = points[:, :2].diff(dim=0, prepend=torch.zeros(1, 2)) * self.scale_factor
-        return Sketch(torch.cat([offsets, (points[:, 2:] > 0.5).float()], 1))
+        assert isinstance(self.elements, Points)
+        return self.elements.to_sketch(points)

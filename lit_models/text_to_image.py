@@ -37,15 +37,14 @@ from common.distributed import (
 )
 from common.randomness import normal_of_samples
 from common.vocabulary import encode, tokenize
-from datamodules.parts.scenes import stated_attributes
-from lit_models.networks.attribute_classifier import AttributeClassifier, fit_classifier
+from lit_models.networks.attribute_classifier import AttributeClassifier, choices, fit_classifier
 from lit_models.networks.gan_networks import Discriminator, Generator
 from lit_models.networks.joint_embedding import JointEmbedding, fit_joint_embedding
 from lit_models.parts.checkpoints import rebuilt, trained_module
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.latent import gaussian_kl
 from lit_models.parts.optim import configure_optimizers
-from lit_models.scores.generation import GenerationScores
+from lit_models.scores.generation import GenerationScores, agreeing
 
 if TYPE_CHECKING:
     from datamodules.captions import CaptionBatch
@@ -167,53 +166,6 @@ class TextToImageGAN(LightningModule):
         self.agreement = MeanMetric()
         self._captioners: list[Any] = []  # in a list, so that its weights are no part of this module's
 
-    def setup(self, stage: str) -> None:
-        self._captioners = []
-        if self.captioner is not None:  # also before a training, so that a mistake is not noticed at its end
-            made_of, weights = trained_module(self.captioner, "captioner")
-            captioner = rebuilt(made_of)
-            if not hasattr(captioner, "caption"):
-                raise ValueError(f"captioner={self.captioner}: holds a {made_of['class_path']}, expected a captioner")
-            captioner.load_state_dict(weights)
-            self._captioners = [captioner.requires_grad_(False)]
-
-    def on_test_start(self) -> None:
-        for captioner in self._captioners:
-            captioner.to(self.device)
-
-    def on_fit_start(self) -> None:
-        if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
-            raise ValueError(
-                f"trainer.precision={self.trainer.precision!r}: expected '32-true', '64-true' or 'bf16-mixed'; "
-                "float16 has only one scale for the losses of both networks"
-            )
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if getattr(data, "captions_per_image", None) != 1:
-            raise ValueError(
-                f"captions_per_image={getattr(data, 'captions_per_image', None)}: expected 1, so that the sentences of "
-                "a batch belong to different images"
-            )
-        if data.tables["train"].objects.shape[1] != 1:
-            raise ValueError("the training images show several objects: expected one in each, as with max_objects=1")
-        if self.wrong_sentences >= (size := data.batch_size * world_size()):
-            raise ValueError(f"wrong_sentences={self.wrong_sentences}: expected less than the global batch of {size}")
-        # All of the training part on each rank, where the loader would give each its share.
-        everything = data.tables["train"]
-        batches = [everything[rows] for rows in torch.arange(len(everything)).split(1024)]
-        if not self.classifier.trained:  # it comes with a checkpoint
-            fit_classifier(self.classifier, batches, self.classifier_epochs, self.device)
-        if not self.embedding.trained:
-            fit_joint_embedding(self.embedding, batches, self.embedding_epochs, self.device)
-        for network in (self.classifier, self.embedding):
-            take_from_first_rank(network)  # on GPUs equal trainings may end a little apart
-
-    # ---- the model -----------------------------------------------------------------------------------------------
-
-    def noise(self, num_images: int, *key: int | str) -> Tensor:
-        """(num_images, noise_dim + condition_dim), standard normal: a function of ``key`` and each image's place."""
-        width = self.generator.noise_dim + self.generator.condition_dim
-        return normal_of_samples(num_images, width, *key, device=self.device)
-
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, Tensor]:
         x = 2 * batch.images[batch.image_index] - 1
         x.requires_grad_(self.r1_weight > 0)
@@ -247,11 +199,16 @@ class TextToImageGAN(LightningModule):
         self.manual_backward(total / self.accumulate_grad_batches)
         if (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
             self.step_both()
-        with torch.no_grad():
-            right = [(s_r > 0).float().mean(), (s_w < 0).float().mean(), (s_f < 0).float().mean()]
-        named = dict(zip(("d_right_real", "d_right_wrong", "d_right_fake"), right, strict=True))
         losses = {"generator_loss": g_loss, "kl": kl, "matching": matching, "penalty": penalty.detach()}
-        return {"loss": d_loss, **losses, **named}
+        right = {"d_right_real": s_r > 0, "d_right_wrong": s_w < 0, "d_right_fake": s_f < 0}
+        return {"loss": d_loss, **losses, **{name: share.float().mean() for name, share in right.items()}}
+
+    def noise(self, num_images: int, *key: int | str) -> Tensor:
+        """(num_images, noise_dim + condition_dim), standard normal: a function of ``key`` and each image's place."""
+        width = self.generator.noise_dim + self.generator.condition_dim
+        return normal_of_samples(num_images, width, *key, device=self.device)
+
+    # ---- optimization --------------------------------------------------------------------------------------------
 
     def step_both(self) -> None:
         """A step of both networks from gradients at the same point, as in Algorithm 1, and of the average."""
@@ -297,7 +254,49 @@ class TextToImageGAN(LightningModule):
             raise ValueError("scheduler ReduceLROnPlateau: expected one by steps or epochs; a GAN has no loss for it")
         return made
 
+    # ---- before the first step -----------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision!r}: expected '32-true', '64-true' or 'bf16-mixed'; "
+                "float16 has only one scale for the losses of both networks"
+            )
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if getattr(data, "captions_per_image", None) != 1:
+            raise ValueError(
+                f"captions_per_image={getattr(data, 'captions_per_image', None)}: expected 1, so that the sentences of "
+                "a batch belong to different images"
+            )
+        if data.tables["train"].objects.shape[1] != 1:
+            raise ValueError("the training images show several objects: expected one in each, as with max_objects=1")
+        if self.wrong_sentences >= (size := data.batch_size * world_size()):
+            raise ValueError(f"wrong_sentences={self.wrong_sentences}: expected less than the global batch of {size}")
+        # All of the training part on each rank, where the loader would give each its share.
+        everything = data.tables["train"]
+        batches = [everything[rows] for rows in torch.arange(len(everything)).split(1024)]
+        if not self.classifier.trained:  # it comes with a checkpoint
+            fit_classifier(self.classifier, batches, self.classifier_epochs, self.device)
+        if not self.embedding.trained:
+            fit_joint_embedding(self.embedding, batches, self.embedding_epochs, self.device)
+        for network in (self.classifier, self.embedding):
+            take_from_first_rank(network)  # on GPUs equal trainings may end a little apart
+
     # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        self._captioners = []
+        if self.captioner is not None:  # also before a training, so that a mistake is not noticed at its end
+            made_of, weights = trained_module(self.captioner, "captioner")
+            captioner = rebuilt(made_of)
+            if not hasattr(captioner, "caption"):
+                raise ValueError(f"captioner={self.captioner}: holds a {made_of['class_path']}, expected a captioner")
+            captioner.load_state_dict(weights)
+            self._captioners = [captioner.requires_grad_(False)]
+
+    def on_test_start(self) -> None:
+        for captioner in self._captioners:
+            captioner.to(self.device)
 
     def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
         self._evaluate(batch, batch_idx)
@@ -305,14 +304,18 @@ class TextToImageGAN(LightningModule):
     def test_step(self, batch: CaptionBatch, batch_idx: int) -> None:
         fake = self._evaluate(batch, batch_idx)
         for captioner in self._captioners:
-            self.agreement.update(self.agreeing(captioner.caption(fake, method="greedy"), batch.stated))
+            captions = captioner.caption(fake, method="greedy")
+            self.agreement.update(agreeing(captions, batch.stated, self.attributes))
             self.log("test/captioner_agreement", self.agreement)
 
-    def _evaluate(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
-        """Generates one image for each sentence, with the same noise in every evaluation, and returns them."""
+    def _images_of(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
+        """One generated image for each sentence, with the same noise in every evaluation."""
         text = self.embedding.text(batch.captions, batch.lengths)
-        noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
-        fake = self.draw(text, noise)
+        return self.draw(text, self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index])
+
+    def _evaluate(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
+        """Adds a batch to the scores; the generated images."""
+        fake = self._images_of(batch, batch_idx)
         real_logits, real_features = self.classifier(batch.images)
         fake_logits, fake_features = self.classifier(fake)
         self.scores.update(
@@ -325,29 +328,7 @@ class TextToImageGAN(LightningModule):
             real_features=real_features,
             fake_features=fake_features,
         )
-
         return fake
-
-    def agreeing(self, captions: Sequence[Sequence[str]], stated: Tensor) -> Tensor:
-        """1 for each attribute for which caption and sentence state the same value, 0 for different values.
-
-        Args:
-            captions: of each generated image; the first one counts.
-            stated: (N, A) values that its sentence states, −1 if it says nothing.
-        """
-        same = []
-        for (caption, *_), row in zip(captions, stated.tolist(), strict=True):
-            seen = stated_attributes(caption, self.attributes)
-            for (name, values), value in zip(self.attributes.items(), row, strict=True):
-                if value >= 0 and name in seen:
-                    same.append(float(values[value] == seen[name]))
-        return torch.tensor(same, device=self.device)
-
-    def draw(self, text: Tensor, noise: Tensor) -> Tensor:
-        """Images (N, C, S, S) in 0..1 from the averaged generator; the ε of ``noise`` is not used: c is the mean."""
-        mean, _ = self.average.condition(text)
-        images = self.average(mean, torch.full_like(mean, -torch.inf), noise.to(mean.dtype))
-        return (images.float() + 1) / 2
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -362,6 +343,12 @@ class TextToImageGAN(LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items()})
 
     # ---- use -----------------------------------------------------------------------------------------------------
+
+    def draw(self, text: Tensor, noise: Tensor) -> Tensor:
+        """Images (N, C, S, S) in 0..1 from the averaged generator; the ε of ``noise`` is not used: c is the mean."""
+        mean, _ = self.average.condition(text)
+        images = self.average(mean, torch.full_like(mean, -torch.inf), noise.to(mean.dtype))
+        return (images.float() + 1) / 2
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Sentences → (N, text_dim). A word that is in no training sentence is left out with a warning.
@@ -418,14 +405,7 @@ class TextToImageGAN(LightningModule):
 
     def predict_step(self, batch: CaptionBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The attributes that the classifier sees in the image generated for each sentence."""
-        text = self.embedding.text(batch.captions, batch.lengths)
-        noise = self.noise(len(batch.images), "evaluate", batch_idx)[batch.image_index]
-        seen = choices(self.classifier(self.draw(text, noise))[0]).tolist()
+        seen = choices(self.classifier(self._images_of(batch, batch_idx))[0]).tolist()
         return [
             {name: values[i] for (name, values), i in zip(self.attributes.items(), row, strict=True)} for row in seen
         ]
-
-
-def choices(logits: Sequence[Tensor]) -> Tensor:
-    """(N, A): the likeliest value of each attribute, of one (N, values) an attribute."""
-    return torch.stack([of_attribute.argmax(1) for of_attribute in logits], 1)

@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lit_models.captioner import END, judge, shifted, until_end
+from lit_models.captioner import shifted
 from lit_models.figures.vqa import RIGHT, WRONG
+from lit_models.networks.caption_decoders import END, until_end
 from lit_models.parts.evaluating import evaluating
+from lit_models.scores.captions import judge
 
 if TYPE_CHECKING:
     from datamodules.captions import CaptionBatch

@@ -52,6 +52,11 @@ class AttributeClassifier(nn.Module):
         return [head(features) for head in self.heads], features
 
 
+def choices(logits: Sequence[Tensor]) -> Tensor:
+    """(N, A): the likeliest value of each attribute, of one (N, values) an attribute."""
+    return torch.stack([of_attribute.argmax(1) for of_attribute in logits], 1)
+
+
 def fit_classifier(
     classifier: AttributeClassifier,
     batches: Iterable[CaptionBatch],

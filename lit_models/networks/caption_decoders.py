@@ -5,6 +5,7 @@ Both ``read`` an image into a state and into what they look at again, and then p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lit_models.parts.beam_search import State
+
+END = 0
+"""the token after the last word and before the first: ``<pad>``"""
 
 
 class Heard(NamedTuple):
@@ -122,3 +126,19 @@ def unpack(data: Tensor, like: PackedSequence, steps: int) -> Tensor:
     """The reverse of :func:`pack` for other values in the same places: (N, steps, D), 0 after the ends."""
     packed = PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
     return pad_packed_sequence(packed, batch_first=True, total_length=steps)[0]
+
+
+def rows(state: State, index: Tensor) -> State:
+    """The rows ``index`` of each tensor."""
+    return tuple(s.index_select(0, index) for s in state)
+
+
+def repeated(state: State, times: int) -> State:
+    """Repeats each row of each tensor a number of times, one after the other."""
+    return state if times == 1 else tuple(s.repeat_interleave(times, 0) for s in state)
+
+
+def until_end(tokens: Sequence[int]) -> list[int]:
+    """The words before the first :data:`END`."""
+    words = list(tokens)
+    return words[: words.index(END)] if END in words else words

@@ -49,3 +49,12 @@ def cut(logits: Tensor, temperature: float, top_k: int | None = None, top_p: flo
         unlikely = torch.zeros_like(before, dtype=torch.bool).scatter_(1, symbols, before >= top_p)
         logits = logits.masked_fill(unlikely, -torch.inf)
     return logits
+
+
+def inverse_cdf(logits: Tensor, draws: Tensor) -> Tensor:
+    """(B,): one symbol per row of softmax(logits) (B, V), where the summed probability passes ``draws`` (B,)."""
+    sums = logits.softmax(1).cumsum(1)
+    # Scaled to the sum as it was rounded, so that no symbol of probability 0 behind the last is ever drawn.
+    return torch.searchsorted(sums, (draws.to(sums.dtype) * sums[:, -1])[:, None], right=True)[:, 0].clamp_max(
+        logits.shape[1] - 1
+    )

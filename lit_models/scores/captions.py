@@ -13,12 +13,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import Metric
 from torchmetrics.functional.text import bleu_score
 from torchmetrics.utilities import dim_zero_cat
 
+from datamodules.parts.scenes import check
+
 Words = tuple[int, ...]
 """a sentence as the ids of its words"""
+
+COMPARED = (
+    *("bleu_4", "cider_d", "truthful", "coverage", "distinct_1", "distinct_2", "self_bleu"),
+    *("unique_share", "novel_share", "vocabulary_coverage", "length"),
+)
+"""the test's metrics for each decoding method, beside those of greedy decoding"""
 
 
 def n_grams(sentence: Sequence[int], n: int) -> Counter[Words]:
@@ -103,6 +112,29 @@ def fingerprints(tokens: Tensor) -> Tensor:
     factor = 6364136223846793005  # odd, as in Knuth's generator; arithmetic is modulo 2⁶⁴
     powers = torch.full((tokens.shape[1],), factor, dtype=torch.long, device=tokens.device).cumprod(0)
     return (tokens * powers).sum(1)
+
+
+def novelty(said: Sequence[Sequence[int]], taught: Tensor | None) -> Tensor:
+    """(I,) for :class:`CaptionScores`: 1 if a caption is not among those with the fingerprints ``taught``, 0 if it is,
+    −1 if these are unknown."""
+    if taught is None:
+        return torch.full((len(said),), -1)
+    padded = pad_sequence([torch.tensor([*words, 0]) for words in said], batch_first=True)
+    return 1 - torch.isin(fingerprints(padded), taught.cpu()).long()
+
+
+def judge(objects: Tensor, attributes: dict[str, list[str]], sentences: Sequence[str]) -> Tensor:
+    """(I, 5): how much a sentence about each image states and how much of it is true, for :class:`CaptionScores`.
+
+    Args:
+        objects: (I, K, A + 2) as in ``CaptionBatch``; without any, K = 0, the result is all −1.
+        attributes: the meaning of the first A of these columns.
+    """
+    if objects.shape[1] == 0:
+        return torch.full((len(sentences), 5), -1)
+    scenes = zip(objects.cpu(), sentences, strict=True)
+    found = [check(scene, sentence, attributes) for scene, sentence in scenes]
+    return torch.tensor([[j.stated, j.true, j.covered, j.coverable, int(j.parsed)] for j in found])
 
 
 class CaptionScores(Metric):

@@ -9,6 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from datamodules.parts.scenes import stated_attributes
+
 
 class GenerationScores(Metric):
     """Gathers what a classifier sees in real and generated images and computes all metrics at the end.
@@ -101,6 +103,23 @@ class GenerationScores(Metric):
             result["harmonic_mean"] = 2 * seen_accuracy * unseen_accuracy / total
             result["classifier_accuracy_unseen"] = share(hit, known & unseen_real.bool())
         return {name: value.float() for name, value in result.items()}
+
+
+def agreeing(captions: Sequence[Sequence[str]], stated: Tensor, attributes: Mapping[str, Sequence[str]]) -> Tensor:
+    """1 for each attribute for which caption and sentence state the same value, 0 for different values.
+
+    Args:
+        captions: of each generated image; the first one counts.
+        stated: (N, A) values that its sentence states, −1 if it says nothing.
+        attributes: the values of each.
+    """
+    same = []
+    for (caption, *_), row in zip(captions, stated.tolist(), strict=True):
+        seen = stated_attributes(caption, attributes)
+        for (name, values), value in zip(attributes.items(), row, strict=True):
+            if value >= 0 and name in seen:
+                same.append(float(values[value] == seen[name]))
+    return torch.tensor(same, device=stated.device)
 
 
 def share(right: Tensor, counted: Tensor) -> Tensor:

@@ -19,19 +19,12 @@ from torch import Tensor, nn
 
 from datamodules.captions import CaptionBatch, CaptionTable
 from datamodules.parts.loader import TensorLoader
-from lit_models.captioner import (
-    COMPARED,
-    END,
-    Captioner,
-    doubly_stochastic,
-    inverse_cdf,
-    judge,
-    rows,
-    shifted,
-    until_end,
-)
+from lit_models.captioner import Captioner, doubly_stochastic, shifted
 from lit_models.figures.captioner import illustrate
+from lit_models.networks.caption_decoders import END, rows, until_end
 from lit_models.parts.beam_search import State, beam_search
+from lit_models.parts.sampling import inverse_cdf
+from lit_models.scores.captions import COMPARED, judge
 
 VOCAB = ["<pad>", "<unk>", "a", "red", "blue", "circle", "square", "small", "large"]
 SENTENCES = ["a red circle", "a blue square", "a small red square", "a large blue circle"]

@@ -23,7 +23,7 @@ from lit_models.networks.attribute_classifier import AttributeClassifier, fit_cl
 from lit_models.networks.gan_networks import Discriminator, Generator
 from lit_models.networks.joint_embedding import JointEmbedding, fit_joint_embedding
 from lit_models.parts.optim import WarmupCosine
-from lit_models.scores.generation import GenerationScores, frechet_distance
+from lit_models.scores.generation import GenerationScores, agreeing, frechet_distance
 from lit_models.text_to_image import (
     TextToImageGAN,
     discriminator_loss,
@@ -346,7 +346,7 @@ def test_easy_vqa_has_no_sizes_and_is_trained_as_well() -> None:
     assert "val/attribute_accuracy" in trainer.callback_metrics
     row = [-1] * len(model.attributes)
     row[list(model.attributes).index("shape")] = model.attributes["shape"].index("rectangle")
-    assert model.agreeing([["a black rectangle"]], torch.tensor([row])).tolist() == [1]
+    assert agreeing([["a black rectangle"]], torch.tensor([row]), model.attributes).tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ def test_the_captioner_is_asked_what_the_sentence_says() -> None:
     row = [-1] * len(names)
     row[names.index("shape")], row[names.index("color")] = 0, 0  # circle, red
     stated = torch.tensor([row, row])
-    found = model.agreeing([["a red circle"], ["a blue circle at the top left"]], stated)
+    found = agreeing([["a red circle"], ["a blue circle at the top left"]], stated, model.attributes)
     assert sorted(found.tolist()) == [0, 1, 1, 1], "what only one of both says does not count"
 
 
