@@ -799,7 +799,7 @@ def picture_of(kind: str, folder: Path) -> list[str]:
     ("kind", "message"),
     [
         ("gif", "gif.png: 2 frames, expected a still image"),
-        ("cmyk", "cmyk.png: CMYK (printing) colors"),
+        ("cmyk", "cmyk.png: CMYK (printing) colors: expected gray or RGB"),
         ("nan", "nan.png: cannot be decoded: floating-point pixels"),
         ("pixel", "an image of 1×1: expected at least 17×17"),
         ("mask size", "mask size.png: 8×9 pixels, expected the image's 32×32"),
