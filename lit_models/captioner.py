@@ -218,7 +218,8 @@ class Captioner(LightningModule):
         """Logits (N, T + 1, V) of each caption's words and its end, each given the true words before it."""
         inputs, _, _ = shifted(batch.captions, batch.lengths)
         state, memory = (rows(part, batch.image_index) for part in self.read(batch.images))
-        return self.decoder.to_words(self.decoder(inputs, state, memory, batch.lengths + 1).features)
+        output: Tensor = self.decoder.to_words(self.decoder(inputs, state, memory, batch.lengths + 1).features)
+        return output
 
     def is_known(self, words: Tensor) -> Tensor:
         """Which token ids are words: ``<unk>`` stands for unknown words, and is neither taught nor generated."""
@@ -230,8 +231,9 @@ class Captioner(LightningModule):
         return logits.masked_fill(~self.is_known(words), -torch.inf)
 
     def scheduled(self, inputs: Tensor, state: State, memory: State, probability: float, draws: Tensor) -> Heard:
-        """The decoder's output for sentences (N, T) if each step reads the true last word with ``probability``, else a
-        word drawn from the model's own distribution (Bengio et al. 2015).
+        """The decoder's output for sentences (N, T) under scheduled sampling (Bengio et al. 2015).
+
+        Each step reads the true last word with ``probability``, else a word drawn from the model's own distribution.
 
         Args:
             draws: (N, 2, at least T) in 0..1: for the coins, and for drawing words.
@@ -397,7 +399,8 @@ class Captioner(LightningModule):
             ended = ended | (word == END)
             if bool(ended.all()):
                 break
-        return torch.stack(written, 1).unflatten(0, (len(images), n))
+        output: Tensor = torch.stack(written, 1).unflatten(0, (len(images), n))
+        return output
 
     def to_text(self, tokens: Sequence[int]) -> str:
         """The words before the first :data:`END` as a sentence."""

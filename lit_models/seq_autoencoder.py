@@ -35,6 +35,7 @@ from torchmetrics import MeanMetric
 from common.checks import at_least, one_of, within
 from common.distributed import global_mean
 from common.randomness import uniform_of_samples
+from common.trainer import datamodule_of
 from datamodules.sequences import SequenceBatch
 from lit_models.networks.sequence_elements import Points, Symbols
 from lit_models.parts.evaluating import evaluating
@@ -179,7 +180,8 @@ class SequenceAutoencoder(LightningModule):
         _, last = self.encoder(packed)
         h = last[0] if self.states == 2 else last  # (layers · directions, B, H), of a layer one behind the other
         top = h.unflatten(0, (self.layers, -1))[-1]
-        return self.to_code(top.transpose(0, 1).flatten(1))
+        output: Tensor = self.to_code(top.transpose(0, 1).flatten(1))
+        return output
 
     def with_end(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The elements to read or write and the number of steps: text (B, T + 1) is filled with end tokens."""
@@ -194,8 +196,11 @@ class SequenceAutoencoder(LightningModule):
         return split_state(self.to_state(code).tanh(), self.states, self.layers)
 
     def forward(self, previous: Tensor, code: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The elements before those to be written (B, T) or (B, T, D), codes → logits (B, T, V + 1), or the elements
-        and the logit of the end (B, T, D + 1); and the state after the last step."""
+        """What the decoder writes after the elements ``previous``, (B, T) or (B, T, D), and its state after the last.
+
+        Returns:
+            Logits (B, T, V + 1), or the elements and the logit of the end (B, T, D + 1).
+        """
         read = self.embedding(previous)
         read = read if self.conditional else torch.zeros_like(read)
         inputs = torch.cat([read, code[:, None].expand(-1, previous.shape[1], -1)], 2)
@@ -204,7 +209,8 @@ class SequenceAutoencoder(LightningModule):
 
     def teacher_forced(self, targets: Tensor, code: Tensor) -> Tensor:
         """Outputs (B, T, O), all steps at once."""
-        return self(torch.cat([self.elements.start(targets), targets[:, :-1]], 1), code)[0]
+        output: Tensor = self(torch.cat([self.elements.start(targets), targets[:, :-1]], 1), code)[0]
+        return output
 
     def guess(self, output: Tensor, draws: Tensor | None = None) -> Tensor:
         """The next element of one step's output (B, O): the likeliest character, (B,), or ŷ, (B, D).
@@ -275,7 +281,7 @@ class SequenceAutoencoder(LightningModule):
         """Computes the principal components of the training sequences, unless a resumed run already has them."""
         if not self.compares or self.trainer.ckpt_path is not None:
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         same = (
             resample(batch.values, batch.lengths, torch.full_like(batch.lengths, self.longest))
             for batch in data.sequences("train")

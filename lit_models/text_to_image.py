@@ -36,6 +36,7 @@ from common.distributed import (
     world_size,
 )
 from common.randomness import normal_of_samples
+from common.trainer import datamodule_of
 from common.vocabulary import encode, tokenize
 from lit_models.networks.attribute_classifier import AttributeClassifier, choices, fit_classifier
 from lit_models.networks.gan_networks import Discriminator, Generator
@@ -262,7 +263,7 @@ class TextToImageGAN(LightningModule):
                 f"trainer.precision={self.trainer.precision!r}: expected '32-true', '64-true' or 'bf16-mixed'; "
                 "float16 has only one scale for the losses of both networks"
             )
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = datamodule_of(self.trainer)
         if getattr(data, "captions_per_image", None) != 1:
             raise ValueError(
                 f"captions_per_image={getattr(data, 'captions_per_image', None)}: expected 1, so that the sentences of "
@@ -348,7 +349,8 @@ class TextToImageGAN(LightningModule):
         """Images (N, C, S, S) in 0..1 from the averaged generator; the ε of ``noise`` is not used: c is the mean."""
         mean, _ = self.average.condition(text)
         images = self.average(mean, torch.full_like(mean, -torch.inf), noise.to(mean.dtype))
-        return (images.float() + 1) / 2
+        output: Tensor = (images.float() + 1) / 2
+        return output
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Sentences → (N, text_dim). A word that is in no training sentence is left out with a warning.
@@ -370,7 +372,8 @@ class TextToImageGAN(LightningModule):
                 warnings.warn(f"text={text!r}: drawn without {word!r}, an unknown word{hint}", stacklevel=3)
             kept.append(" ".join(word for word in words if word in known))
         ids, lengths = encode(kept, self.vocab)
-        return self.embedding.text(ids.to(self.device), lengths)
+        output: Tensor = self.embedding.text(ids.to(self.device), lengths)
+        return output
 
     @torch.no_grad()
     def generate(self, text: str | Sequence[str], n: int = 1, seed: int | None = None) -> Tensor:
@@ -387,7 +390,8 @@ class TextToImageGAN(LightningModule):
             encoded = self.encode_text(texts)
             noise = self._noise_of_seed(n, seed).repeat(len(texts), 1)
             images = self.draw(encoded.repeat_interleave(n, 0), noise).unflatten(0, (len(texts), n))
-        return images[0] if isinstance(text, str) else images
+        output: Tensor = images[0] if isinstance(text, str) else images
+        return output
 
     @torch.no_grad()
     def interpolate(self, a: str, b: str, steps: int = 8, seed: int | None = None) -> Tensor:

@@ -89,8 +89,11 @@ class Symbols:
         }
 
     def accuracy(self, written: Tensor, own_lengths: Tensor, targets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The share of each line's characters (B,) that are written at their place, counted from where the decoder
-        starts, and whether the line is right as a whole, its end included. An empty line has no wrong character."""
+        """How much of each line was written: (B,) the share of its characters, and (B,) whether all of it is right.
+
+        A character counts at its place, counted from where the decoder starts. A line is right with its end included.
+        An empty line has no wrong character.
+        """
         steps = targets.shape[1]
         written = written.masked_fill(~step_mask(own_lengths, steps), self.end)
         right = ((written == targets) & step_mask(lengths, steps)).sum(1)
@@ -141,8 +144,10 @@ class Points:
         return values, lengths
 
     def losses(self, outputs: Tensor, targets: Tensor, steps: Tensor) -> Tensor:
-        """(B, T): the squared error, the mean over D, and :data:`END_WEIGHT` times the cross-entropy of whether it is
-        the last."""
+        """(B, T): the squared error and :data:`END_WEIGHT` times the cross-entropy of whether a step is the last.
+
+        The squared error is the mean over the D numbers of a step.
+        """
         place = torch.arange(targets.shape[1], device=steps.device)
         is_last = (place == steps[:, None] - 1).to(outputs.dtype)
         end = F.binary_cross_entropy_with_logits(outputs[..., -1], is_last, reduction="none")

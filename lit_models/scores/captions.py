@@ -115,8 +115,10 @@ def fingerprints(tokens: Tensor) -> Tensor:
 
 
 def novelty(said: Sequence[Sequence[int]], taught: Tensor | None) -> Tensor:
-    """(I,) for :class:`CaptionScores`: 1 if a caption is not among those with the fingerprints ``taught``, 0 if it is,
-    −1 if these are unknown."""
+    """(I,) for :class:`CaptionScores`: whether each caption is new.
+
+    1 if it is not among those with the fingerprints ``taught``, 0 if it is, −1 if these are unknown.
+    """
     if taught is None:
         return torch.full((len(said),), -1)
     padded = pad_sequence([torch.tensor([*words, 0]) for words in said], batch_first=True)
