@@ -430,7 +430,9 @@ class MetricLearning(LightningModule):
         Raises:
             ValueError: the gallery is empty, or k is less than 1.
         """
-        at_least(1, **{"k": k, "len(gallery)": len(gallery)})
+        at_least(1, k=k)
+        if not len(gallery):
+            raise ValueError("gallery=[]: expected at least one image")
         query = self.embedding(image)
         found = torch.stack([(self.embedding(other) - query).norm() for other in gallery])
         smallest = found.topk(min(k, len(gallery)), largest=False)

@@ -521,8 +521,10 @@ def test_use_from_python() -> None:
     assert found[1][1] == pytest.approx(model.distance(images[2], images[found[1][0]]))
     assert len(model.nearest(images[0], images, k=50)) == 6
     assert model.training, "the mode is as before"
-    with pytest.raises(ValueError, match="k=5, gallery of 0 images"):
+    with pytest.raises(ValueError, match=r"gallery=\[\]: expected at least one image"):
         model.nearest(images[0], [])
+    with pytest.raises(ValueError, match="k=0: expected at least 1"):
+        model.nearest(images[0], images, k=0)
     with pytest.raises(ValueError, match="expected a model that was validated"):
         model.alike(images[0], images[1])
 
