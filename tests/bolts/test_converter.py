@@ -76,8 +76,8 @@ def test_what_cannot_come_over_is_said(bolts_folder: Path, tmp_path: Path, capsy
     torch.save({"state_dict": {"layer.weight": torch.zeros(2)}}, other)
     (tmp_path / "text").write_text("no checkpoint")
     cases = {
-        "lightning-bolts' AE, whose decoder": [bolts_folder / "ae.ckpt"],
-        "lightning-bolts' VAE, whose decoder": [bolts_folder / "vae.ckpt"],
+        "the decoder of lightning-bolts' AE": [bolts_folder / "ae.ckpt"],
+        "the decoder of lightning-bolts' VAE": [bolts_folder / "vae.ckpt"],
         "first_conv=True, maxpool1=False: expected both or neither": [bolts_folder / "simclr_stl10.ckpt"],
         "size=null: expected": [bolts_folder / "moco.ckpt"],
         "normalization=None: expected": [bolts_folder / "moco.ckpt", "--size", "32"],
