@@ -248,9 +248,7 @@ def test_what_cannot_be_is_refused(mistake: Callable[..., str]) -> None:
     ):
         assert mistake("fit", *CONFIG, *SMALL, *options) == f"{found}: MoCo expects 2 and 0, a query and a key"
     endless = ("--model.momentum_schedule", "cosine", "--trainer.max_epochs", "-1", "--model.scheduler", "null")
-    assert mistake("fit", *CONFIG, *SMALL, *endless).startswith(
-        "momentum_schedule='cosine': needs trainer.max_epochs"
-    )
+    assert mistake("fit", *CONFIG, *SMALL, *endless).startswith("momentum_schedule='cosine': needs trainer.max_epochs")
 
 
 @pytest.mark.parametrize(
