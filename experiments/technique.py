@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 # ---- what a technique may offer --------------------------------------------------------------------------------------
 
@@ -46,8 +47,8 @@ class Illustrates(Protocol):
     ``lit_models/figures/<technique>.py``, which is found by its name.
     """
 
-    def illustrate(self, batch: Any) -> Mapping[str, Figure | str]:
-        """Figures by name: matplotlib's, SVG text, or plain text under a name that ends in ``.txt``.
+    def illustrate(self, batch: Any) -> Mapping[str, Figure | Image | str]:
+        """By name: figures of matplotlib, images of Pillow, SVG text, or plain text under a name that ends in ``.txt``.
 
         Args:
             batch: the first batch of the last evaluation.

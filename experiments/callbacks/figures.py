@@ -19,20 +19,22 @@ from experiments.technique import Illustrates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 
 class Figures(Callback):
     """Writes the pictures of a technique to the run's folder, and to Weights & Biases.
 
     They are drawn from the module and the first batch of the evaluation that has just ended, by :func:`drawer_of` the
-    module. What draws returns a dict of matplotlib figures, which are written as PNG, and of texts, which are written
-    as they are: under a name that ends in ``.txt`` plain text, under any other SVG. So a text may stand beside the
-    figure of the same name. They are kept by when they were made: ``figures/epoch_0004/…`` and ``figures/test/…``.
+    module. What draws returns a dict of matplotlib figures and Pillow images, which are written as PNG, and of texts,
+    which are written as they are: under a name that ends in ``.txt`` plain text, under any other SVG. So a text may
+    stand beside the picture of the same name. They are kept by when they were made: ``figures/epoch_0004/…`` and
+    ``figures/test/…``.
 
     Args:
         every_n_epochs: how often to draw, after the validation; 0 means only at the end, ``null`` never, not even in a
             test.
-        dpi: resolution of the PNG files.
+        dpi: resolution of matplotlib's figures.
     """
 
     def __init__(self, every_n_epochs: int | None = 10, dpi: int = 110) -> None:
@@ -88,7 +90,10 @@ class Figures(Callback):
                 write_whole(folder / (name if name.endswith((".svg", ".txt")) else f"{name}.svg"), picture)
                 continue
             file = folder / f"{name}.png"
-            picture.savefig(file, dpi=self.dpi)
+            if hasattr(picture, "savefig"):
+                picture.savefig(file, dpi=self.dpi)
+            else:
+                picture.save(file)
             files.append(file)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):  # Weights & Biases
@@ -96,7 +101,7 @@ class Figures(Callback):
                     logger.log_image(f"figures/{file.stem}", [str(file)])
 
 
-def drawer_of(module: LightningModule) -> Callable[[Any], Mapping[str, Figure | str]] | None:
+def drawer_of(module: LightningModule) -> Callable[[Any], Mapping[str, Figure | Image | str]] | None:
     """What makes pictures of a batch, for a module: its own ``illustrate(batch)``, if it has one.
 
     Else ``illustrate(module, batch)`` of the file in ``lit_models/figures`` that has the name of its technique, or of

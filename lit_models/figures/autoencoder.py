@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
-from lit_models.figures.grids import map_figure, rows_figure
+from lit_models.figures.canvas import Picture
+from lit_models.figures.grids import map_figure, rows_page
 from lit_models.parts.evaluating import evaluating
 
 if TYPE_CHECKING:
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
 COLUMNS = 12
 
 
-def illustrate(model: Autoencoder, batch: ImageBatch) -> dict[str, Figure]:
+def illustrate(model: Autoencoder, batch: ImageBatch) -> dict[str, Picture]:
     """Reconstructions beside PCA's, with their errors; interpolations; a map of the codes."""
     with evaluating(model), torch.no_grad():
         return {
-            "reconstructions": reconstructions_figure(model, batch.images[:COLUMNS]),
-            "interpolations": interpolations_figure(model, batch.images[:10]),
+            "reconstructions": reconstructions_page(model, batch.images[:COLUMNS]),
+            "interpolations": interpolations_page(model, batch.images[:10]),
             "codes": map_figure(model.encode(batch.images), batch.labels),
         }
 
 
-def reconstructions_figure(model: Autoencoder, images: Tensor) -> Figure:
+def reconstructions_page(model: Autoencoder, images: Tensor) -> Image.Image:
     """Images, their reconstructions from the code and from as many principal components, and the errors of both."""
     ours = model.to_pixels(model(images))
     rows, labels = [images, ours, (ours - images).abs()], ["image", f"code of {model.code_dim}", "its error"]
@@ -36,10 +37,10 @@ def reconstructions_figure(model: Autoencoder, images: Tensor) -> Figure:
         pca = model.pca_reconstruction(images)
         rows += [pca, (pca - images).abs()]
         labels += [f"PCA, {len(model.pca_components)}", "its error"]
-    return rows_figure(rows, labels)
+    return rows_page(rows, labels)
 
 
-def interpolations_figure(model: Autoencoder, images: Tensor) -> Figure:
+def interpolations_page(model: Autoencoder, images: Tensor) -> Image.Image:
     """On straight lines between pairs of codes."""
     pairs = zip(images[0::2], images[1::2], strict=False)
-    return rows_figure([model.interpolate(a, b, COLUMNS) for a, b in pairs] or [images])
+    return rows_page([model.interpolate(a, b, COLUMNS) for a, b in pairs] or [images])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+from PIL import Image
 
 from lit_models.captioner import shifted
+from lit_models.figures.canvas import DPI, Captioned, Picture, captioned_page, heated, pixels_of
+from lit_models.figures.grids import panels
 from lit_models.figures.vqa import RIGHT, WRONG
 from lit_models.networks.caption_decoders import END, until_end
 from lit_models.parts.evaluating import evaluating
@@ -26,13 +27,15 @@ ByLength = Mapping[int, tuple[int, float, float]]
 """for captions of each length: their number, their mean CIDEr-D, the share that is truthful"""
 
 
-def illustrate(model: Captioner, batch: CaptionBatch) -> dict[str, Figure]:
+def illustrate(model: Captioner, batch: CaptionBatch) -> dict[str, Picture]:
     """Images with captions; where it looks for each word; scores by length; how varied each way to decode is."""
-    made = {}
+    made: dict[str, Picture] = {}
     with evaluating(model), torch.no_grad():
+        said = [model.to_text(tokens) for tokens in model.decode(batch.images)[:, 0].tolist()]
+        made["captions.txt"] = captions_text(model, batch, said)
         if batch.images.shape[1] in (1, 3):  # pictures, not cached features
-            made["captions"] = captions_figure(model, batch)
-            if (attention := attention_figure(model, batch)) is not None:
+            made["captions"] = captions_page(model, batch, said)
+            if (attention := attention_page(model, batch)) is not None:
                 made["attention"] = attention
     if model.by_length:
         made["length"] = length_figure(model.by_length)
@@ -41,30 +44,45 @@ def illustrate(model: Captioner, batch: CaptionBatch) -> dict[str, Figure]:
     return made
 
 
-def captions_figure(model: Captioner, batch: CaptionBatch, columns: int = 6, rows: int = 3) -> Figure:
+def references(model: Captioner, batch: CaptionBatch) -> list[list[str]]:
+    """The sentences about each image."""
+    found: list[list[str]] = [[] for _ in batch.images]
+    for image, tokens, length in zip(
+        batch.image_index.tolist(), batch.captions.tolist(), batch.lengths.tolist(), strict=True
+    ):
+        found[image].append(model.to_text(tokens[:length]))
+    return found
+
+
+def captions_text(model: Captioner, batch: CaptionBatch, said: Sequence[str]) -> str:
+    """The references of each image, and below them the model's caption."""
+    paragraphs = [
+        "\n".join([*(f"reference  {sentence}" for sentence in sentences), f"model      {caption}"])
+        for sentences, caption in zip(references(model, batch), said, strict=True)
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def captions_page(
+    model: Captioner, batch: CaptionBatch, said: Sequence[str], columns: int = 6, rows: int = 3
+) -> Image.Image:
     """Images, each with a reference and the model's caption: green if it is true, red if not, black if unknown.
 
     Untrue captions come first, since they are the most interesting.
     """
-    said = [model.to_text(tokens) for tokens in model.decode(batch.images)[:, 0].tolist()]
     stated, true, *_ = judge(batch.objects, model.attributes, said).T.tolist()
     colors = ["black" if n < 0 else RIGHT if n == t > 0 else WRONG for n, t in zip(stated, true, strict=True)]
     order = sorted(range(len(said)), key=lambda image: colors[image] != WRONG)[: columns * rows]
-    rows = max(1, -(-len(order) // columns))
-    figure = Figure(figsize=(2.2 * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    first = (batch.image_index.diff(prepend=batch.image_index.new_tensor([-1])) > 0).nonzero()[:, 0].tolist()
-    for axis in axes[len(order) :]:
-        axis.axis("off")
-    for axis, image in zip(axes, order, strict=False):
-        show(axis, batch.images[image])
-        axis.set(xticks=[], yticks=[])  # the frame stays: the ground may be as white as the page
-        axis.set_title(textwrap.fill(model.to_text(batch.captions[first[image]].tolist()), 32), fontsize=7)
-        axis.set_xlabel(textwrap.fill(said[image], 28), fontsize=8, weight="bold", color=colors[image])
-    return figure
+    told = references(model, batch)
+    pixels = pixels_of(batch.images[order], 2 * DPI)
+    cells = [
+        Captioned(picture, textwrap.fill(told[image][0], 32), textwrap.fill(said[image], 28), colors[image])
+        for picture, image in zip(pixels, order, strict=True)
+    ]
+    return captioned_page(cells, min(columns, len(cells)))
 
 
-def attention_figure(model: Captioner, batch: CaptionBatch, images: int = 4) -> Figure | None:
+def attention_page(model: Captioner, batch: CaptionBatch, images: int = 4) -> Image.Image | None:
     """Where the model looked for each generated word; None for a model without attention."""
     shown = batch.images[:images]
     tokens = model.decode(shown)[:, 0]
@@ -75,25 +93,21 @@ def attention_figure(model: Captioner, batch: CaptionBatch, images: int = 4) -> 
         return None
     height, width = model.grid(shown[:1]).shape[2:]
     columns = max(len(words) for words in said) + 2  # the image itself, and the end
-    figure = Figure(figsize=(1.1 * columns, 1.35 * len(said)), layout="constrained")
-    axes = figure.subplots(len(said), columns, squeeze=False)
-    for axis in axes.ravel():
-        axis.axis("off")
-    for row, words, image, shares in zip(axes, said, shown, attention, strict=True):
-        show(row[0], image)
-        for axis, word, share in zip(row[1:], [*words, END], shares, strict=False):
-            show(axis, image)
-            size = image.shape[2] - 0.5, image.shape[1] - 0.5
-            cells = share.view(height, width).float().cpu().numpy()
-            axis.imshow(cells, cmap="inferno", alpha=0.6, extent=(-0.5, size[0], size[1], -0.5))
-            axis.set_title("(end)" if word == END else model.vocab[word], fontsize=8)
-    return figure
+    cells: list[Captioned | None] = []
+    for words, pixels, shares in zip(said, pixels_of(shown, DPI), attention, strict=True):
+        row = [Captioned(pixels)]
+        for word, share in zip([*words, END], shares, strict=False):
+            row.append(
+                Captioned(heated(pixels, share.view(height, width)), "(end)" if word == END else model.vocab[word])
+            )
+        cells += [*row, *[None] * (columns - len(row))]
+    return captioned_page(cells, columns)
 
 
 def length_figure(by_length: ByLength) -> Figure:
     """The quality and the number of captions of each length."""
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    margins = (0.7, 0.9, 0.5, 0.1)
+    figure, (above, below) = panels(6, 4.5, rows=2, margins=margins, sharex=True, height_ratios=(2, 1))
     lengths = list(by_length)
     below.bar(lengths, [count for count, _, _ in by_length.values()], color="gray")
     below.set(xlabel="words in the caption", ylabel="captions")
@@ -112,16 +126,11 @@ def length_figure(by_length: ByLength) -> Figure:
 def diversity_figure(table: Mapping[str, Mapping[str, float]]) -> Figure:
     """The variety of captions for each decoding method, against their agreement with the references."""
     measures = {"distinct_2": "distinct-2", "unique_share": "unique captions", "self_bleu": "self-BLEU (less is more)"}
-    figure = Figure(figsize=(4 * len(measures), 3.6), layout="constrained")
-    for axis, (measure, title) in zip(figure.subplots(1, len(measures)), measures.items(), strict=True):
+    figure, axes = panels(4 * len(measures), 3.6, columns=len(measures))
+    for axis, (measure, title) in zip(axes, measures.items(), strict=True):
         for method, scores in table.items():
             axis.plot(scores[measure], scores["cider_d"], "o", color="black" if method == "people" else "tab:blue")
             axis.annotate(method, (scores[measure], scores["cider_d"]), (4, 4), textcoords="offset points", fontsize=8)
         axis.set(xlabel=title, ylabel="CIDEr-D")
         axis.margins(0.2)
     return figure
-
-
-def show(axis: Axes, image: Tensor) -> None:
-    """An image (C, H, W) in 0..1, gray or in color."""
-    axis.imshow(image.float().cpu().clamp(0, 1).movedim(0, -1).expand(-1, -1, 3).numpy())

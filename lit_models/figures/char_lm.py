@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from lit_models.char_lm import PASSAGE
+from lit_models.figures.canvas import Picture, joined, shaded_text_page, text_page
+from lit_models.figures.grids import panels
 from lit_models.figures.text_probes import (
     accuracy_by_distance,
     closing_choices,
@@ -20,9 +23,6 @@ from lit_models.figures.text_probes import (
 from lit_models.parts.evaluating import evaluating
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.image import AxesImage
-
     from lit_models.char_lm import CharLM
 
 TEMPERATURES = (0.5, 0.8, 1.0)
@@ -36,7 +36,7 @@ GATES = {
 BOUNDS = (1, 10, 20, 40, 80)
 
 
-def illustrate(model: CharLM, batch: object) -> dict[str, Figure]:
+def illustrate(model: CharLM, batch: object) -> dict[str, Picture]:
     """Samples, surprise over a passage, cells with a meaning, saturated gates, and how far the gradient reaches.
 
     The passage is the beginning of the text that was last evaluated, of which a batch has only windows.
@@ -47,58 +47,79 @@ def illustrate(model: CharLM, batch: object) -> dict[str, Figure]:
         text = "".join(character if len(character) == 1 else "\ufffd" for character in characters)  # <unk> is longer
         opened = model.recurrent.open(model.embed(codes[None]))
         logits = model.decoder(model.recurrent.norms[-1](torch.stack(opened[-1]["h"], 1)))[0]
-        made = {
-            "samples": samples_figure(model),
-            "surprise": surprise_figure(text, logits[:-1].log_softmax(1), codes[1:]),
-            "cells": cells_figure(text, opened, model.hparams["cell"]),
+        written = samples(model)
+        made: dict[str, Picture] = {
+            "samples": samples_page(written),
+            "samples.txt": "\n".join(f"---- {title} ----\n{sample}\n" for title, sample in written.items()),
+            "surprise": surprise_page(text, logits[:-1].log_softmax(1), codes[1:]),
             "saturation": saturation_figure(opened, model.hparams["cell"]),
             "gradient_reach": own_reach_figure(model, codes),
         }
+        if (cells := cells_page(text, opened, model.hparams["cell"])) is not None:
+            made["cells"] = cells
         choices = closing_choices(logits[:-1], text[1:], model.vocab)
         if len(choices) >= 10:
             made["closing"] = closing_figure({model.hparams["cell"]: choices})
     return made
 
 
-def samples_figure(model: CharLM, length: int = 800) -> Figure:
+def samples(model: CharLM, length: int = 500) -> dict[str, str]:
     """What the model writes at three temperatures."""
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
-    for axis, temperature in zip(figure.subplots(1, len(TEMPERATURES)), TEMPERATURES, strict=True):
-        text = str(model.sample(length=length, temperature=temperature, seed=0))
-        lines = [line[i : i + 55] for line in text.expandtabs(4).split("\n") for i in range(0, max(1, len(line)), 55)]
-        shown = "\n".join(lines[:25]).replace("$", r"\$")
-        axis.text(0, 1, shown, family="monospace", size=7.5, va="top", transform=axis.transAxes)
-        axis.set_title(f"temperature {temperature}", size=10)
-        axis.axis("off")
-    return figure
+    return {
+        f"temperature {temperature}": str(model.sample(length=length, temperature=temperature, seed=0))
+        for temperature in TEMPERATURES
+    }
 
 
-def surprise_figure(text: str, log_p: Tensor, targets: Tensor) -> Figure:
-    """Each character on the color of its −ln p: white means expected, red means surprising."""
+def samples_page(texts: Mapping[str, str], columns: int = 55, rows: int = 25) -> Image.Image:
+    """The beginning of each text, in broken lines, below its title."""
+    shown = {}
+    for title, text in texts.items():
+        lines = text.expandtabs(4).split("\n")
+        broken = [line[i : i + columns] for line in lines for i in range(0, max(1, len(line)), columns)]
+        shown[title] = "\n".join(broken[:rows])
+    return text_page(shown)
+
+
+def surprise_page(text: str, log_p: Tensor, targets: Tensor) -> Image.Image:
+    """Each character on the color of its −ln p: white was expected, red surprises."""
     nats = -log_p.gather(1, targets[:, None])[:, 0].float().cpu().numpy()
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    axis = figure.subplots()
-    image = _colored_text(axis, text[1:], nats, "Reds", 0, 6)
-    figure.colorbar(image, ax=axis, label="nats", shrink=0.8)
-    axis.set_title(f"surprise: {nats.mean():.3f} nats a character over {len(nats)} characters", size=10)
-    return figure
+    title = f"surprise: {nats.mean():.3f} nats a character over {len(nats)} characters"
+    return shaded_text_page(*laid_out(text[1:], nats), "Reds", 0, 6, title, "nats")
 
 
-def cells_figure(text: str, opened: list[dict[str, list[Tensor]]], cell: str, count: int = 3) -> Figure:
+def cells_page(text: str, opened: list[dict[str, list[Tensor]]], cell: str, count: int = 3) -> Image.Image | None:
     """The units that follow a property of the text most closely, over the text (Karpathy et al. 2015, figure 2)."""
     memory = [torch.stack(layer["c"] if cell == "lstm" else layer["h"], 1)[0] for layer in opened]
     activations = torch.cat([(m.tanh() if cell == "lstm" else m) for m in memory], 1).float().cpu().numpy()
     hidden = memory[0].shape[1]
-    found = detector_cells(activations, text)[:count]
-    figure = Figure(figsize=(11, 3.3 * max(1, len(found))), layout="constrained")
-    for axis, (name, unit, correlation) in zip(
-        figure.subplots(len(found) or 1, squeeze=False).ravel(), found, strict=False
-    ):
-        image = _colored_text(axis, text, activations[:, unit], "coolwarm", -1, 1)
-        where = f"layer {unit // hidden + 1}, unit {unit % hidden}"
-        axis.set_title(f"{name}: {where}, correlation {correlation:+.2f}", size=10)
-        figure.colorbar(image, ax=axis, label="tanh c" if cell == "lstm" else "h", shrink=0.8)
-    return figure
+    pages = []
+    for name, unit, correlation in detector_cells(activations, text)[:count]:
+        title = f"{name}: layer {unit // hidden + 1}, unit {unit % hidden}, correlation {correlation:+.2f}"
+        values = activations[:, unit]
+        pages.append(
+            shaded_text_page(*laid_out(text, values), "coolwarm", -1, 1, title, "tanh c" if cell == "lstm" else "h")
+        )
+    return joined(pages, down=True) if pages else None
+
+
+def laid_out(text: str, values: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The beginning of a text as lines of at most :data:`COLUMNS` characters, and the value of each (lines, COLUMNS).
+
+    Line breaks and tabs are characters too, and shown.
+    """
+    lines, grid = [""], np.full((ROWS, COLUMNS), np.nan)
+    for char, value in zip(text, values, strict=True):
+        if len(lines[-1]) == COLUMNS:
+            lines.append("")
+        if len(lines) > ROWS:
+            break
+        grid[len(lines) - 1, len(lines[-1])] = value
+        lines[-1] += {"\n": "↵", "\t": "→"}.get(char, char)
+        if char == "\n":
+            lines.append("")
+    count = max(1, min(ROWS, len(lines) - (lines[-1] == "")))
+    return lines[:count], grid[:count]
 
 
 def saturation_figure(opened: list[dict[str, list[Tensor]]], cell: str) -> Figure:
@@ -108,8 +129,8 @@ def saturation_figure(opened: list[dict[str, list[Tensor]]], cell: str) -> Figur
     """
     gates = GATES[cell]
     low = -0.9 if cell == "rnn" else 0.1
-    figure = Figure(figsize=(3.6 * len(gates), 3.8), layout="constrained")
-    for axis, (gate, name) in zip(figure.subplots(1, len(gates), squeeze=False)[0], gates.items(), strict=True):
+    figure, axes = panels(3.6 * len(gates), 3.8, columns=len(gates))
+    for axis, (gate, name) in zip(axes, gates.items(), strict=True):
         for number, layer in enumerate(opened, 1):
             values = torch.stack(layer[gate], 1)[0].float()
             right, left = (values > 0.9).float().mean(0).cpu(), (values < low).float().mean(0).cpu()
@@ -134,8 +155,7 @@ def own_reach_figure(model: CharLM, codes: Tensor) -> Figure:
 
 def reach_figure(reach: dict[str, dict[str, Tensor]]) -> Figure:
     """The results of :func:`gradient_reach` for several models, by name, over the lag."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = panels(7, 4.2, margins=(0.7, 0.15, 0.5, 0.1))
     for name, norms in reach.items():
         color = None
         for state, values in norms.items():
@@ -150,8 +170,7 @@ def reach_figure(reach: dict[str, dict[str, Tensor]]) -> Figure:
 
 def closing_figure(choices: dict[str, list[tuple[int, bool]]]) -> Figure:
     """How often the right closing bracket or quote is the likeliest one, by the distance to the opening one."""
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = panels(7, 3.8, margins=(0.7, 0.15, 0.5, 0.1))
     for name, made in choices.items():
         rows = accuracy_by_distance(made, BOUNDS)
         axis.plot([row[2] for row in rows], "o-", label=f"{name} ({len(made)} closed)")
@@ -160,25 +179,3 @@ def closing_figure(choices: dict[str, list[tuple[int, bool]]]) -> Figure:
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8)
     return figure
-
-
-def _colored_text(axis: Axes, text: str, values: np.ndarray, colors: str, low: float, high: float) -> AxesImage:
-    """The beginning of a text as a grid of characters, each on the color of its value."""
-    grid = np.full((ROWS, COLUMNS), np.nan)
-    row = column = 0
-    for char, value in zip(text, values, strict=True):
-        if column == COLUMNS:
-            row, column = row + 1, 0
-        if row == ROWS:
-            break
-        grid[row, column] = value
-        shown = {"\n": "↵", "\t": "→"}.get(char, char)
-        if shown.strip():
-            gray = "0.55" if char in "\n\t" else "black"
-            axis.text(
-                column, row, shown.replace("$", r"\$"), family="monospace", size=7, color=gray, ha="center", va="center"
-            )
-        row, column = (row + 1, 0) if char == "\n" else (row, column + 1)
-    axis.axis("off")
-    used = max(1, min(ROWS, row + (column > 0)))
-    return axis.imshow(grid[:used], cmap=colormaps[colors], vmin=low, vmax=high, aspect="auto", interpolation="nearest")

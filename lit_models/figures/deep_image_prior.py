@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from datamodules.degradations import Denoise
 from lit_models.deep_image_prior import FRAMES, TRACE, fitted
+from lit_models.figures.canvas import DPI, Captioned, Picture, captioned_page, pixels_of
+from lit_models.figures.grids import panels
 
 if TYPE_CHECKING:
     from datamodules.restoration import RestorationBatch
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def illustrate(model: DeepImagePrior, batch: RestorationBatch) -> dict[str, Figure]:
+def illustrate(model: DeepImagePrior, batch: RestorationBatch) -> dict[str, Picture]:
     """What became of the first image.
 
     Degraded, restored and true, with a part enlarged; PSNR and variance over iterations; outputs on the way.
@@ -38,9 +41,9 @@ def illustrate(model: DeepImagePrior, batch: RestorationBatch) -> dict[str, Figu
     steps = int(model.stop.steps)
     frames = {f"iteration {at}": frame for at, frame in zip(FRAMES, model.frames, strict=True) if at <= steps}
     return {
-        "restored": restored_figure(shown, scores),
+        "restored": restored_page(shown, scores),
         "iterations": iterations_figure(model.trace[:, 0].float().cpu(), int(model.stop.kept_step[0])),
-        "frames": restored_figure(frames | {"kept": model.restored[0]}, {}),
+        "frames": restored_page(frames | {"kept": model.restored[0]}, {}),
     }
 
 
@@ -48,42 +51,42 @@ def _first(batch: RestorationBatch) -> RestorationBatch:
     return type(batch)(*(tensor[:1] for tensor in batch))
 
 
-def restored_figure(images: dict[str, Tensor], scores: dict[str, float]) -> Figure:
-    """Images (C, H, W) of one scene, each above an enlargement of its most detailed part, a quarter of the side."""
-    figure = Figure(figsize=(2.3 * len(images), 4.9), layout="constrained")
-    axes = figure.subplots(2, len(images), squeeze=False)
-    top, left, part = _detailed(list(images.values())[-1])
-    for (whole, zoom), (name, image) in zip(axes.T, images.items(), strict=True):
-        picture = image.detach().float().cpu().clamp(0, 1).movedim(0, -1).expand(-1, -1, 3).numpy()
-        height, width = picture.shape[:2]
-        y, x, h, w = (
-            round(share * side) for share, side in ((top, height), (left, width), (part, height), (part, width))
-        )
-        whole.imshow(picture, interpolation="nearest")
-        whole.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor="tab:red"))
-        zoom.imshow(picture[y : y + max(1, h), x : x + max(1, w)], interpolation="nearest")
-        whole.set_title(f"{name}\n{scores[name]:.2f} dB" if name in scores else name, size=9)
-    for axis in axes.ravel():
-        axis.set(xticks=[], yticks=[])
-    return figure
+def restored_page(images: dict[str, Tensor], scores: dict[str, float]) -> Image.Image:
+    """Images (C, H, W) of one scene, each with the most detailed part of it enlarged below it."""
+    last = list(images.values())[-1]
+    detail = _detailed(last)
+    height, width = pixels_of(last[None], 2.2 * DPI).shape[1:3]
+    whole, parts = [], []
+    for name, image in images.items():
+        picture = Image.fromarray(pixels_of(image[None], image.shape[2])[0])
+        box = tuple(share * side for share, side in zip(detail, picture.size * 2, strict=True))
+        part = picture.resize((width, height), Image.Resampling.NEAREST, box=box)  # type: ignore[arg-type]
+        way = Image.Resampling.BOX if picture.width > width else Image.Resampling.NEAREST
+        picture = picture.resize((width, height), way)
+        frame = [round(share * side) for share, side in zip(detail, picture.size * 2, strict=True)]
+        ImageDraw.Draw(picture).rectangle(frame, outline="red")
+        title = f"{name}\n{scores[name]:.2f} dB" if name in scores else name
+        whole.append(Captioned(np.asarray(picture), title))
+        parts.append(Captioned(np.asarray(part)))
+    return captioned_page([*whole, *parts], len(images))
 
 
-def _detailed(image: Tensor, part: float = 0.3) -> tuple[float, float, float]:
-    """The part of the image (C, H, W) with the most contrast: its top and left as shares of the sides."""
+def _detailed(image: Tensor, part: float = 0.3) -> tuple[float, float, float, float]:
+    """The part of the image (C, H, W) with the most contrast: left, top, right and bottom as shares of the sides."""
     gray = image.detach().float().cpu().mean(0)
     h, w = (max(1, int(part * side)) for side in gray.shape)
     patches = gray.unfold(0, h, max(1, h // 2)).unfold(1, w, max(1, w // 2))
     best = int(patches.flatten(2).var(2, correction=0).argmax())
     row, column = divmod(best, patches.shape[1])
-    return row * max(1, h // 2) / gray.shape[0], column * max(1, w // 2) / gray.shape[1], part
+    left, top = column * max(1, w // 2) / gray.shape[1], row * max(1, h // 2) / gray.shape[0]
+    return left, top, left + w / gray.shape[1], top + h / gray.shape[0]
 
 
 def iterations_figure(trace: Tensor, kept_step: int) -> Figure:
     """PSNR and windowed variance over iterations (T, 4), with the stop that the variance chose."""
     misfit, variance, raw, average = trace.unbind(1)
     has_truth = bool(raw.isfinite().any())
-    figure = Figure(figsize=(7, 5.6 if has_truth else 3), layout="constrained")
-    axes = figure.subplots(1 + has_truth, 1, sharex=True, squeeze=False)[:, 0]
+    figure, axes = panels(7, 5.6 if has_truth else 3, rows=1 + has_truth, gaps=(0, 0.15), sharex=True)
     iterations = torch.arange(1, len(trace) + 1)
     if has_truth:
         axes[0].plot(iterations, raw, color="0.7", lw=0.8, label="output")
@@ -124,8 +127,7 @@ def learning_curves(image: Tensor, iterations: int, **options: object) -> dict[s
 
 def learning_figure(curves: dict[str, Tensor]) -> Figure:
     """How fast each target is learned: natural images first, noise last (the paper's figure 2)."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = panels(6, 3.6, margins=(0.7, 0.15, 0.5, 0.1))
     for name, curve in curves.items():
         axis.loglog(range(1, len(curve) + 1), curve.cpu(), label=name)
     axis.set(xlabel="iteration", ylabel="misfit (MSE)")

@@ -1,53 +1,88 @@
-"""Figures with rows of images, and maps of their representations."""
+"""Pages with rows of images, maps of their representations, and the axes of plots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
+from lit_models.figures.canvas import DPI, MARGIN, font, height_of, pixels_of, width_of, write
 
-def rows_figure(
+
+def rows_page(
     rows: Sequence[Tensor], labels: Sequence[str] = (), title: str = "", size: float = 0.72, between: float = 1.0
-) -> Figure:
-    """A grid of images from rows (n, C, H, W) in 0..1, each with a label at its left; ``size`` inches per image.
+) -> Image.Image:
+    """A grid of images from rows (n, C, H, W) in 0..1, each with a label at its left; about ``size`` inches per image.
 
     ``between`` is the brightness of the gaps, which separate images on white.
     """
-    columns = max(len(row) for row in rows)
-    height, width = rows[0].shape[2:]
-    gap = max(1, width // 14)
-    # One picture of all of them: an axes for each would take seconds.
-    canvas = torch.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), between)
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row.detach().float().cpu().clamp(0, 1)):
-            top, left = i * (height + gap), j * (width + gap)
-            canvas[top : top + height, left : left + width] = image.movedim(0, -1).expand(-1, -1, 3)
-    shape = (size * columns + (1.3 if labels else 0), size * len(rows) * height / width + (0.4 if title else 0.1))
-    figure = Figure(figsize=shape, layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(canvas.numpy(), interpolation="nearest")
-    axis.set_xticks([])
-    axis.set_yticks([i * (height + gap) + height / 2 for i in range(len(labels))], labels, size=8)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    if title:
-        axis.set_title(title, size=10)
-    return figure
+    letters, heading = font(8), font(10)
+    pixels = [pixels_of(row, size * DPI) for row in rows]
+    height, width = pixels[0].shape[1:3]
+    columns, gap = max(map(len, pixels)), max(2, width // 14)
+    grid = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), round(255 * between), np.uint8)
+    for i, row in enumerate(pixels):
+        for j, image in enumerate(row):
+            y, x = i * (height + gap), j * (width + gap)
+            grid[y : y + height, x : x + width] = image
+    left = MARGIN + (max(width_of(label, letters) for label in labels) + MARGIN if labels else 0)
+    top = MARGIN + (height_of(title, heading) + MARGIN if title else 0)
+    across = max(grid.shape[1], width_of(title, heading))
+    page = Image.new("RGB", (left + across + MARGIN, top + len(grid) + MARGIN), "white")
+    page.paste(Image.fromarray(grid), (left, top))
+    write(page, (left, MARGIN), title, heading)
+    for i, label in enumerate(labels):
+        middle = top + i * (height + gap) + height / 2
+        write(page, (left - MARGIN, middle - height_of(label, letters) / 2), label, letters, align="right")
+    return page
+
+
+def panels(
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    margins: tuple[float, float, float, float] = (0.7, 0.15, 0.5, 0.35),
+    gaps: tuple[float, float] = (0.75, 0.3),
+    **options: Any,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with axes, row by row; everything in inches.
+
+    Matplotlib's layout engines would find the margins by measuring all text, for which they draw everything twice.
+
+    Args:
+        margins: left, right, bottom and top.
+        gaps: from column to column and from row to row.
+        options: of ``Figure.subplots``.
+    """
+    left, right, bottom, top = margins
+    across = (width - left - right - (columns - 1) * gaps[0]) / columns
+    down = (height - bottom - top - (rows - 1) * gaps[1]) / rows
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(
+        *(left / width, bottom / height, 1 - right / width, 1 - top / height), gaps[0] / across, gaps[1] / down
+    )
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, axes.ravel().tolist()
 
 
 def map_figure(features: Tensor, labels: Tensor) -> Figure:
     """Features (B, D) in two dimensions, by PCA and by t-SNE, colored by class."""
     points, classes = features.float().cpu().numpy(), labels.cpu().numpy()
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    for axis, (name, flat) in zip(figure.subplots(1, 2), _maps(points).items(), strict=False):
+    maps = _maps(points)
+    width = 0.9 + 4.55 * len(maps)
+    figure, axes = panels(width, 4.6, columns=len(maps), margins=(0.1, 0.9, 0.1, 0.35), gaps=(0.1, 0))
+    for axis, (name, flat) in zip(axes, maps.items(), strict=True):
         scatter = axis.scatter(flat[:, 0], flat[:, 1], c=classes, cmap="tab10", s=9)
         axis.set(title=name, xticks=[], yticks=[])
-    if len(set(classes.tolist())) > 1:
-        figure.colorbar(scatter, ax=figure.axes, ticks=sorted(set(classes.tolist()))[:20], label="class")
+    if len(known := sorted(set(classes.tolist()))) > 1:
+        scale = figure.add_axes((1 - 0.8 / width, 0.1 / 4.6, 0.2 / width, 1 - 0.45 / 4.6))
+        figure.colorbar(scatter, cax=scale, ticks=known[:20], label="class")
     return figure
 
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
-from lit_models.figures.grids import map_figure, rows_figure
+from lit_models.figures.canvas import Picture
+from lit_models.figures.grids import map_figure, panels, rows_page
 from lit_models.parts.evaluating import evaluating
 from lit_models.scores.retrieval import Verification
 
@@ -20,7 +22,7 @@ COLUMNS = 12
 HIT, MISS, PLAIN = (0.2, 0.65, 0.3), (0.85, 0.2, 0.2), (1.0, 1.0, 1.0)
 
 
-def illustrate(model: MetricLearning, batch: object) -> dict[str, Figure]:
+def illustrate(model: MetricLearning, batch: object) -> dict[str, Picture]:
     """Neighbors with hits and misses; a map; the distances of positive and negative pairs; the hardest pairs.
 
     Of examples from all batches: where data are sorted by class, one batch would be of one class.
@@ -31,14 +33,14 @@ def illustrate(model: MetricLearning, batch: object) -> dict[str, Figure]:
         z = model.embed(images).float()
     distances = torch.cdist(z, z)
     return {
-        "neighbors": neighbors_figure(images, labels, distances),
+        "neighbors": neighbors_page(images, labels, distances),
         "map": map_figure(z, labels),
         "distances": distances_figure(model.verification, float(model.threshold)),
-        "hardest_pairs": hardest_pairs_figure(images, labels, distances),
+        "hardest_pairs": hardest_pairs_page(images, labels, distances),
     }
 
 
-def neighbors_figure(images: Tensor, labels: Tensor, distances: Tensor, queries: int = 8) -> Figure:
+def neighbors_page(images: Tensor, labels: Tensor, distances: Tensor, queries: int = 8) -> Image.Image:
     """Images at the left and their nearest neighbors, framed green if they have the same class and red if not."""
     rows = torch.arange(0, len(images), max(1, len(images) // queries))[:queries]
     apart = distances.clone().fill_diagonal_(torch.inf)
@@ -48,10 +50,10 @@ def neighbors_figure(images: Tensor, labels: Tensor, distances: Tensor, queries:
         hits = (labels[found] == labels[row]).tolist()
         frames = [PLAIN, *(HIT if hit else MISS for hit in hits)]
         shown.append(framed(images[[row, *found.tolist()]], frames))
-    return rows_figure(shown, title="an image, and its nearest: green of its class, red of another")
+    return rows_page(shown, title="an image, and its nearest: green of its class, red of another")
 
 
-def hardest_pairs_figure(images: Tensor, labels: Tensor, distances: Tensor, count: int = COLUMNS) -> Figure:
+def hardest_pairs_page(images: Tensor, labels: Tensor, distances: Tensor, count: int = COLUMNS) -> Image.Image:
     """The farthest pairs of one class and the nearest pairs of two, with each image in at most one pair."""
     first, second = torch.triu_indices(len(images), len(images), 1, device=images.device)
     apart, same = distances[first, second], labels[first] == labels[second]
@@ -66,13 +68,12 @@ def hardest_pairs_figure(images: Tensor, labels: Tensor, distances: Tensor, coun
         if pairs:
             rows += [images[list(column)] for column in zip(*pairs, strict=True)]
             names += [name, ""]
-    return rows_figure(rows, names)
+    return rows_page(rows, names)
 
 
 def distances_figure(pairs: Verification, threshold: float) -> Figure:
     """The distances of pairs of one class and of two, with the threshold, and the ROC curve of separating them."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    histogram, roc = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    figure, (histogram, roc) = panels(9, 3.4, columns=2, margins=(0.35, 0.15, 0.5, 0.35), width_ratios=(1.6, 1))
     edges = pairs.edges.cpu()
     for name, counts, color in (("alike", pairs.positives, HIT), ("different", pairs.negatives, MISS)):
         coarse = counts.cpu().view(-1, 20).sum(1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from lit_models.figures.canvas import Picture
 from lit_models.figures.simclr import contrastive_figures
 from lit_models.parts.contrastive import unit
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lit_models.moco import MoCo
 
 
-def illustrate(model: MoCo, batch: ViewBatch) -> dict[str, Figure]:
+def illustrate(model: MoCo, batch: ViewBatch) -> dict[str, Picture]:
     """Views; nearest neighbors; a map of the representation; similarities of positives and of negatives."""
 
     def project(views: Tensor) -> Tensor:

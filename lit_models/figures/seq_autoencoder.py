@@ -8,7 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lit_models.figures.grids import map_figure, rows_figure
+from lit_models.figures.canvas import Picture, lines_pictures
+from lit_models.figures.grids import map_figure, panels, rows_page
 from lit_models.figures.sketch_rnn import drawings_figure
 from lit_models.parts.evaluating import evaluating
 
@@ -22,14 +23,14 @@ LINES = 16
 MAPPED = 500
 
 
-def illustrate(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
+def illustrate(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Picture]:
     """Sequences and reconstructions; paths between two codes; the score against the length; a map of the codes."""
     assert model.by_length is not None
     # Evenly from the batch, since evaluation goes through the data in their order.
     chosen = torch.linspace(0, len(batch.lengths) - 1, min(len(batch.lengths), LINES)).long()
     some = type(batch)(*(part[chosen.to(part.device)] for part in batch))
     with evaluating(model), torch.no_grad():
-        draw = text_figures if model.vocab is not None else sketch_figures if model.scale_factor else row_figures
+        draw = text_pictures if model.vocab is not None else sketch_pictures if model.scale_factor else row_pictures
         return {
             **draw(model, some),
             "by_length": length_figure(
@@ -42,18 +43,18 @@ def illustrate(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Fi
         }
 
 
-def text_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
+def text_pictures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Picture]:
     """Lines above their reconstructions, and lines between pairs of lines."""
     lines = model._sequences(batch, "")
     pairs = [f"{line}\n{made}" for line, made in zip(lines, model.reconstruct(lines), strict=True)]
     paths = ["\n".join(model.interpolate(a, b, 7)) for a, b in zip(lines[:8:2], lines[1:8:2], strict=False)]
     return {
-        "reconstructions": text_figure(pairs, "lines, each above its reconstruction"),
-        "interpolations": text_figure(paths, "between the codes of two lines"),
+        **lines_pictures("reconstructions", "lines, each above its reconstruction", "\n\n".join(pairs)),
+        **lines_pictures("interpolations", "between the codes of two lines", "\n\n".join(paths)),
     }
 
 
-def sketch_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
+def sketch_pictures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Picture]:
     """Drawings above their reconstructions, including the rivals', and drawings between pairs of drawings."""
     drawings = [model.to_sketch(row) for row in model._sequences(batch, None)][:COLUMNS]
     rows, labels = [drawings, model.reconstruct(drawings)], ["drawing", f"code, {model.code_dim}"]
@@ -68,7 +69,7 @@ def sketch_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str
     }
 
 
-def row_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Figure]:
+def row_pictures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Picture]:
     """Sequences as images, with one row per element, above their reconstructions, including the rivals'; and paths."""
     images = [_image(model, row) for row in model._sequences(batch, None)][:COLUMNS]
     rows, labels = [images], ["sequence"]
@@ -83,8 +84,8 @@ def row_figures(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, F
         for a, b in zip(given[::2], given[1::2], strict=False)
     ]
     return {
-        "reconstructions": rows_figure([torch.stack(row) for row in rows], labels),
-        "interpolations": rows_figure(paths or [torch.stack(images)], title="between the codes of two sequences"),
+        "reconstructions": rows_page([torch.stack(row) for row in rows], labels),
+        "interpolations": rows_page(paths or [torch.stack(images)], title="between the codes of two sequences"),
     }
 
 
@@ -101,24 +102,11 @@ def rivals(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Tensor
 
 def length_figure(by_length: Tensor, score: str) -> Figure:
     """A score against the length of sequences."""
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = panels(6, 3)
     by_length = by_length.float().cpu()
     known = by_length.isfinite().nonzero()[:, 0]
     axis.plot(known, by_length[known], "o-", ms=3, lw=1)
     axis.set(xlabel="length", ylabel=score, ylim=(0, None))
-    return figure
-
-
-def text_figure(paragraphs: list[str], title: str) -> Figure:
-    """Paragraphs below each other in a monospaced font."""
-    text = "\n\n".join(paragraphs)
-    lines = text.count("\n") + 1
-    widest = max(map(len, text.split("\n")))
-    figure = Figure(figsize=(max(4, 0.085 * widest + 0.6), 0.15 * lines + 0.6))
-    figure.suptitle(title, size=10)
-    # A dollar sign would begin a formula.
-    figure.text(0.03, 1 - 0.4 / figure.get_figheight(), text, family="monospace", size=8, va="top", parse_math=False)
     return figure
 
 

@@ -14,6 +14,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lit_models.figures.canvas import Picture
+from lit_models.figures.grids import panels
 from lit_models.figures.vae import kl_figure
 from lit_models.parts.latent import slerp
 from lit_models.parts.sketch import Sketch
@@ -32,7 +34,7 @@ INK, PREFIX = "0.1", "tab:red"
 
 
 @torch.no_grad()
-def illustrate(model: SketchRNN, batch: SketchBatch) -> dict[str, Figure | str]:
+def illustrate(model: SketchRNN, batch: SketchBatch) -> dict[str, Picture]:
     """Samples and completions, and what a model's code holds where it has one.
 
     That is: reconstructions at several temperatures, several drawings of one code, a grid of interpolations, a map of
@@ -49,7 +51,7 @@ def illustrate(model: SketchRNN, batch: SketchBatch) -> dict[str, Figure | str]:
         made["variations"] = variations_figure(model, shown)
         made["interpolations"] = interpolations_figure(model, drawings)
         made["codes"] = codes_figure(model, drawings, batch.labels[:MAPPED])
-    pictures: dict[str, Figure | str] = {**made}
+    pictures: dict[str, Picture] = {**made}
     pictures |= {f"{name}.svg": to_svg(figure) for name, figure in made.items()}
     if kl is not None:
         pictures["kl"] = kl_figure(kl)
@@ -65,11 +67,10 @@ def reconstructions_figure(model: SketchRNN, shown: Sequence[Sketch]) -> Figure:
 
 def variations_figure(model: SketchRNN, shown: Sequence[Sketch], temperature: float = 0.4, draws: int = 7) -> Figure:
     """One input gives several similar outputs, each from a different draw of its code and of its moves."""
-    rows = [[sketch] for sketch in shown[:6]]
-    for seed in range(draws):
-        z = model.encode(shown[: len(rows)], sample=True, seed=seed)
-        for row, sketch in zip(rows, model.decode(z, temperature, seed=seed), strict=True):
-            row.append(sketch)
+    first = shown[:6]
+    z = torch.cat([model.encode(first, sample=True, seed=seed) for seed in range(draws)])
+    decoded = model.decode(z, temperature, seed=0)
+    rows = [[sketch, *decoded[i :: len(first)]] for i, sketch in enumerate(first)]
     title = f"left: the input; the others: draws of its code, decoded at τ = {temperature}"
     return drawings_figure(rows, title=title)
 
@@ -109,8 +110,7 @@ def codes_figure(model: SketchRNN, drawings: Sequence[Sketch], labels: Tensor) -
     places = F.pad(places, (0, 2 - places.shape[1])) / extent
     classes = labels.tolist()
     colors = colormaps["tab10"].colors  # type: ignore[attr-defined]
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = panels(8, 8.25, margins=(0.1, 0.1, 0.1, 0.35))
     lines, inks = [], []
     for sketch, (x, y), label in zip(drawings, places.tolist(), classes, strict=True):
         placed = _placed(sketch, (x, -y), 0.09)
@@ -136,9 +136,9 @@ def drawings_figure(
 ) -> Figure:
     """A grid of drawings, each filling its cell of ``size`` inches; the first points of a row's drawings are red."""
     columns = max(len(row) for row in rows)
-    shape = (size * columns + (0.7 if labels else 0.1), size * len(rows) + (0.4 if title else 0.1))
-    figure = Figure(figsize=shape, layout="constrained")
-    axis = figure.subplots()
+    margins = (0.8 if labels else 0.1, 0.1, 0.1, 0.35 if title else 0.1)
+    width, height = size * columns + sum(margins[:2]), size * len(rows) + sum(margins[2:])
+    figure, (axis,) = panels(width, height, margins=margins)
     lines, begun = [], []
     for i, row in enumerate(rows):
         for j, sketch in enumerate(row):
@@ -150,7 +150,8 @@ def drawings_figure(
     _add(axis, lines, INK, 1.1)
     _add(axis, begun, PREFIX, 2)
     _bare(axis, (-0.5, columns - 0.5), (len(rows) - 0.5, -0.5))
-    axis.set_yticks(range(len(labels)), labels, size=8)
+    for i, label in enumerate(labels):
+        axis.text(-0.55, i, label, size=8, ha="right", va="center")
     if title:
         axis.set_title(title, size=10)
     return figure
@@ -174,9 +175,8 @@ def _add(axis: Axes, lines: list[np.ndarray], colors: Any, width: float) -> None
 
 
 def _bare(axis: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
-    axis.set(xlim=x, ylim=y, xticks=[], yticks=[], aspect="equal")
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
+    axis.set(xlim=x, ylim=y, aspect="equal")
+    axis.axis("off")
 
 
 def to_svg(figure: Figure) -> str:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lit_models.figures.grids import rows_figure
+from lit_models.figures.canvas import Picture
+from lit_models.figures.grids import rows_page
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from datamodules.captions import CaptionBatch
     from lit_models.text_to_image import TextToImageGAN
 
@@ -21,7 +20,7 @@ SENTENCES, SAMPLES, STEPS = 8, 8, 9
 BETWEEN = 0.85
 
 
-def illustrate(model: TextToImageGAN, batch: CaptionBatch) -> dict[str, Figure]:
+def illustrate(model: TextToImageGAN, batch: CaptionBatch) -> dict[str, Picture]:
     """For the sentences of the first images: samples, paths from one sentence to the next, and exchanged words."""
     first = (batch.image_index[:, None] == torch.arange(len(batch.images), device=batch.image_index.device)).int()
     rows = first.argmax(0)[:SENTENCES].tolist()  # the first sentence of each image
@@ -30,21 +29,19 @@ def illustrate(model: TextToImageGAN, batch: CaptionBatch) -> dict[str, Figure]:
     made = model.generate(sentences, SAMPLES, seed=0).cpu()
     drawn = [torch.cat([image[None], samples]) for image, samples in zip(real, made, strict=True)]
     title = "a real image, and what is drawn of its sentence"
-    pictures = {"samples": rows_figure(drawn, wrapped(sentences), title, between=BETWEEN)}
+    pictures: dict[str, Picture] = {"samples": rows_page(drawn, wrapped(sentences), title, between=BETWEEN)}
 
     pairs = list(pairwise(sentences))[::2]
     if pairs:
         ways = [model.interpolate(a, b, STEPS, seed=0).cpu() for a, b in pairs]
         labels = wrapped([f"{a} → {b}" for a, b in pairs])
-        pictures["interpolation"] = rows_figure(
-            ways, labels, "from sentence to sentence, at one noise", between=BETWEEN
-        )
+        pictures["interpolation"] = rows_page(ways, labels, "from sentence to sentence, at one noise", between=BETWEEN)
 
     changed = [variants for sentence in sentences for variants in exchanged(sentence, model.attributes)][:SENTENCES]
     if changed:
         drawn = [model.generate(variants, 1, seed=0)[:, 0].cpu() for variants in changed]
         labels = wrapped([" / ".join(marked(variants)) for variants in changed])
-        pictures["words"] = rows_figure(drawn, labels, "one word changed at a time, at one noise", between=BETWEEN)
+        pictures["words"] = rows_page(drawn, labels, "one word changed at a time, at one noise", between=BETWEEN)
     return pictures
 
 

@@ -89,7 +89,7 @@ def test_a_tiny_run_leaves_everything(config: list[str]) -> None:
     for moment in ("epoch_0001", "test"):
         pictures = list((folder.figures / moment).iterdir())
         assert pictures, f"no figures in {moment}"
-        assert all(picture.stat().st_size > 1000 for picture in pictures)
+        assert all(picture.stat().st_size > (0 if picture.suffix == ".txt" else 1000) for picture in pictures)
     assert len(before.seen) == 2
     assert_equal(after.seen, before.seen, "after the pictures")
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule, Trainer
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
 from datamodules.captions import CaptionBatch, CaptionTable
 from datamodules.parts.loader import TensorLoader
 from lit_models.captioner import Captioner, doubly_stochastic, shifted
+from lit_models.figures.canvas import captioned_page
 from lit_models.figures.captioner import illustrate
 from lit_models.networks.caption_decoders import END, rows, until_end
 from lit_models.parts.beam_search import State, beam_search
@@ -681,7 +681,16 @@ def test_judging_counts_stated_and_true_facts() -> None:
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(tmp_path: Path, options: Any) -> None:
+def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(
+    tmp_path: Path, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[Any] = []
+
+    def watched(cells: Any, columns: int) -> Image.Image:
+        pages.append(cells)
+        return captioned_page(cells, columns)
+
+    monkeypatch.setattr("lit_models.figures.captioner.captioned_page", watched)
     captioner, data = model(dropout=0.5, **options), Pictures()
     trainer(tmp_path).test(captioner, datamodule=data, verbose=False)
     batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
@@ -691,11 +700,13 @@ def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(tmp_path
         figures = illustrate(captioner, batch)
         assert torch.equal(torch.get_rng_state(), generator)
         assert all(module.training is mode for module in captioner.modules())
-        expected = {"captions", "length", "diversity"} | ({"attention"} if options["attention"] else set())
-        assert set(figures) == expected
-        assert all(isinstance(figure, Figure) for figure in figures.values())
-    assert len([axis for axis in figures["captions"].axes if axis.images]) == 3
+        expected = {"captions", "captions.txt", "length", "diversity"}
+        assert set(figures) == expected | ({"attention"} if options["attention"] else set())
+    assert len(pages[0]) == 3
+    text = figures["captions.txt"]
+    assert [line.split()[0] for line in text.splitlines() if line] == ["reference", "model"] * 3
+    assert f"reference  {' '.join(VOCAB[word] for word in batch.captions[0, : batch.lengths[0]].tolist())}\n" in text
     if options["attention"]:
         said = [until_end(row) for row in captioner.decode(pixels(3) / 255)[:, 0].tolist()]
-        over = [axis for axis in figures["attention"].axes if len(axis.images) == 2]
-        assert len(over) == sum(len(words) + 1 for words in said)
+        over = [cell.above for cell in pages[1] if cell is not None and cell.above]
+        assert over == [word for words in said for word in (*(VOCAB[token] for token in words), "(end)")]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from datamodules.text import CharText, TextBatch
 from experiments.cli import CLI
 from lit_models.char_lm import CharLM, carried, nats_per_character, text_metrics
-from lit_models.figures.char_lm import illustrate
+from lit_models.figures.char_lm import TEMPERATURES, illustrate
 from lit_models.figures.text_probes import (
     accuracy_by_distance,
     bracket_depth,
@@ -458,7 +458,11 @@ def test_pictures_of_any_cell(cell: str) -> None:
     model.validation_step(batch, 0)
     before = torch.get_rng_state()
     pictures = illustrate(model, batch)
-    assert set(pictures) == {"samples", "surprise", "cells", "saturation", "gradient_reach", "closing"}
+    names = {"samples", "samples.txt", "surprise", "cells", "saturation", "gradient_reach", "closing"}
+    assert set(pictures) == names
+    assert [line for line in pictures["samples.txt"].splitlines() if line.startswith("----")] == [
+        f"---- temperature {temperature} ----" for temperature in TEMPERATURES
+    ]
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import resnet18
 
-from datamodules.contrastive_views import ViewBatch
+from datamodules.contrastive_views import ContrastiveViews, ViewBatch
+from datamodules.images import Digits
 from experiments.cli import CLI, build
+from lit_models.figures.simclr import illustrate
 from lit_models.simclr import SimCLR, nt_xent
 from tests.conftest import REPOSITORY
 
@@ -29,8 +31,7 @@ def make(**options: Any) -> SimCLR:
 def batch(views: int = 2, small: int = 0, count: int = 8) -> ViewBatch:
     generator = torch.Generator().manual_seed(0)
     large = torch.rand(views, count, 1, 8, 8, generator=generator)
-    images = (large[0] * 255).to(torch.uint8)
-    return ViewBatch(images=images, labels=torch.arange(count), views=large, small=torch.rand(small, count, 1, 6, 6))
+    return ViewBatch(images=large[0], labels=torch.arange(count), views=large, small=torch.rand(small, count, 1, 6, 6))
 
 
 def test_all_views_go_through_the_network_together() -> None:
@@ -130,3 +131,14 @@ def test_the_projection_of_a_trained_model_can_be_probed(
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize("size", [6, 12])
+def test_pictures_where_views_have_another_size_than_the_images(size: int) -> None:
+    data = ContrastiveViews(Digits(), batch_size=8, size=size)
+    data.setup()
+    stored = next(iter(data.val_dataloader()))
+    model = make(image_shape=data.image_shape)
+    made = illustrate(model, data.on_after_batch_transfer(stored, 0))
+    assert set(made) == {"views", "neighbors", "map", "similarities"}
+    assert model.training

@@ -6,18 +6,19 @@ import math
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
 from datamodules.parts.loader import TensorLoader
 from datamodules.parts.visual_questions import VQABatch
-from lit_models.figures.vqa import illustrate
+from lit_models.figures import vqa as figures
+from lit_models.figures.canvas import Captioned, captioned_page, heated, matrix_page
 from lit_models.vqa import (
     VQA,
     AttentionFact,
@@ -516,25 +517,37 @@ def trainer(tmp_path: Path) -> Trainer:
 @pytest.mark.parametrize("options", [{"fusion": fusion} for fusion in FUSIONS] + [{"blind": True}])
 @pytest.mark.parametrize("soft", [False, True])
 def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(
-    tmp_path: Path, options: Any, soft: bool
+    tmp_path: Path, options: Any, soft: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[list[Captioned]] = []
+    titles: list[str] = []
+
+    def watched_page(cells: list[Captioned], columns: int) -> Image.Image:
+        asked.append(cells)
+        return captioned_page(cells, columns)
+
+    def watched_matrix(shares: Any, names: Any, title: str, *words: str) -> Image.Image:
+        titles.append(title.split(":")[0])
+        return matrix_page(shares, names, title, *words)
+
+    monkeypatch.setattr(figures, "captioned_page", watched_page)
+    monkeypatch.setattr(figures, "matrix_page", watched_matrix)
+    heat = Mock(wraps=heated)
+    monkeypatch.setattr(figures, "heated", heat)
     vqa = model(dropout=0.5, **options)
     trainer(tmp_path).validate(vqa, TensorLoader(Batches(soft), 1), verbose=False)
     for mode in (True, False):
         vqa.train(mode)
         generator = torch.get_rng_state()
         before = {name: value.clone() for name, value in vqa.state_dict().items()}
-        figures = illustrate(vqa, made_up(soft, seed=0))
+        made = figures.illustrate(vqa, made_up(soft, seed=0))
         assert all(torch.equal(value, before[name]) for name, value in vqa.state_dict().items())
         assert torch.equal(torch.get_rng_state(), generator)
         assert all(module.training is mode for module in vqa.modules())
-        assert set(figures) == {"confusion", "questions"}
-        assert all(isinstance(figure, Figure) for figure in figures.values())
-    shown = [axis for axis in figures["questions"].axes if axis.images]
-    assert len(shown) == 3  # one question an image
-    assert all(len(axis.images) == (2 if vqa.hparams["fusion"] == "attention" and vqa.encoder else 1) for axis in shown)
-    titles = [axis.get_title().split(":")[0] for axis in figures["confusion"].axes]
-    assert titles == TYPES
+        assert set(made) == {"confusion", "questions"}
+    assert [len(cells) for cells in asked] == [3, 3], "one question an image"
+    assert heat.call_count == (6 if vqa.hparams["fusion"] == "attention" and vqa.encoder else 0)
+    assert titles == 2 * TYPES
 
 
 def test_validation_logs_the_scores_of_all_batches(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from datamodules.parts.loader import TensorLoader
@@ -43,11 +44,13 @@ class Outsider(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    def illustrate(self, batch: list[Tensor]) -> dict[str, Figure | str]:
+    def illustrate(self, batch: list[Tensor]) -> dict[str, Figure | Image.Image | str]:
         assert not torch.is_grad_enabled()
         torch.rand(3)
         self.drawn.append(batch)
-        return {"plot": Figure(), "plot.svg": "<svg/>", "drawing": "<svg/>", "words.txt": "$1 < 2\n"}
+        pixels = Image.new("RGB", (5, 7), "red")
+        texts = {"plot.svg": "<svg/>", "drawing": "<svg/>", "words.txt": "$1 < 2\n"}
+        return {"plot": Figure((2, 1)), "pixels": pixels, **texts}
 
 
 class Derived(VAE):
@@ -75,9 +78,11 @@ def written(folder: Path) -> set[str]:
 def test_the_files_of_each_kind_and_moment(tmp_path: Path) -> None:
     _, module = run(tmp_path, Figures(every_n_epochs=1))
     moments = ("epoch_0001", "epoch_0002", "test")
-    names = ("plot.png", "plot.svg", "drawing.svg", "words.txt")
+    names = ("plot.png", "plot.svg", "pixels.png", "drawing.svg", "words.txt")
     assert written(tmp_path) == {f"{moment}/{name}" for moment in moments for name in names}
     assert (tmp_path / "figures/test/words.txt").read_text() == "$1 < 2\n"
+    assert Image.open(tmp_path / "figures/test/plot.png").size == (220, 110)
+    assert Image.open(tmp_path / "figures/test/pixels.png").size == (5, 7)
     assert [batch[0].flatten().tolist() for batch in module.drawn] == [[0.0, 1.0]] * 3, "the first batch each time"
 
 

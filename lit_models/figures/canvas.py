@@ -1,0 +1,247 @@
+"""Small pictures and words put on one page with Pillow.
+
+Matplotlib takes seconds for a page with an axes for each picture or a text object for each character, and for a figure
+of nothing but pixels several times as long as Pillow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import matplotlib
+import numpy as np
+import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+Picture = Figure | Image.Image | str
+"""what the pictures of a technique may be: a plot, a page of pixels, or text"""
+DPI = 110
+"""pixels an inch, as many as figures have by default"""
+MARGIN = 8
+MARKS = "↵→"
+"""what stands for white space, fainter than letters"""
+
+
+@cache
+def font(points: float, kind: Literal["Sans", "Sans-Bold", "SansMono"] = "Sans") -> ImageFont.FreeTypeFont:
+    """A font of the DejaVu family, which matplotlib comes with."""
+    file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVu{kind}.ttf")
+    # Characters of whole pixels: those of SansMono then stand in columns.
+    return ImageFont.truetype(file, round(points * DPI / 72), layout_engine=ImageFont.Layout.BASIC)
+
+
+def line_height(letters: ImageFont.FreeTypeFont) -> int:
+    return sum(letters.getmetrics())
+
+
+def width_of(text: str, letters: ImageFont.FreeTypeFont) -> int:
+    """Pixels of the longest line."""
+    return round(max(map(letters.getlength, text.split("\n"))))
+
+
+def height_of(text: str, letters: ImageFont.FreeTypeFont) -> int:
+    return line_height(letters) * len(text.split("\n")) if text else 0
+
+
+def write(
+    page: Image.Image,
+    place: tuple[float, float],
+    text: str,
+    letters: ImageFont.FreeTypeFont,
+    color: str = "black",
+    align: Literal["left", "center", "right"] = "left",
+) -> None:
+    """Lines of text, with ``place`` at the upper end of their left side, their center or their right side."""
+    draw, (x, y), anchor = ImageDraw.Draw(page), place, {"left": "la", "center": "ma", "right": "ra"}[align]
+    for number, line in enumerate(text.split("\n")):
+        draw.text((x, y + number * line_height(letters)), line, fill=color, font=letters, anchor=anchor)
+
+
+def write_upwards(page: Image.Image, place: tuple[int, int], text: str, letters: ImageFont.FreeTypeFont) -> None:
+    """A line of text that is read from the bottom up, with ``place`` at the upper end of its middle."""
+    strip = Image.new("L", (width_of(text, letters), line_height(letters)))
+    ImageDraw.Draw(strip).text((0, 0), text, fill=255, font=letters)
+    strip = strip.transpose(Image.Transpose.ROTATE_90)
+    page.paste("black", (place[0] - strip.width // 2, place[1]), strip)
+
+
+def pixels_of(images: Tensor, width: float) -> np.ndarray:
+    """Images (N, C, H, W) in 0..1, gray or in color → (N, h, w, 3) bytes, about ``width`` pixels wide.
+
+    Small ones are enlarged a whole number of times, so that each of their pixels is as large as the next.
+    """
+    images = images.detach().float().cpu().expand(-1, 3, -1, -1)
+    times = width / images.shape[3]
+    if times < 2 / 3:
+        size = max(1, round(images.shape[2] * times)), round(width)
+        images = F.interpolate(images, size, mode="bilinear", antialias=True)
+    whole = max(1, round(times))
+    images = images.repeat_interleave(whole, 2).repeat_interleave(whole, 3)
+    return (255 * images.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def heated(pixels: np.ndarray, values: Tensor, share: float = 0.6) -> np.ndarray:
+    """Pixels (H, W, 3) with a map of values (h, w), from dark to bright, laid over them."""
+    cells = values.detach().float().cpu().numpy()
+    cells = (cells - cells.min()) / max(float(np.ptp(cells)), 1e-12)
+    colors = Image.fromarray(_enlarged(colormaps["inferno"](cells)[..., :3], 1, 1))
+    picture = Image.fromarray(pixels)
+    return np.asarray(Image.blend(picture, colors.resize(picture.size, Image.Resampling.NEAREST), share))
+
+
+class Captioned(NamedTuple):
+    """A picture with words above and below it."""
+
+    pixels: np.ndarray
+    """(h, w, 3) bytes"""
+    above: str = ""
+    below: str = ""
+    color: str = "black"
+    """of what stands below, in bold letters"""
+
+
+def captioned_page(cells: Sequence[Captioned | None], columns: int, framed: bool = True) -> Image.Image:
+    """Pictures of one size, row by row; None leaves a place empty."""
+    plain, bold = font(8), font(8, "Sans-Bold")
+    given = [cell for cell in cells if cell is not None]
+    height, width = given[0].pixels.shape[:2]
+    widest = max(width, *(max(width_of(cell.above, plain), width_of(cell.below, bold)) for cell in given))
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    above = [max((height_of(cell.above, plain) for cell in row if cell), default=0) for row in rows]
+    below = [max((height_of(cell.below, bold) for cell in row if cell), default=0) for row in rows]
+    step = widest + MARGIN
+    total = sum(above) + sum(below) + len(rows) * (height + MARGIN + 6)
+    page = Image.new("RGB", (MARGIN + columns * step, MARGIN + total), "white")
+    top = MARGIN
+    for row, over, under in zip(rows, above, below, strict=True):
+        picture_top = top + over + 2
+        for column, cell in enumerate(row):
+            if cell is None:
+                continue
+            left = MARGIN + column * step + (widest - width) // 2
+            center = left + width // 2
+            write(page, (center, top + over - height_of(cell.above, plain)), cell.above, plain, align="center")
+            page.paste(Image.fromarray(cell.pixels), (left, picture_top))
+            if framed:  # the ground of an image may be as white as the page
+                box = (left - 1, picture_top - 1, left + width, picture_top + height)
+                ImageDraw.Draw(page).rectangle(box, outline="gray")
+            write(page, (center, picture_top + height + 2), cell.below, bold, cell.color, "center")
+        top = picture_top + height + under + MARGIN + 4
+    return page
+
+
+def text_page(columns: Mapping[str, str], points: float = 8) -> Image.Image:
+    """Texts in a typewriter's letters beside each other, each below its title."""
+    letters, heading = font(points, "SansMono"), font(10)
+    widths = [max(width_of(text, letters), width_of(title, heading)) for title, text in columns.items()]
+    highest = max(height_of(text, letters) for text in columns.values())
+    top = MARGIN + line_height(heading) + MARGIN
+    page = Image.new("RGB", (sum(widths) + (len(widths) + 1) * 2 * MARGIN, top + highest + MARGIN), "white")
+    left = 2 * MARGIN
+    for (title, text), width in zip(columns.items(), widths, strict=True):
+        write(page, (left, MARGIN), title, heading)
+        write(page, (left, top), text, letters)
+        left += width + 2 * MARGIN
+    return page
+
+
+def shaded_text_page(
+    lines: Sequence[str], values: np.ndarray, colors: str, low: float, high: float, title: str, unit: str
+) -> Image.Image:
+    """Lines of text in a typewriter's letters, each character on the color of its value (rows, columns).
+
+    Args:
+        colors: the name of a color map, from ``low`` to ``high``; NaN has none.
+        unit: of the values, beside the scale.
+    """
+    letters, small, heading = font(9.5, "SansMono"), font(8), font(10)
+    width, height = round(letters.getlength("M")), line_height(letters) + 2
+    ink = Image.new("L", (values.shape[1] * width, values.shape[0] * height))
+    for number, line in enumerate(lines):
+        for faint, fill in ((False, 255), (True, 110)):
+            shown = "".join(char if (char in MARKS) == faint else " " for char in line)
+            ImageDraw.Draw(ink).text((0, number * height + 1), shown, fill=fill, font=letters)
+    shades = colormaps[colors]((values - low) / (high - low))[..., :3]
+    shades[np.isnan(values)] = 1.0
+    paper = Image.fromarray(_enlarged(shades, height, width))
+    dark = shades @ (0.299, 0.587, 0.114) < 0.5  # there, black letters would be hard to read
+    text = Image.fromarray(_enlarged(np.where(dark, 1.0, 0.0), height, width)).convert("RGB")
+    paper.paste(text, mask=ink)
+
+    tall = max(paper.height, 6 * line_height(small))  # enough for the numbers beside it
+    bar = Image.fromarray(_enlarged(colormaps[colors](np.linspace(1, 0, tall))[:, None, :3], 1, 14))
+    marks = [f"{mark:g}" for mark in np.linspace(high, low, 5)]
+    left, top = MARGIN, 2 * MARGIN + line_height(heading)
+    right = left + paper.width + 2 * MARGIN
+    beside = right + bar.width + 4 + max(width_of(mark, small) for mark in marks)
+    bottom = line_height(small) // 2 + MARGIN
+    page = Image.new("RGB", (beside + line_height(small) + MARGIN, top + bar.height + bottom), "white")
+    page.paste(paper, (left, top))
+    page.paste(bar, (right, top))
+    write(page, (left, MARGIN), title, heading)
+    for number, mark in enumerate(marks):
+        middle = top + number * (bar.height - 1) / (len(marks) - 1)
+        write(page, (right + bar.width + 4, middle - line_height(small) / 2), mark, small)
+    middle = top + (bar.height - width_of(unit, small)) // 2
+    write_upwards(page, (beside + line_height(small) // 2, middle), unit, small)
+    return page
+
+
+def _enlarged(colors: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Colors (h, w, …) in 0..1 as bytes, each repeated over ``height`` × ``width`` pixels."""
+    return (255 * colors).round().astype(np.uint8).repeat(height, 0).repeat(width, 1)
+
+
+def matrix_page(shares: np.ndarray, names: Sequence[str], title: str, across: str, down: str) -> Image.Image:
+    """Shares (K, K) in 0..1 as shades of blue; where there is room, with numbers in percent and the names of all K.
+
+    Args:
+        across, down: what columns and rows are.
+    """
+    letters, small = font(8), font(6)
+    side = max(1, min(26, 560 // len(shares)))
+    named = side >= line_height(letters)
+    beside = max((width_of(name, letters) for name in names), default=0) if named else 0
+    left, top = MARGIN + line_height(letters) + MARGIN + beside + 4, 2 * MARGIN + line_height(letters)
+    whole = side * len(shares)
+    size = (
+        max(left + whole, left + width_of(title, letters)) + MARGIN,
+        top + whole + beside + 2 * line_height(letters),
+    )
+    page = Image.new("RGB", size, "white")
+    page.paste(Image.fromarray(_enlarged(colormaps["Blues"](shares)[..., :3], side, side)), (left, top))
+    ImageDraw.Draw(page).rectangle((left - 1, top - 1, left + whole, top + whole), outline="gray")
+    write(page, (left, MARGIN), title, letters)
+    write(page, (left + whole / 2, top + whole + beside + 8), across, letters, align="center")
+    write_upwards(page, (MARGIN + line_height(letters) // 2, top + whole // 2), down, letters)
+    for i, name in enumerate(names if named else ()):
+        middle = i * side + side // 2
+        write(page, (left - 4, top + middle - line_height(letters) / 2), name, letters, align="right")
+        write_upwards(page, (left + middle, top + whole + 4), name, letters)
+    for i, j in np.argwhere(shares >= 0.005) if named else ():
+        center, middle = left + j * side + side / 2, top + i * side + side / 2
+        color = "white" if shares[i, j] > 0.6 else "black"
+        write(page, (center, middle - line_height(small) / 2), f"{100 * shares[i, j]:.0f}", small, color, "center")
+    return page
+
+
+def lines_pictures(name: str, title: str, text: str) -> dict[str, Picture]:
+    """Lines as a picture, and under the same name as text."""
+    return {name: text_page({title: text}), f"{name}.txt": f"{text}\n"}
+
+
+def joined(pages: Sequence[Image.Image], down: bool = False) -> Image.Image:
+    """Pages from left to right, or from the top down."""
+    widths, heights = [page.width for page in pages], [page.height for page in pages]
+    size = (max(widths), sum(heights)) if down else (sum(widths), max(heights))
+    whole, place = Image.new("RGB", size, "white"), 0
+    for page in pages:
+        whole.paste(page, (0, place) if down else (place, 0))
+        place += page.height if down else page.width
+    return whole

@@ -1,0 +1,143 @@
+"""Pages of small pictures and words: where what stands, and in which color."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lit_models.figures.canvas import (
+    Captioned,
+    captioned_page,
+    font,
+    heated,
+    joined,
+    lines_pictures,
+    matrix_page,
+    pixels_of,
+    shaded_text_page,
+    text_page,
+    width_of,
+)
+from lit_models.figures.char_lm import COLUMNS, ROWS, laid_out
+from lit_models.figures.grids import map_figure, rows_page
+
+RED, GREEN = (255, 0, 0), (0, 128, 0)
+
+
+def plain(color: tuple[int, int, int], side: int = 20) -> np.ndarray:
+    return np.full((side, side, 3), color, np.uint8)
+
+
+def count(page: object, color: tuple[int, int, int]) -> int:
+    return int((np.asarray(page) == color).all(-1).sum())
+
+
+@pytest.mark.parametrize(("side", "shown"), [(8, 80), (28, 84), (64, 64), (100, 100), (200, 80)])
+def test_small_images_are_enlarged_whole_times_and_large_ones_reduced(side: int, shown: int) -> None:
+    image = torch.rand(2, 1, side, side)
+    pixels = pixels_of(image, 80)
+    assert pixels.shape == (2, shown, shown, 3)
+    if shown >= side:
+        times = shown // side
+        expected = (255 * image[:, 0]).round().byte()
+        assert torch.equal(torch.from_numpy(pixels[:, ::times, ::times, 0].copy()), expected)
+        assert (pixels[:, times - 1 :: times] == pixels[:, ::times]).all()
+    assert pixels_of(image - 5, 80).max() == 0
+    assert pixels_of(image + 5, 80).min() == 255
+
+
+def test_a_typewriters_letters_stand_in_columns() -> None:
+    letters = font(9.5, "SansMono")
+    assert width_of("iiii\nWWWW", letters) == 4 * width_of("m", letters) == width_of("↵→é\ufffd", letters)
+    assert font(8) is font(8)
+
+
+def test_captions_stand_by_their_pictures_and_places_can_be_empty() -> None:
+    cells = [Captioned(plain(RED), "above\nin two lines", "below", "#1a7f37"), None, Captioned(plain(GREEN))]
+    page = captioned_page(cells, columns=2)
+    assert count(page, RED) == count(page, GREEN) == 400
+    red, green = (np.argwhere((np.asarray(page) == color).all(-1)).min(0) for color in (RED, GREEN))
+    assert red[0] < green[0], "a row further down"
+    assert red[1] == green[1], "in the first column"
+    assert count(page, (26, 127, 55)) > 0, "what stands below has its color"
+    assert captioned_page(cells, 2, framed=False).size == page.size
+    assert captioned_page([cells[0]], 1).width > width_of("in two lines", font(8)), "words may be wider than pictures"
+
+
+def test_a_map_lies_over_the_pixels() -> None:
+    over = heated(plain((255, 255, 255)), torch.tensor([[0.0, 1.0]]), 0.5)
+    assert over.shape == (20, 20, 3)
+    left, right = over[:, :10].reshape(-1, 3), over[:, 10:].reshape(-1, 3)
+    assert (left == left[0]).all()
+    assert (right == right[0]).all()
+    assert left[0].sum() < right[0].sum()
+    assert heated(plain(RED), torch.ones(2, 2)).shape == (20, 20, 3), "the same everywhere"
+
+
+def test_lines_are_a_picture_and_a_text() -> None:
+    made = lines_pictures("samples", "a title", "$one\n\n  two$")
+    assert made["samples.txt"] == "$one\n\n  two$\n"
+    assert set(made) == {"samples", "samples.txt"}
+    assert text_page({"a": "x"}).width < text_page({"a": "x", "b": "x"}).width
+    assert text_page({"a": "x"}).height < text_page({"a": "x\ny"}).height
+
+
+def test_letters_are_light_on_dark_colors() -> None:
+    values = np.array([[0.0, 6.0, np.nan]])
+    page = np.asarray(shaded_text_page(["MM"], values, "Reds", 0, 6, "title", "nats"))
+    width = width_of("M", font(9.5, "SansMono"))
+    dark = np.argwhere((page == (103, 0, 13)).all(-1))  # the end of this color map
+    left, top = dark[:, 1].min(), dark[:, 0].min()
+    bright, dark_cell, none = (page[top : top + 14, left + i * width : left + (i + 1) * width] for i in (-1, 0, 1))
+    assert dark_cell[..., 1].max() > 200, "white letters"
+    assert dark_cell[..., 0].min() > 90, "no black"
+    assert bright.sum(-1).min() < 100, "black letters where it is bright"
+    assert (none == 255).all(), "no value, no color"
+
+
+def test_text_is_laid_out_in_lines_of_limited_length() -> None:
+    text = "ab\n" + "c" * (COLUMNS + 1) + "\td\n"
+    lines, values = laid_out(text, np.arange(len(text), dtype=float))
+    assert lines == ["ab↵", "c" * COLUMNS, "c→d↵"]
+    assert values.shape == (3, COLUMNS)
+    assert values[0, :3].tolist() == [0, 1, 2]
+    assert values[2, 3] == len(text) - 1
+    assert int(np.isfinite(values).sum()) == len(text)
+    many, grid = laid_out("x\n" * 100, np.zeros(200))
+    assert many == ["x↵"] * ROWS
+    assert grid.shape == (ROWS, COLUMNS)
+    assert laid_out("", np.zeros(0))[0] == [""]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_confusions_of_few_and_of_many_classes(classes: int) -> None:
+    page = matrix_page(np.eye(classes), [f"class {i}" for i in range(classes)], "title", "given", "true")
+    assert max(page.size) < 1300
+    dark = count(page, (8, 48, 107))  # the end of this color map: the diagonal, less the numbers on it
+    side = max(1, min(26, 560 // classes))
+    assert 0.5 * classes * side**2 < dark <= classes * side**2
+
+
+def test_rows_of_images_with_and_without_words() -> None:
+    rows = [torch.zeros(3, 1, 8, 8), torch.zeros(2, 1, 8, 8)]
+    bare, labeled, titled = rows_page(rows), rows_page(rows, ["a", "a longer\nlabel"]), rows_page(rows, title="title")
+    assert count(bare, (0, 0, 0)) == 5 * 80 * 80
+    assert labeled.height == bare.height
+    assert labeled.width > bare.width
+    assert titled.height > bare.height
+    assert titled.width == bare.width
+    assert count(rows_page(rows, between=0.5), (128, 128, 128)) > 80 * 80, "also where a row has fewer images"
+
+
+def test_pages_beside_and_below_each_other() -> None:
+    pages = [rows_page([torch.zeros(n, 1, 8, 8)]) for n in (1, 2)]
+    widths, heights = [page.width for page in pages], [page.height for page in pages]
+    assert joined(pages).size == (sum(widths), max(heights))
+    assert joined(pages, down=True).size == (max(widths), sum(heights))
+
+
+@pytest.mark.parametrize(("count", "titles"), [(1, ["PCA"]), (8, ["PCA"]), (40, ["PCA", "t-SNE"])])
+def test_a_map_needs_some_points(count: int, titles: list[str]) -> None:
+    axes = map_figure(torch.rand(count, 5), torch.arange(count) % 3).axes
+    assert [axis.get_title() for axis in axes if axis.get_title()] == titles
