@@ -31,6 +31,7 @@ QUIET = [
     *("--trainer.accelerator", "cpu"),
 ]
 NO_PICTURES = ["--figures.every_n_epochs", "null"]
+NO_PROBE = ["--probe.every_n_epochs", "null"]
 
 
 LEFT = pytest.StashKey[int]()

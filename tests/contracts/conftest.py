@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from experiments.callbacks.representation_probe import monitors
-from tests.conftest import DATA, NO_PICTURES, REPOSITORY
+from tests.conftest import DATA, NO_PICTURES, NO_PROBE, REPOSITORY
 
 SHRINK = Path(__file__).parent / "shrink"
 NOT_TECHNIQUES = ("overlays", "sweeps", "cluster")
@@ -99,4 +99,4 @@ def bare(config: list[str], pytestconfig: pytest.Config) -> list[str]:
     bare = [*config, *NO_PICTURES]
     if pytestconfig.getoption("--all") or set(best_by[-1:]) & set(monitors()):
         return bare
-    return [*bare, "--probe.every_n_epochs", "null"]
+    return [*bare, *NO_PROBE]

@@ -14,6 +14,7 @@ from torch import Tensor
 from experiments.cli import CLI
 from lit_models.autoencoder import Autoencoder, reconstruction_loss
 from lit_models.scores.pca import PCA
+from tests.conftest import NO_PROBE
 
 
 def make(**options: Any) -> Autoencoder:
@@ -118,7 +119,7 @@ def test_a_fit_compares_the_code_with_as_many_components(fit: Callable[..., CLI]
     cli = fit(
         *("--model", "lit_models.autoencoder.Autoencoder", "--data", "datamodules.images.Digits"),
         *("--model.channels", "[8, 16]", "--model.code_channels", "6", "--trainer.max_epochs", "2"),
-        *("--trainer.limit_train_batches", "20", "--best.monitor", "val/mse"),
+        *("--trainer.limit_train_batches", "20", "--best.monitor", "val/mse", *NO_PROBE),
     )
     model, data = cli.model.cpu(), cli.datamodule
     train = torch.cat([data.to_float(b).images for b in data.plain_loader("train")]).flatten(1).numpy()
@@ -135,7 +136,7 @@ def test_other_images_get_components_of_their_own(fit: Callable[..., CLI]) -> No
     config = [
         *("--model", "lit_models.autoencoder.Autoencoder", "--data", "datamodules.images.Digits"),
         *("--model.channels", "[4, 8]", "--model.code_channels", "4", "--trainer.max_epochs", "1"),
-        *("--trainer.limit_train_batches", "2", "--best.monitor", "val/mse", "--test_after_fit", "false"),
+        *("--trainer.limit_train_batches", "2", "--best.monitor", "val/mse", "--test_after_fit", "false", *NO_PROBE),
     ]
     old = fit(*config)
     new = fit(*config, "--data.limit", "300", "--init_from", str(old.folder.best_checkpoint()))

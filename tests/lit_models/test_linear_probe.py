@@ -13,10 +13,10 @@ from torch import Tensor
 from experiments.cli import CLI, build
 from lit_models.linear_probe import LinearProbe
 from lit_models.simclr import SimCLR
-from tests.conftest import REPOSITORY
+from tests.conftest import NO_PROBE, REPOSITORY
 from tests.contracts.encoder_checkpoint import prepare
 
-CONFIG = ["-c", str(REPOSITORY / "configs/linear_probe/digits.yaml")]
+CONFIG = ["-c", str(REPOSITORY / "configs/linear_probe/digits.yaml"), *NO_PROBE]
 
 
 @pytest.fixture
@@ -66,6 +66,7 @@ def test_a_share_of_the_labels(fit: Callable[..., CLI], checkpoint: str, fractio
     assert len(cli.datamodule.part("train").labels) > 1000, "the probe's bank is whole"
 
 
+@pytest.mark.slow
 def test_it_learns_the_classes_and_names_them(fit: Callable[..., CLI], tmp_path: Path) -> None:
     simclr = ("-c", str(REPOSITORY / "configs/simclr/digits.yaml"), "--trainer.max_epochs", "5")
     trained = fit(*simclr, "--test_after_fit", "false").folder.recovery_checkpoints()[0]

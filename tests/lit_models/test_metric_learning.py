@@ -20,10 +20,10 @@ from datamodules.labelled_pairs import ExampleBatch
 from experiments.cli import CLI, build
 from lit_models.metric_learning import MetricLearning, SiameseLoss, pairs_of
 from lit_models.scores.retrieval import bootstrap_interval, nearest_of, retrieval_scores, verification
-from tests.conftest import REPOSITORY
+from tests.conftest import NO_PROBE, REPOSITORY
 
 CONFIG = ["-c", str(REPOSITORY / "configs/metric_learning/digits.yaml")]
-SMALL = ["-c", str(REPOSITORY / "tests/contracts/shrink/metric_learning/digits.yaml")]
+SMALL = ["-c", str(REPOSITORY / "tests/contracts/shrink/metric_learning/digits.yaml"), *NO_PROBE]
 NO_DISTANCE = ["--model.distance", "null"]
 
 
@@ -446,14 +446,7 @@ def test_queries_and_gallery_are_embedded_in_one_precision(
 
     monkeypatch.setattr(MetricLearning, "embed", recorded)
     monkeypatch.setattr(MetricLearning, "on_test_epoch_end", last)
-    few = [
-        "--trainer.max_epochs",
-        "1",
-        "--trainer.limit_train_batches",
-        "2",
-        "--probe.every_n_epochs",
-        "null",
-    ]
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     cli = fit(*CONFIG, *SMALL, *few, "--trainer.precision", "bf16-mixed")
     assert "test/precision_at_1_in_training" in cli.trainer.callback_metrics
 
@@ -469,9 +462,10 @@ def test_the_threshold_is_chosen_on_validation_and_kept(fit: Callable[..., CLI])
     assert loaded.alike(zero, other) == (loaded.distance(zero, other) < float(saved))
 
 
+@pytest.mark.slow
 def test_digits_are_told_apart(fit: Callable[..., CLI]) -> None:
-    options = ("--probe.every_n_epochs", "null", "--figures.every_n_epochs", "0")
-    cli = fit(*CONFIG, "--model.width", "16", "--trainer.max_epochs", "6", *options)
+    options = ("--model.width", "16", "--trainer.max_epochs", "6", "--figures.every_n_epochs", "0")
+    cli = fit(*CONFIG, *options, *NO_PROBE)
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     assert metrics["test/recall_at_1"] > 0.9
     assert metrics["test/recall_at_1_low"] < metrics["test/recall_at_1"] < metrics["test/recall_at_1_high"]
@@ -483,7 +477,8 @@ def test_digits_are_told_apart(fit: Callable[..., CLI]) -> None:
 
 
 def test_unseen_classes_have_no_probe_and_no_gallery(fit: Callable[..., CLI]) -> None:
-    cli = fit(*CONFIG, *SMALL, "--data.unseen_classes", "[3, 4]", "--trainer.max_epochs", "1")
+    probe = ("--probe.every_n_epochs", "1")
+    cli = fit(*CONFIG, *SMALL, "--data.unseen_classes", "[3, 4]", "--trainer.max_epochs", "1", *probe)
     metrics = cli.trainer.callback_metrics
     assert "test/recall_at_1" in metrics
     assert "test/knn_accuracy" not in metrics

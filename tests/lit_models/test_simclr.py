@@ -96,6 +96,7 @@ def test_the_export_is_torchvisions() -> None:
     torch.testing.assert_close(theirs.eval()((images - 0.5) / 0.5), model.eval().encode(images))
 
 
+@pytest.mark.slow
 def test_views_of_the_same_image_become_alike(fit: Callable[..., CLI]) -> None:
     cli = fit(*CONFIG, "--trainer.max_epochs", "10", "--data.batch_size", "128", "--test_after_fit", "false")
     data, model = cli.datamodule, cli.model.eval()
