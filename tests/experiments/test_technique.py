@@ -248,4 +248,5 @@ def test_build_leaves_the_process_as_it_was() -> None:
 def test_the_manifest_has_the_command_that_was_given(fit: Callable[..., CLI]) -> None:
     cli = fit(*options(Recognizer, Voices), *SHORT)
     command = json.loads(cli.folder.manifest.read_text())["starts"][0]["command"]
-    assert f"train.py fit --model {__name__}.Recognizer" in command
+    assert " train.py fit " in command
+    assert f"--model {__name__}.Recognizer" in command
