@@ -34,6 +34,9 @@ NO_PICTURES = ["--figures.every_n_epochs", "null"]
 NO_PROBE = ["--probe.every_n_epochs", "null"]
 
 
+SHARED = r"tests/bolts/|tests/slurm/|two_ranks"
+"""in the names of tests that share lightning-bolts, SLURM's daemons, or the server of two ranks"""
+
 LEFT = pytest.StashKey[int]()
 """how many tests the fast tier has left to the other"""
 
@@ -69,6 +72,24 @@ def is_named(item: pytest.Item, named: tuple[str, ...]) -> bool:
         if here == whole or here.startswith((f"{whole}[", f"{whole}::")):
             return True
     return False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out the tests one by one, but those that share something expensive all to one process.
+
+    By their names and not by ``xdist_group``, which pytest-xdist 3.8 overlooks under pytest 9.2.
+    """
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            shared = re.search(SHARED, nodeid)
+            return shared[0] if shared else nodeid
+
+    return Together(config, log)
 
 
 @pytest.hookimpl(trylast=True)

@@ -12,8 +12,6 @@ import torch.distributed as dist
 
 from tests.two_ranks import on_two_ranks
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 
 def seen() -> tuple[int, int, str, str | None, str | None]:
     total = torch.tensor(dist.get_rank() + 1)

@@ -17,8 +17,7 @@ from lit_models.simclr import SimCLR
 from lit_models.vae import VAE
 from tests.bolts.overlay import Theirs
 
-# One process has them all: lightning-bolts is installed and run but once.
-pytestmark = [pytest.mark.slow, pytest.mark.bolts, pytest.mark.xdist_group("bolts")]
+pytestmark = [pytest.mark.slow, pytest.mark.bolts]
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "simclr": (SimCLR, {}),

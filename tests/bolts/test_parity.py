@@ -24,8 +24,7 @@ from tests.bolts.parity import (
     weights_of,
 )
 
-# One process has them all: lightning-bolts is installed and run but once.
-pytestmark = [pytest.mark.slow, pytest.mark.bolts, pytest.mark.xdist_group("bolts")]
+pytestmark = [pytest.mark.slow, pytest.mark.bolts]
 
 
 @pytest.mark.parametrize("compared", ITEMS, ids=lambda compared: compared.pairs.__name__.removesuffix("_pairs"))

@@ -33,9 +33,8 @@ def gradient_on_a_rank(members: list[list[int]]) -> Tensor | None:
     return weight.grad
 
 
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("split", SPLITS)
-def test_averaged_gradients_of_the_global_mean_are_those_of_the_mean_over_all(split: str) -> None:
+def test_gradients_of_the_global_mean_on_two_ranks_average_to_those_of_the_mean_over_all(split: str) -> None:
     weight = torch.tensor(0.7, requires_grad=True)
     weighted(weight).mean().backward()
     average = sum(on_two_ranks(gradient_on_a_rank, SPLITS[split])) / 2

@@ -37,7 +37,6 @@ def one_and_two_ranks(config: list[str]) -> tuple[dict[str, Any], dict[str, Any]
     return watched(command(1, "auto")), on_two_ranks(watched, command(2, "ddp"))[0]
 
 
-@pytest.mark.xdist_group("ranks")
 def test_two_ranks_equal_one(bare: list[str]) -> None:
     one, two = one_and_two_ranks(bare)
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)

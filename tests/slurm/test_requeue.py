@@ -28,8 +28,7 @@ OPTIONS = [
     *("--checkpoint.every_n_epochs", EPOCHS, "--figures.every_n_epochs", EPOCHS, "--test_after_fit", "false"),
 ]
 
-# The daemons serve one worker.
-pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 
 @pytest.fixture

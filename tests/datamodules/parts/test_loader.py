@@ -396,7 +396,6 @@ def batches_of_ten(batch_size: int) -> list[list[int]]:
     return [batch[0].tolist() for batch in TensorLoader((torch.arange(10),), batch_size, shuffle=True)]
 
 
-@pytest.mark.xdist_group("ranks")
-def test_real_ranks_share_each_global_batch() -> None:
+def test_two_ranks_share_each_global_batch() -> None:
     for rank, batches in enumerate(on_two_ranks(batches_of_ten, 2)):
         assert batches == [batch[rank::2] for batch in batches_of_ten(4)]

@@ -553,7 +553,6 @@ def test_a_run_resumes_to_the_bit(config: list[str], tmp_path: Path) -> None:
         assert_same_run(resume(config, after), whole, f"killed after {after}")
 
 
-@pytest.mark.xdist_group("ranks")
 def test_two_ranks_equal_one(config: list[str]) -> None:
     one, two = one_and_two_ranks(config)
     assert probed(one["metrics"], "val") == METRICS

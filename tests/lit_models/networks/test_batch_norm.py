@@ -87,7 +87,6 @@ def ranks() -> list[dict[str, Any]]:
     return on_two_ranks(normalized_on_a_rank)
 
 
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", NORMS)
 def test_batch_norm_on_two_ranks_is_that_of_the_whole_batch(name: str, split: str, ranks: list[dict[str, Any]]) -> None:
@@ -106,15 +105,13 @@ def test_batch_norm_on_two_ranks_is_that_of_the_whole_batch(name: str, split: st
                 torch.testing.assert_close(part[key], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.xdist_group("ranks")
 def test_a_channel_that_is_the_same_everywhere_becomes_zero_on_two_ranks(ranks: list[dict[str, Any]]) -> None:
     # Σx²/n - (Σx/n)² of 30.1 would be rounded to less than -eps, and its root be NaN.
     for results in ranks:
         torch.testing.assert_close(results["constant"], torch.zeros(4, 3, 8, 8), rtol=0, atol=1e-2)
 
 
-@pytest.mark.xdist_group("ranks")
-def test_batch_norm_evaluates_by_its_statistics_and_keeps_the_type(ranks: list[dict[str, Any]]) -> None:
+def test_batch_norm_on_two_ranks_evaluates_by_its_statistics_and_keeps_the_type(ranks: list[dict[str, Any]]) -> None:
     for results in ranks:
         assert results["half"] == torch.bfloat16
         norm = nn.BatchNorm2d(3)

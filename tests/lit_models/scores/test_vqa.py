@@ -219,7 +219,6 @@ def scores_on_a_rank(members: list[list[int]]) -> dict[str, float]:
     return {name: float(value) for name, value in scores.compute().items()}
 
 
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("split", SPLITS)
 def test_scores_on_two_ranks_are_those_of_all_answers(split: str) -> None:
     whole = VQAScores(["a", "b"], 3)
