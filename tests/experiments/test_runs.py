@@ -122,7 +122,7 @@ def test_a_signal_ends_the_run_with_its_state_saved(number: signal.Signals, step
 
 
 def test_a_stopped_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def built() -> CLI:
+    def built(args: list[str]) -> CLI:
         cli = start("stopped")
         cli.trainer.callbacks.insert(0, Signal(signal.SIGTERM, 2))
         return cli
@@ -148,7 +148,7 @@ def requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def end(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> int:
     """Runs the program with what it would have built; its exit status."""
-    monkeypatch.setattr(command_line, "build", lambda: cli)
+    monkeypatch.setattr(command_line, "build", lambda args: cli)
     try:
         command_line.main()
     except SystemExit as stop:
