@@ -229,7 +229,7 @@ def test_two_ranks_binarize_and_begin_as_one(tmp_path: Path) -> None:
     }
     file = tmp_path / "binary.yaml"
     file.write_text(yaml.safe_dump(settings))
-    one, two = one_and_two_ranks(["-c", str(file)], tmp_path)
+    one, two = one_and_two_ranks(["-c", str(file)])
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
     for name, expected in one["gradients"].items():
         assert torch.allclose(two["gradients"][name], expected, rtol=1e-5, atol=1e-9), name
