@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from common.checks import at_least, one_of
 from common.files import data_root, read_json, require
+from common.pictures import Fit
 from common.vocabulary import tokenize
 from datamodules.captions import PARTS, CaptionBatch, Captions, CaptionTable
-from datamodules.parts.image_features import CachedFeatures, ImageSource, decode_image, write_features
+from datamodules.parts.image_features import CachedFeatures, ImageSource, decode_photograph, write_features
 from datamodules.parts.loader import TensorLoader, WorkerLoader
 from datamodules.parts.visual_questions import split_images
 
@@ -195,9 +196,9 @@ class PhotographFiles:
         ValueError: on request, an image cannot be decoded; names the file and the image.
     """
 
-    def __init__(self, folder: Path, photographs: Iterable[Photograph], size: int, page: str) -> None:
+    def __init__(self, folder: Path, photographs: Iterable[Photograph], size: int, fit: Fit, page: str) -> None:
         require(folder, page)
-        self.folder, self.size, self.page = folder, size, page
+        self.folder, self.size, self.fit, self.page = folder, size, fit, page
         self.files = {photograph.number: photograph.file for photograph in photographs}
 
     def check(self, image_ids: Iterable[int]) -> None:
@@ -211,7 +212,8 @@ class PhotographFiles:
                 raise FileNotFoundError(f"{path}: image {image_id} not found; the images are at {self.page}")
 
     def __call__(self, image_ids: Sequence[int]) -> Tensor:
-        return torch.stack([decode_image(self.folder / self.files[i], self.size, f"image {i}") for i in image_ids])
+        files = ((self.folder / self.files[image_id], image_id) for image_id in image_ids)
+        return torch.stack([decode_photograph(file, self.size, self.fit, f"image {i}") for file, i in files])
 
 
 class PhotographTable(CaptionTable):
@@ -239,7 +241,8 @@ class PhotographCaptions(Captions):
         batch_size, captions_per_image: see :class:`~datamodules.captions.Captions`.
         features: ``<prefix>`` of image features to use instead of the images: see
             :class:`~datamodules.parts.image_features.CachedFeatures`.
-        image_size: height and width to which images are resized.
+        image_size: height and width that images are brought to.
+        fit: how, see :func:`common.pictures.fitted`.
         num_workers: number of processes that decode images.
         min_count: words that occur less often in the training captions become ``<unk>``.
     """
@@ -255,6 +258,7 @@ class PhotographCaptions(Captions):
         captions_per_image: int | None,
         features: str | None,
         image_size: int,
+        fit: Fit,
         num_workers: int,
         min_count: int,
     ) -> None:
@@ -263,7 +267,9 @@ class PhotographCaptions(Captions):
         at_least(0, num_workers=num_workers)
         self.page = page
         self.features = None if features is None else folder / features
-        self.image_size, self.num_workers, self.min_count = image_size, num_workers, min_count
+        one_of(Fit, fit=fit)
+        self.image_size, self.fit, self.num_workers, self.min_count = image_size, fit, num_workers, min_count
+        self.preprocessing = {"fit": fit, "stored": None}
         self.image_shape = [3, image_size, image_size] if self.features is None else CachedFeatures(self.features).shape
         self.attributes = {}
 
@@ -277,7 +283,7 @@ class PhotographCaptions(Captions):
                 photographs = self.photographs[part]
                 source: ImageSource
                 if self.features is None:
-                    source = PhotographFiles(self.image_folder(part), photographs, self.image_size, self.page)
+                    source = PhotographFiles(self.image_folder(part), photographs, self.image_size, self.fit, self.page)
                 else:
                     source = CachedFeatures(self.features)
                 self.tables[part] = PhotographTable(source, photographs, self.vocab)
@@ -300,8 +306,8 @@ class KarpathyCaptions(PhotographCaptions):
         captions: the captions file; by default ``dataset_<name>.json``.
         images: the folder of the images; by default ``images``. For COCO, whose file has ``train2014/`` and
             ``val2014/`` in its paths, the default is the data set's own folder.
-        batch_size, captions_per_image, features, image_size, num_workers, min_count: see :class:`PhotographCaptions`;
-            five captions come with each image.
+        batch_size, captions_per_image, features, image_size, fit, num_workers, min_count: see
+            :class:`PhotographCaptions`; five captions come with each image.
 
     Raises:
         FileNotFoundError: a file or an image is not there; says where to get it.
@@ -318,13 +324,14 @@ class KarpathyCaptions(PhotographCaptions):
         captions_per_image: int | None = None,
         features: str | None = None,
         image_size: int = 224,
+        fit: Fit = "squash",
         num_workers: int = 4,
         min_count: int = 5,
     ) -> None:
         one_of(IMAGES_OF, name=name)
         folder = data_root(root) / name
         super().__init__(
-            folder, IMAGES_OF[name], batch_size, captions_per_image, features, image_size, num_workers, min_count
+            folder, IMAGES_OF[name], batch_size, captions_per_image, features, image_size, fit, num_workers, min_count
         )
         self.images = folder / (images or ("." if name == "coco" else "images"))
         path = folder / (captions or f"dataset_{name}.json")
@@ -348,8 +355,8 @@ class CocoCaptions(PhotographCaptions):
         train_images, test_images: folders of the images.
         val_fraction: share of the training images used for validation.
         split_seed: seed of the validation split, independent of the run's seed.
-        batch_size, captions_per_image, features, image_size, num_workers, min_count: see :class:`PhotographCaptions`;
-            about five captions come with each image.
+        batch_size, captions_per_image, features, image_size, fit, num_workers, min_count: see
+            :class:`PhotographCaptions`; about five captions come with each image.
 
     Raises:
         FileNotFoundError, ValueError: as :class:`KarpathyCaptions`; an image is in both files.
@@ -368,12 +375,13 @@ class CocoCaptions(PhotographCaptions):
         captions_per_image: int | None = None,
         features: str | None = None,
         image_size: int = 224,
+        fit: Fit = "squash",
         num_workers: int = 4,
         min_count: int = 5,
     ) -> None:
         folder = data_root(root) / "coco"
         super().__init__(
-            folder, COCO_PAGE, batch_size, captions_per_image, features, image_size, num_workers, min_count
+            folder, COCO_PAGE, batch_size, captions_per_image, features, image_size, fit, num_workers, min_count
         )
         self.image_folders = {"train": train_images, "val": train_images, "test": test_images}
         self.folder = folder
@@ -399,7 +407,7 @@ def cache_features(encoder: nn.Module, data: PhotographCaptions, prefix: Path, b
     """
     images: list[tuple[ImageSource, int]] = []
     for part, photographs in data.photographs.items():
-        source = PhotographFiles(data.image_folder(part), photographs, data.image_size, data.page)
+        source = PhotographFiles(data.image_folder(part), photographs, data.image_size, data.fit, data.page)
         source.check(photograph.number for photograph in photographs)
         images += [(source, photograph.number) for photograph in photographs]
     write_features(encoder, images, prefix, batch_size)

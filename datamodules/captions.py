@@ -162,6 +162,7 @@ class Captions(ImageLoaders):
     vocab: list[str]
     longest: int
     image_shape: list[int]
+    preprocessing: dict[str, Any] = {"fit": "squash", "stored": None}  # noqa: RUF012 - it is only read
     attributes: dict[str, list[str]]
 
     def __init__(self, batch_size: int, captions_per_image: int | None = None) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import at_least
+from common.pictures import resized
 from common.randomness import draws_of_place
 from datamodules.parts.augment import Augmentation
 from datamodules.parts.image_sets import ImageBatch, Images
@@ -50,6 +50,7 @@ class ContrastiveViews(WrappedImages):
 
     Attributes:
         image_shape: C, size, size of a view.
+        preprocessing: the source's, and its size where views have another.
         num_classes, class_names: those of the source.
         num_training_images: number of images that training goes through in an epoch.
 
@@ -85,6 +86,11 @@ class ContrastiveViews(WrappedImages):
         self.image_shape = [channels, self.augmentation.size, self.augmentation.size]
 
     @property
+    def preprocessing(self) -> dict[str, Any]:
+        sides = self.source.image_shape[1:]
+        return self.source.preprocessing | {"stored": None if sides == self.image_shape[1:] else sides}
+
+    @property
     def num_training_images(self) -> int:
         if self.label_fraction != 1:
             return len(self.labeled_subset(self.label_fraction))
@@ -110,10 +116,7 @@ class ContrastiveViews(WrappedImages):
     def to_float(self, batch: Any) -> Any:
         """:meth:`Images.to_float`, of either kind of batch, and its images as large as views are."""
         batch = super().to_float(batch)
-        side: int = self.image_shape[-1]  # type: ignore[assignment]
-        if tuple(batch.images.shape[2:]) == (side, side):
-            return batch
-        return batch._replace(images=F.interpolate(batch.images, (side, side), mode="bilinear", antialias=True))
+        return batch._replace(images=resized(batch.images, self.image_shape[1:]))
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ViewBatch:
         count, each = len(batch.images), Augmentation.num_draws

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from common.checks import at_least, more_than, one_of, within
 from common.files import data_root, nearest_path
+from common.pictures import channels_first, decode
 
 Kernel = Literal["lanczos3", "lanczos2", "bicubic"]
 SUPPORT = {"lanczos3": 3.0, "lanczos2": 2.0, "bicubic": 2.0}
@@ -274,11 +275,9 @@ def existing(name: str) -> Path:
 
 def mask_of_file(file: Path) -> Tensor:
     """(1, H, W): 1 where the image is brighter than half."""
-    from datamodules.parts.image_files import decode_image
-
     try:
-        pixels = decode_image(file.read_bytes(), grayscale=True)
-    except Exception as error:  # broken images make Pillow raise almost anything
+        pixels = channels_first(decode(file.read_bytes()).image, 1)
+    except ValueError as error:
         raise ValueError(f"mask={file}: cannot be decoded: {error}") from error
     return torch.from_numpy(pixels > 127).float()
 

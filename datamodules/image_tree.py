@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from common.checks import at_least, one_of, within
-from datamodules.parts.image_files import Archive, Broken, Tree
+from common.pictures import Fit, Preprocessing
+from datamodules.parts.image_files import Archive, Broken, Form, Tree
 from datamodules.parts.image_sets import ImageBatch, Images, Part, parts_of, stratified_order
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
 
@@ -23,25 +25,25 @@ class TreeImages:
         ValueError: on request, an image cannot be decoded; names the file.
     """
 
-    def __init__(self, tree: Tree, rows: Tensor, size: int, grayscale: bool) -> None:
-        self.tree, self.rows, self.size, self.grayscale = tree, rows, size, grayscale
+    def __init__(self, tree: Tree, rows: Tensor, form: Preprocessing) -> None:
+        self.tree, self.rows, self.form = tree, rows, form
         self.labels = torch.from_numpy(tree.labels)[rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, indices: Tensor) -> ImageBatch:
-        images = [self.tree.decode(row, self.size, self.grayscale) for row in self.rows[indices].tolist()]
+        images = [self.tree.decode(row, self.form) for row in self.rows[indices].tolist()]
         return ImageBatch(torch.from_numpy(np.stack(images)), self.labels[indices])
 
     def take(self, rows: Tensor) -> TreeImages:
         """The images at ``rows``, in that order."""
-        return TreeImages(self.tree, self.rows[rows], self.size, self.grayscale)
+        return TreeImages(self.tree, self.rows[rows], self.form)
 
     def fingerprint(self) -> int:
         """A checksum of the files' names and sizes and of how they are selected and shaped; pixels are not read."""
-        form = [self.tree.fingerprint(), self.size, self.grayscale]
-        return checksum([torch.tensor(form), self.rows])
+        form = zlib.crc32(repr(self.form).encode())
+        return checksum([torch.tensor([self.tree.fingerprint(), form]), self.rows])
 
 
 class ImageTree(Images):
@@ -50,8 +52,9 @@ class ImageTree(Images):
     Args:
         path: the folder, ``.zip`` or ``.tar`` (compressed or not), either the path itself or below ``root``. Folders
             ``train``, ``val`` and ``test`` in it are its parts; without them, the test part is split off too.
-        size: length of the shorter side in pixels; the longer side is cropped to it around the center. By default the
-            images keep their size, which must be the same for all.
+        size: side of the square that images become, in pixels. By default they keep their size, which must be the same
+            for all.
+        fit: how images that are not square become it: see :func:`common.pictures.fitted`.
         grayscale: one channel instead of three.
         broken: "error" stops at an image that cannot be decoded; "skip" leaves it out.
         num_workers: 0 decodes all images once into memory. Otherwise this many processes decode each batch, for trees
@@ -67,6 +70,7 @@ class ImageTree(Images):
         self,
         path: str,
         size: int | None = None,
+        fit: Fit = "crop",
         grayscale: bool = False,
         broken: Broken = "error",
         num_workers: int = 0,
@@ -81,15 +85,19 @@ class ImageTree(Images):
         at_least(1, "or null for images that have one size", size=size)
         at_least(0, num_workers=num_workers)
         one_of(Broken, broken=broken)
+        one_of(Fit, fit=fit)
         within("[0, 1)", test_fraction=test_fraction)
         below = self.root / path
         self.tree = Tree(below if below.exists() and not Path(path).exists() else Path(path))
-        self.size, self.grayscale, self.broken = size, grayscale, broken
+        self.size, self.broken = size, broken
         self.num_workers, self.test_fraction = num_workers, test_fraction
         self.class_names = self.tree.class_names
         if num_workers:
             self._refuse_with_workers()
-        self.image_shape = [1 if grayscale else 3, *((size, size) if size else self._first_size())]
+        channels = 1 if grayscale else 3
+        self.image_shape = [channels, *((size, size) if size else self._first_size(channels))]
+        self.preprocessing["fit"] = fit
+        self.form: Form = Preprocessing(self.image_shape, fit) if size else channels
         needed, there = len(self.tree.names) * int(np.prod(self.image_shape)), memory_bytes() // 2
         if not num_workers and needed > there:
             raise ValueError(
@@ -106,11 +114,11 @@ class ImageTree(Images):
         if isinstance(files, Archive) and files.is_compressed_tar():
             raise ValueError(f"{workers}: expected a folder, a .zip or an uncompressed .tar, not {files.path.name}")
 
-    def _first_size(self) -> tuple[int, ...]:
+    def _first_size(self, channels: int) -> tuple[int, ...]:
         """Height and width of the first intact image."""
         for row in range(len(self.tree.names)):
             try:
-                return self.tree.decode(row, None, self.grayscale).shape[1:]
+                return self.tree.decode(row, channels).shape[1:]
             except ValueError:
                 if self.broken == "error":
                     raise
@@ -122,13 +130,12 @@ class ImageTree(Images):
 
     def read(self) -> dict[str, Part]:
         if self.num_workers:
-            assert self.size is not None
+            assert isinstance(self.form, Preprocessing)
             parts: dict[str, Part] = {
-                name: TreeImages(self.tree, torch.from_numpy(rows), self.size, self.grayscale)
-                for name, rows in self.tree.parts.items()
+                name: TreeImages(self.tree, torch.from_numpy(rows), self.form) for name, rows in self.tree.parts.items()
             }
         else:
-            images, whole = self.tree.decode_all(self.size, self.grayscale, self.broken)
+            images, whole = self.tree.decode_all(self.form, self.broken)
             parts = parts_of(self.tree, images, whole)
             training = parts["all" if "all" in parts else "train"].labels
             lost = set(range(self.num_classes)) - set(training.tolist())

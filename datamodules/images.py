@@ -167,7 +167,7 @@ class CIFAR10(_Official):
         tree = Tree(copy)
         if tree.class_names != self.class_names or set(tree.parts) != {"train", "test"}:
             raise ValueError(f"{copy}: expected train and test with the ten classes of CIFAR-10")
-        return parts_of(tree, *tree.decode_all(size=None))
+        return parts_of(tree, *tree.decode_all(3))
 
 
 class CIFAR100(CIFAR10):

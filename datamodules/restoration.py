@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
@@ -16,15 +14,13 @@ from torch import Tensor, nn
 from common.checks import at_least
 from common.distributed import rank_and_world_size
 from common.files import nearest_path
+from common.pictures import EXTENSIONS, channels_first, decode, fitted
 from common.randomness import keyed_generator
 from datamodules.degradations import Denoise, Task, existing
-from datamodules.parts.image_files import EXTENSIONS, decode_image
 from datamodules.parts.loader import TensorLoader
 
 EMBEDDED = ("china", "flower", "grace_hopper")
 """photographs that come with scikit-learn (the first two) and matplotlib"""
-
-GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
 
 class RestorationBatch(NamedTuple):
@@ -182,7 +178,7 @@ def open_images(image: Any, size: int | None) -> tuple[list[str], list[Path | No
     for each in [image] if isinstance(image, str) else image:
         if each in EMBEDDED:
             names, files = [*names, each], [*files, None]
-            images.append(read_image(io.BytesIO(embedded_photograph(each)), each, size))
+            images.append(read_image(embedded_photograph(each), each, size))
             continue
         path = existing(each)
         if not path.exists():
@@ -192,7 +188,7 @@ def open_images(image: Any, size: int | None) -> tuple[list[str], list[Path | No
             raise ValueError(f"image={each}: no image in this folder, expected {', '.join(EXTENSIONS)}")
         for file in found:
             names, files = [*names, file.stem], [*files, file]
-            images.append(read_image(io.BytesIO(file.read_bytes()), str(file), size))
+            images.append(read_image(file.read_bytes(), str(file), size))
     if not images:
         raise ValueError("image=[]: expected at least one")
     return names, files, images
@@ -209,32 +205,22 @@ def embedded_photograph(name: str) -> bytes:
     return (Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg").read_bytes()
 
 
-def read_image(file: io.BytesIO, name: str, size: int | None = None) -> Tensor:
+def read_image(content: bytes, name: str, size: int | None = None) -> Tensor:
     """An image file as (C, H, W) in 0..1; C is 1 if it is gray, else 3.
 
-    Transparent pixels are laid over white, and 16 bits are rounded to 8.
+    See :func:`common.pictures.decode`.
 
     Raises:
-        ValueError: the file cannot be decoded, is animated, or has CMYK colors; names the file.
+        ValueError: the file cannot be decoded, or is animated; names the file.
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(file) as opened:
-            mode, frames = opened.mode, getattr(opened, "n_frames", 1)
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image format that Pillow knows") from None
-    except Exception as error:  # broken images make Pillow raise almost anything
+        found = decode(content)
+    except ValueError as error:
         raise ValueError(f"{name}: cannot be decoded: {error}") from error
-    if frames > 1:
-        raise ValueError(f"{name}: {frames} frames, expected a still image")
-    if mode == "CMYK":
-        raise ValueError(f"{name}: CMYK (printing) colors: expected gray or RGB; convert it first")
-    try:
-        pixels: np.ndarray = decode_image(file.getvalue(), size, grayscale=mode in GRAY_MODES)
-    except Exception as error:
-        raise ValueError(f"{name}: cannot be decoded: {' '.join(str(error).split()) or repr(error)}") from error
-    return torch.from_numpy(pixels).float() / 255
+    if found.frames > 1:
+        raise ValueError(f"{name}: {found.frames} frames, expected a still image")
+    image = found.image if size is None else fitted(found.image, (size, size), "crop")
+    return torch.from_numpy(channels_first(image, 1 if image.mode == "L" else 3)).float() / 255
 
 
 def cropped(image: Tensor, multiple: int, name: str) -> Tensor:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.checks import at_least
+from common.checks import at_least, one_of
 from common.files import data_root, read_json, require
+from common.pictures import Fit
 from common.vocabulary import build_vocab, tokenize
-from datamodules.parts.image_features import CachedFeatures, decode_image, write_features
+from datamodules.parts.image_features import CachedFeatures, decode_photograph, write_features
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
 from datamodules.parts.visual_questions import (
     Question,
@@ -105,16 +106,14 @@ def _read_records(path: Path, key: str) -> dict[int, dict[str, Any]]:
 class CocoImages:
     """The images of a COCO folder such as ``train2014``, decoded on request: (I, 3, size, size) uint8.
 
-    Images are squeezed to a square, not cropped: the object of a question may be at the edge.
-
     Raises:
         FileNotFoundError: the folder does not exist.
         ValueError: on request, an image cannot be decoded; names the file and the image id.
     """
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, size: int, fit: Fit = "squash") -> None:
         require(folder, DOWNLOAD_PAGE)
-        self.folder, self.size = folder, size
+        self.folder, self.size, self.fit = folder, size, fit
 
     def path(self, image_id: int) -> Path:
         return self.folder / f"COCO_{self.folder.name}_{image_id:012d}.jpg"
@@ -133,7 +132,7 @@ class CocoImages:
                 )
 
     def __call__(self, image_ids: Sequence[int]) -> Tensor:
-        return torch.stack([decode_image(self.path(i), self.size, f"image_id {i}") for i in image_ids])
+        return torch.stack([decode_photograph(self.path(i), self.size, self.fit, f"image_id {i}") for i in image_ids])
 
 
 def cache_features(
@@ -212,7 +211,9 @@ class VQAv2(VisualQuestions):
         train_images, test_images: COCO folders; the images are ``<folder>/COCO_<folder>_<12 digits>.jpg``.
         features: ``<prefix>`` of the image features to use instead, for both folders together: see
             :class:`CachedFeatures`. ``null`` decodes the images.
-        image_size: height and width to which images are resized.
+        image_size: height and width that images are brought to.
+        fit: how, see :func:`common.pictures.fitted`; by default nothing is cropped, since the object of a question may
+            be at the edge.
         num_workers: number of processes that decode images.
         batch_size: images per rank and batch; about 5.4 questions come with each (in v1, 3).
         val_fraction: share of the training images used for validation.
@@ -236,6 +237,7 @@ class VQAv2(VisualQuestions):
         test_images: str = "val2014",
         features: str | None = None,
         image_size: int = 224,
+        fit: Fit = "squash",
         num_workers: int = 4,
         batch_size: int = 92,
         val_fraction: float = 0.1,
@@ -254,7 +256,8 @@ class VQAv2(VisualQuestions):
             "test": folder / test_images,
         }
         self.features = None if features is None else folder / features
-        self.image_size = image_size
+        one_of(Fit, fit=fit)
+        self.image_size, self.fit = image_size, fit
         self.num_workers = num_workers
         for path in self.test_files:  # not only when the training is over
             require(path, DOWNLOAD_PAGE)
@@ -270,6 +273,7 @@ class VQAv2(VisualQuestions):
         self._prior = language_prior([question for question in train if question.answer in candidates])
         self.vocab = build_vocab((question.text for question in train), min_count)
         self.question_types = list(ANSWER_TYPES.values())
+        self.preprocessing = {"fit": fit, "stored": None}
         self.image_shape = [3, image_size, image_size] if self.features is None else CachedFeatures(self.features).shape
 
     def setup(self, stage: str | None = None) -> None:
@@ -279,7 +283,7 @@ class VQAv2(VisualQuestions):
                 # The lists are dropped as they are used up: the tables hold all that is needed.
                 questions = read_questions(*self.test_files) if part == "test" else self._questions.pop(part)
                 self.tables[part] = RatedQuestionTable(
-                    CocoImages(self.image_folders[part], self.image_size)
+                    CocoImages(self.image_folders[part], self.image_size, self.fit)
                     if self.features is None
                     else CachedFeatures(self.features),
                     questions,

@@ -131,6 +131,17 @@ class CLI(LightningCLI):
             now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
             refuse_contradictions(self.config.subcommand, config, now, checkpoint, self.facts)
 
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer; without fetching weights that those of a checkpoint replace."""
+        config = self.config[self.subcommand]
+        arguments = config.model.get("init_args", {})
+        fetches = config.ckpt_path is not None and "pretrained" in arguments
+        if fetches:
+            wanted, arguments.pretrained = arguments.pretrained, False
+        super().instantiate_classes()
+        if fetches:  # as it was asked for, for the run's record
+            arguments.pretrained = wanted
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config, options = self._get(self.config_init, "trainer"), self._get(self.config_init, "run")
         best, recovery, figures = (self._get(self.config_init, key) for key in ("best", "checkpoint", "figures"))

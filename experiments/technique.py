@@ -6,6 +6,9 @@ protocol below is an offer. Whoever has its members gets what its docstring says
 Facts
     What a model must know of its data (``vocab``, ``num_classes``, ``image_shape``, …) is an attribute of the data
     module. It reaches every constructor argument of the model with the same name: :mod:`experiments.facts`.
+Weights from a library
+    A model that fetches some asks for them by an argument ``pretrained: bool``, and keeps it out of its checkpoint
+    (``save_hyperparameters(ignore=["pretrained", …])``): it is false whenever a checkpoint's weights follow.
 Batches
     are NamedTuples whose first field has a row for each sample. ``training_step(batch: ViewBatch, …)`` says which kind
     it takes, and the first batch is compared with that before the first step. Lists, dicts and tensors work too: their

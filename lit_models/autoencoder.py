@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +27,14 @@ from torchmetrics import MeanMetric
 
 from common.checks import at_least, one_of, within
 from common.distributed import global_mean
+from common.pictures import Preprocessing
 from common.randomness import normal_of_samples, uniform_of_samples
 from common.trainer import datamodule_of
 from lit_models.networks.encoders import image_encoder
 from lit_models.networks.image_coders import conv_down, conv_up_double
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.pictures import takes_pictures
 from lit_models.scores.pca import find_components
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Autoencoder(LightningModule):
         corruption: of the encoder's input in training: ``noise`` adds a Gaussian of deviation ``corruption_level``,
             ``mask`` blackens that share of the pixels.
         corruption_level: see ``corruption``.
+        preprocessing: how the data make pictures of that shape: see :class:`common.pictures.Preprocessing`.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -95,6 +97,7 @@ class Autoencoder(LightningModule):
         loss: Loss = "mse",
         corruption: Corruption = "none",
         corruption_level: float = 0.25,
+        preprocessing: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
     ) -> None:
@@ -104,6 +107,7 @@ class Autoencoder(LightningModule):
         within("[0, 1)", corruption_level=corruption_level)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.image_shape, self.stride = list(image_shape), 2 ** len(channels)
+        self.preprocess = Preprocessing(self.image_shape, **preprocessing or {})
         self.loss, self.corruption, self.corruption_level = loss, corruption, corruption_level
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed = torch.initial_seed()  # of seed_everything
@@ -150,6 +154,7 @@ class Autoencoder(LightningModule):
         code: Tensor = self.encoder(padded)
         return code
 
+    @takes_pictures
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → (B, D): the code as a vector."""
         return self.code(images).flatten(1)
@@ -219,10 +224,10 @@ class Autoencoder(LightningModule):
     # ---- use -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def reconstruct(self, image: object) -> Tensor:
-        """(1, C, H, W) in 0..1: one image, as :func:`~lit_models.parts.images.to_image_batch` takes it, rebuilt."""
+    def reconstruct(self, images: object) -> Tensor:
+        """(B, C, H, W) in 0..1: pictures, as :class:`common.pictures.Preprocessing` takes them, rebuilt."""
         with evaluating(self):
-            return self.to_pixels(self(self._batch(image)))
+            return self.to_pixels(self(self._batch(images)))
 
     @torch.inference_mode()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
@@ -234,5 +239,5 @@ class Autoencoder(LightningModule):
             t = torch.linspace(0, 1, steps, dtype=first.dtype, device=self.device).view(-1, 1, 1, 1)
             return self.to_pixels(self.decoder(torch.lerp(first, last, t))[:, :, :height, :width])
 
-    def _batch(self, image: object) -> Tensor:
-        return to_image_batch(image, self.image_shape, self.device).to(self.dtype)
+    def _batch(self, images: object) -> Tensor:
+        return self.preprocess(images, self)

@@ -35,13 +35,13 @@ from torchmetrics import MeanMetric
 
 from common.checks import at_least, one_of, within
 from common.distributed import global_mean, world_size
+from common.pictures import Preprocessing
 from common.randomness import uniform_of_samples
 from common.vocabulary import UNK
 from lit_models.networks.caption_decoders import END, Heard, ShowAndTell, ShowAttendAndTell, repeated, rows, until_end
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.beam_search import State, beam_search
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.sampling import check_sampling, cut, inverse_cdf
 from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
@@ -99,6 +99,8 @@ class Captioner(LightningModule):
             (scheduled sampling): see :func:`~lit_models.parts.scheduled_sampling.forcing_probability`;
             ``teacher_forcing`` is its floor.
         beam_size, length_penalty: of beam search, see :func:`~lit_models.parts.beam_search.beam_search`.
+        preprocessing: how the data make pictures of that shape: see :class:`common.pictures.Preprocessing`; by
+            default whole pictures are squashed to it.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -134,6 +136,7 @@ class Captioner(LightningModule):
         teacher_forcing: float = 1.0,
         beam_size: int = 5,
         length_penalty: float = 1.0,
+        preprocessing: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
     ) -> None:
@@ -150,8 +153,9 @@ class Captioner(LightningModule):
             raise ValueError(f"attention_weight={attention_weight} with attention=false: expected 0")
         if word_query and not attention:
             raise ValueError("word_query=true with attention=false: expected false")
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"], logger=False)
         self.vocab, self.longest, self.image_shape = list(vocab), longest, list(image_shape)
+        self.preprocess = Preprocessing(self.image_shape, **preprocessing or {"fit": "squash"})
         self.attributes = dict(attributes or {})
         self.pooling, self.attention_weight, self.label_smoothing = pooling, attention_weight, label_smoothing
         self.schedule, self.schedule_steps, self.teacher_forcing = schedule, schedule_steps, teacher_forcing
@@ -421,8 +425,7 @@ class Captioner(LightningModule):
         """``n`` captions for each image; for ``beam``, best first.
 
         Args:
-            images: one image, or a list of them, or a tensor (I, C, H, W). Each is a PIL image, an array (H, W[, C]) or
-                a tensor ([C, ]H, W): uint8 (0..255) or float in 0..1, of any size, gray, RGB or RGBA.
+            images: one or several, as :class:`common.pictures.Preprocessing` takes them.
             method: ``greedy``, ``beam``, ``nucleus`` or ``sample``: see :meth:`decode`.
             beam_size, length_penalty: of ``beam``, by default the model's own.
             temperature: of ``nucleus`` and ``sample``: below 1 safer, above 1 wilder.
@@ -440,11 +443,7 @@ class Captioner(LightningModule):
         check_sampling(temperature, None, top_p)
         if isinstance(self.encoder, nn.Identity):
             raise ValueError("encoder='features': expected a model that reads images, not their cached features")
-        several = isinstance(images, (list, tuple)) or (isinstance(images, Tensor) and images.dim() == 4)
-        batches = [to_image_batch(image, self.image_shape, self.device) for image in (images if several else [images])]
-        if not batches:
-            return []
-        batch = torch.cat(batches).to(self.dtype)
+        batch = self.preprocess(images, self)
         draws = None
         if method in ("nucleus", "sample"):
             generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)

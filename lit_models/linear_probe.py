@@ -21,10 +21,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from common.distributed import global_mean
+from common.pictures import Preprocessing, are_several
 from lit_models.networks.batch_norm import GlobalBatchNorm1d, whole_batch_norm
 from lit_models.parts.checkpoints import rebuilt, trained_module
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class LinearProbe(LightningModule):
             their scale is arbitrary.
         class_names: names of the classes, for :meth:`classify`.
         encoder: the module's class and arguments; a checkpoint of this class holds them, so it needs no other.
+        preprocessing: how the data make pictures of that shape: see :class:`common.pictures.Preprocessing`.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -64,6 +65,7 @@ class LinearProbe(LightningModule):
         standardize: bool = True,
         class_names: Sequence[str] | None = None,
         encoder: dict[str, Any] | None = None,
+        preprocessing: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
@@ -87,6 +89,7 @@ class LinearProbe(LightningModule):
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.hparams["encoder"] = encoder
         self.image_shape, self.frozen = list(image_shape), frozen
+        self.preprocess = Preprocessing(self.image_shape, **preprocessing or {})
         self.class_names = list(class_names or [])
         self.optimizer, self.scheduler = optimizer, scheduler
         features = self._train_what_encodes(not frozen)
@@ -154,14 +157,14 @@ class LinearProbe(LightningModule):
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
     @torch.inference_mode()
-    def classify(self, image: object) -> dict[str, float]:
-        """The probability of each class, by its name.
+    def classify(self, images: object) -> dict[str, float] | list[dict[str, float]]:
+        """The probability of each class by its name, likeliest first; a list of these for several pictures.
 
         Args:
-            image: as :func:`~lit_models.parts.images.to_image_batch` takes it.
+            images: one or several, as :class:`common.pictures.Preprocessing` takes them.
         """
         with evaluating(self):
-            batch = to_image_batch(image, self.image_shape, self.device).to(self.dtype)
-            probabilities = self(batch).softmax(1)[0].tolist()
-        names = self.class_names or [str(i) for i in range(len(probabilities))]
-        return dict(sorted(zip(names, probabilities, strict=True), key=lambda item: -item[1]))
+            probabilities = self(self.preprocess(images, self)).softmax(1).tolist()
+        names = self.class_names or [str(i) for i in range(len(probabilities[0]))]
+        found = [dict(sorted(zip(names, row, strict=True), key=lambda item: -item[1])) for row in probabilities]
+        return found if are_several(images) else found[0]

@@ -37,14 +37,15 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from common.checks import at_least, nearest, one_of
 from common.distributed import gather_rows, gather_rows_with_gradient, world_size
+from common.pictures import Preprocessing, are_several
 from common.randomness import keyed_generator
 from common.trainer import datamodule_of
 from lit_models.networks.encoders import Stem, image_encoder, library_weights
 from lit_models.networks.heads import projection_head
 from lit_models.parts.contrastive import spread
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.pictures import takes_pictures
 from lit_models.parts.precision import full_precision
 from lit_models.scores.retrieval import (
     Verification,
@@ -187,6 +188,7 @@ class MetricLearning(LightningModule):
         freeze_batch_norm: freeze the batch-norm statistics of the encoder, as is usual with pretrained weights and
             small batches.
         representation: the output of :meth:`encode`: the encoder's features, or the embedding.
+        preprocessing: how the data make pictures of that shape: see :class:`common.pictures.Preprocessing`.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -216,14 +218,16 @@ class MetricLearning(LightningModule):
         reducer: dict[str, Any] | None = None,
         freeze_batch_norm: bool = False,
         representation: Representation = "encoder",
+        preprocessing: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
         super().__init__()
         at_least(1, "or null for the encoder's own features", out_dim=out_dim)
         one_of(Representation, representation=representation)
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"], logger=False)
         self.image_shape, self.normalize, self.representation = list(image_shape), normalize, representation
+        self.preprocess = Preprocessing(self.image_shape, **preprocessing or {})
         self.freeze_batch_norm = freeze_batch_norm
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed = torch.initial_seed()  # of seed_everything
@@ -296,6 +300,7 @@ class MetricLearning(LightningModule):
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
+    @takes_pictures
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → the representation (B, D)."""
         return self.encoder(images) if self.representation == "encoder" else self.embed(images)
@@ -406,9 +411,14 @@ class MetricLearning(LightningModule):
 
     @torch.inference_mode()
     def embedding(self, image: object) -> Tensor:
-        """(out_dim,): the embedding of an image as :func:`~lit_models.parts.images.to_image_batch` takes it."""
+        """The embedding (out_dim,) of one picture, or (B, out_dim) of several.
+
+        Args:
+            image: as :class:`common.pictures.Preprocessing` takes it.
+        """
         with evaluating(self):
-            return self.embed(to_image_batch(image, self.image_shape, self.device).to(self.dtype))[0]
+            embeddings = self.embed(self.preprocess(image, self))
+        return embeddings if are_several(image) else embeddings[0]
 
     def distance(self, a: object, b: object) -> float:
         """The Euclidean distance of two images' embeddings."""
@@ -434,7 +444,7 @@ class MetricLearning(LightningModule):
         if not len(gallery):
             raise ValueError("gallery=[]: expected at least one image")
         query = self.embedding(image)
-        found = torch.stack([(self.embedding(other) - query).norm() for other in gallery])
+        found = (torch.cat([self.embedding([other]) for other in gallery]) - query).norm(dim=1)
         smallest = found.topk(min(k, len(gallery)), largest=False)
         return list(zip(smallest.indices.tolist(), smallest.values.tolist(), strict=True))
 

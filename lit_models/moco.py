@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from common.checks import at_least, more_than, one_of, within
 from common.distributed import gather_rows, rows_of_this_rank
+from common.pictures import Preprocessing
 from common.randomness import keyed_generator
 from common.trainer import datamodule_of
 from lit_models.networks.batch_norm import split_batch_norm
@@ -46,6 +47,7 @@ from lit_models.parts.contrastive import (
     unit,
 )
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.pictures import takes_pictures
 from lit_models.parts.precision import full_precision
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ class MoCo(LightningModule):
             multiple of the number of ranks. 1 normalizes the whole batch, and keys are not shuffled.
         symmetric: each view is the query once and the key once, and both keys are enqueued.
         decay_vectors: whether weight decay applies to biases and the weights of norms, as it does in the authors' code.
+        preprocessing: how the data make pictures of that shape: see :class:`common.pictures.Preprocessing`.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -139,6 +142,7 @@ class MoCo(LightningModule):
         bn_splits: int = 8,
         symmetric: bool = False,
         decay_vectors: bool = True,
+        preprocessing: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.06, momentum=0.9, weight_decay=5e-4),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
@@ -147,9 +151,10 @@ class MoCo(LightningModule):
         within("[0, 1]", momentum=momentum)
         one_of(MomentumSchedule, momentum_schedule=momentum_schedule)
         more_than(0, temperature=temperature)
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"], logger=False)
         self.momentum, self.momentum_schedule, self.temperature = momentum, momentum_schedule, temperature
         self.bn_splits, self.symmetric, self.decay_vectors = bn_splits, symmetric, decay_vectors
+        self.preprocess = Preprocessing(image_shape, **preprocessing or {})
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed = torch.initial_seed()  # of seed_everything
 
@@ -187,6 +192,7 @@ class MoCo(LightningModule):
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
+    @takes_pictures
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → (B, D): the query encoder's representation."""
         output: Tensor = self.query.encoder(images)  # type: ignore[operator]

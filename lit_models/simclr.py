@@ -13,7 +13,7 @@ see docs/simclr.md for an experiment.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common.checks import at_least, more_than, one_of
 from common.distributed import gather_rows_with_gradient, places_of_this_rank
+from common.pictures import Preprocessing
 from common.trainer import datamodule_of
 from lit_models.networks.encoders import Stem, image_encoder, library_weights
 from lit_models.networks.heads import projection_head
@@ -34,6 +35,7 @@ from lit_models.parts.contrastive import (
     unit,
 )
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.pictures import takes_pictures
 from lit_models.parts.precision import full_precision
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ class SimCLR(LightningModule):
         representation: the output of :meth:`encode`: h, or z, which keeps less of what the augmentation changes
             (section 4.2).
         decay_vectors: whether weight decay applies to biases and the weights of norms.
+        preprocessing: how the data make pictures of that shape: see :class:`common.pictures.Preprocessing`.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -111,6 +114,7 @@ class SimCLR(LightningModule):
         temperature: float = 0.5,
         representation: Representation = "encoder",
         decay_vectors: bool = False,
+        preprocessing: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.06, momentum=0.9, weight_decay=5e-4),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
@@ -118,8 +122,9 @@ class SimCLR(LightningModule):
         at_least(1, head_dim=head_dim, out_dim=out_dim)
         more_than(0, temperature=temperature)
         one_of(Representation, representation=representation)
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"], logger=False)
         self.temperature, self.representation, self.decay_vectors = temperature, representation, decay_vectors
+        self.preprocess = Preprocessing(image_shape, **preprocessing or {})
         self.optimizer, self.scheduler = optimizer, scheduler
         self.encoder = image_encoder(encoder, image_shape, stem=stem, width=width, pretrained=pretrained)
         features = int(self.encoder.out_dim)  # type: ignore[arg-type]
@@ -133,6 +138,7 @@ class SimCLR(LightningModule):
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
+    @takes_pictures
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in 0..1 → h (B, D), the representation; the head is only for the loss."""
         h = self.encoder(images)

@@ -37,14 +37,15 @@ from torchmetrics import MeanMetric
 
 from common.checks import at_least, more_than, one_of, within
 from common.distributed import global_mean, mean_over_ranks
+from common.pictures import Preprocessing
 from common.randomness import coins_of_samples, normal_of_samples
 from common.trainer import datamodule_of
 from lit_models.networks.encoders import image_encoder
 from lit_models.networks.image_coders import Activation, conv_decoder, conv_encoder, mlp
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.images import to_image_batch
 from lit_models.parts.latent import gaussian_kl, slerp
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
+from lit_models.parts.pictures import takes_pictures
 from lit_models.scores.vae import PosteriorScores
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class VAE(LightningModule):
         warmup, cycles: the weight rises over the first ``warmup`` (share) of each of ``cycles`` parts of training.
         free_bits: nats of the KL that cost nothing in each dimension.
         test_samples: number of importance samples for the test's log-likelihood; processed in chunks.
+        preprocessing: how the data make pictures of that shape: see :class:`common.pictures.Preprocessing`.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -152,6 +154,7 @@ class VAE(LightningModule):
         cycles: int = 1,
         free_bits: float = 0.0,
         test_samples: int = 500,
+        preprocessing: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3, eps=1e-4),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.02),
     ) -> None:
@@ -175,6 +178,7 @@ class VAE(LightningModule):
             )
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.image_shape, self.network = list(image_shape), network
+        self.preprocess = Preprocessing(self.image_shape, **preprocessing or {})
         self.latent_dim, self.likelihood, self.binarize = latent_dim, likelihood, binarize
         self.samples, self.test_samples = samples, test_samples
         self.beta, self.warmup, self.cycles, self.free_bits = beta, warmup, cycles, free_bits
@@ -346,6 +350,7 @@ class VAE(LightningModule):
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
+    @takes_pictures
     def encode(self, images: Tensor, sample: bool = False, seed: int | None = None) -> Tensor:
         """Images (B, C, H, W) in 0..1 → codes (B, D): the posterior's mean, or a draw from it."""
         mean, log_var = self.posterior_of(images)
@@ -364,10 +369,10 @@ class VAE(LightningModule):
             return self.decode(temperature * self._normal((count, self.latent_dim), seed))
 
     @torch.inference_mode()
-    def reconstruct(self, image: object, sample: bool = False, seed: int | None = None) -> Tensor:
-        """(1, C, H, W) in 0..1: one image, as :func:`~lit_models.parts.images.to_image_batch` takes it, rebuilt."""
+    def reconstruct(self, images: object, sample: bool = False, seed: int | None = None) -> Tensor:
+        """(B, C, H, W) in 0..1: pictures, as :class:`common.pictures.Preprocessing` takes them, rebuilt."""
         with evaluating(self):
-            return self.decode(self.encode(self._batch(image), sample, seed))
+            return self.decode(self.encode(self._batch(images), sample, seed))
 
     @torch.inference_mode()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
@@ -390,5 +395,5 @@ class VAE(LightningModule):
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         return torch.randn(*shape, generator=generator, device=self.device, dtype=self.log_scale.dtype)
 
-    def _batch(self, image: object) -> Tensor:
-        return to_image_batch(image, self.image_shape, self.device).to(self.dtype)
+    def _batch(self, images: object) -> Tensor:
+        return self.preprocess(images, self)

@@ -30,10 +30,10 @@ from torchmetrics import MeanMetric
 
 from common.checks import at_least, one_of, within
 from common.distributed import global_mean
+from common.pictures import Preprocessing
 from common.vocabulary import encode
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.images import to_image_batch
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.scores.vqa import VQAScores, score_of
 
@@ -165,6 +165,8 @@ class VQA(LightningModule):
         dropout: on the fact embedding and in the classifier.
         blind: answer from the question alone, which learns the language prior.
         image_only: answer from the image alone.
+        preprocessing: how the data make pictures of that shape: see :class:`common.pictures.Preprocessing`; by
+            default whole pictures are squashed to it.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -194,6 +196,7 @@ class VQA(LightningModule):
         dropout: float = 0.0,
         blind: bool = False,
         image_only: bool = False,
+        preprocessing: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.1),
     ) -> None:
@@ -206,9 +209,10 @@ class VQA(LightningModule):
         at_least(1, embedding_dim=embedding_dim, hidden_dim=hidden_dim, lstm_layers=lstm_layers, fact_dim=fact_dim)
         at_least(1, relation_layers=relation_layers, classifier_dim=classifier_dim)
         within("[0, 1)", dropout=dropout)
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"], logger=False)
         self.vocab, self.answers, self.question_types = list(vocab), list(answers), list(question_types)
         self.image_shape = list(image_shape)
+        self.preprocess = Preprocessing(self.image_shape, **preprocessing or {"fit": "squash"})
         self.optimizer, self.scheduler = optimizer, scheduler
         self.blind, self.image_only = blind, image_only
 
@@ -303,8 +307,7 @@ class VQA(LightningModule):
         """The ``top`` answers to a question about one image, with their probabilities, likeliest first.
 
         Args:
-            image: a PIL image, an array (H, W[, C]) or a tensor ([C, ]H, W): uint8 or float in 0..1, of any size, gray,
-                RGB or RGBA.
+            image: as :class:`common.pictures.Preprocessing` takes it.
             question: plain text; words that training never showed count as ``<unk>``.
 
         Raises:
@@ -316,7 +319,7 @@ class VQA(LightningModule):
         if not isinstance(question, str):
             raise TypeError(f"question of type {type(question).__name__}: expected text")
         tokens, lengths = encode([question], self.vocab)
-        images = to_image_batch(image, self.image_shape, self.device)
+        images = self.preprocess(image, self)
         with evaluating(self):
             state = self.encode_question(tokens.to(self.device), lengths)
             first = torch.zeros(1, dtype=torch.long, device=self.device)

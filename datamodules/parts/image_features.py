@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.files import read_json
+from common.pictures import Fit, Preprocessing, decode
 
 
 class ImageSource(Protocol):
@@ -24,20 +25,17 @@ class ImageSource(Protocol):
         """Raises FileNotFoundError or ValueError at the first missing image."""
 
 
-def decode_image(path: Path, size: int, record: str) -> Tensor:
-    """The image (3, size, size) uint8 in a file, squeezed to a square and not cropped, since the edges may matter.
+def decode_photograph(path: Path, size: int, fit: Fit, record: str) -> Tensor:
+    """The photograph (3, size, size) uint8 in a file.
 
     Raises:
         ValueError: it cannot be decoded; names the file and the ``record`` that it belongs to.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:  # some are gray
-            pixels = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises at broken files
+        image = decode(path.read_bytes()).image
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {record} cannot be decoded: {error}") from error
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(Preprocessing([3, size, size], fit).pixels(image))
 
 
 class CachedFeatures:

@@ -20,10 +20,14 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from common.files import cache_file, nearest_path, state_of, write_whole
+from common.pictures import EXTENSIONS, Preprocessing, channels_first, decode
 
 PARTS = ("train", "val", "test")
 Broken = Literal["error", "skip"]
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+Form = int | Preprocessing
+"""what images become: of one size, or, with a number of channels (1 or 3) instead, of the size that they have"""
+DECODING = 2
+"""counted up when a file's pixels change with the code that reads it: what is kept decoded is then decoded anew"""
 
 CACHE_SECONDS = 2.0
 """seconds; trees that take longer to decode are kept decoded on disk"""
@@ -187,6 +191,7 @@ class Tree:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such folder, .zip or .tar{nearest_path(path)}")
         self.files = Folder(path) if path.is_dir() else Archive(path)
+        self.animated = 0  # images found so far to have several frames
         shown = {name: name.split("/") for name in self.files.sizes if not _is_hidden(name)}
         images = {name: parts for name, parts in shown.items() if name.lower().endswith(EXTENSIONS)}
         if not images:
@@ -239,42 +244,39 @@ class Tree:
         """A checksum of the images' names and sizes, in their order."""
         return zlib.crc32("\n".join(f"{name} {self.files.sizes[name]}" for name in self.names).encode())
 
-    def decode(self, row: int, size: int | None, grayscale: bool = False) -> np.ndarray:
-        """One image: see :func:`decode_image`.
+    def decode(self, row: int, form: Form) -> np.ndarray:
+        """One image, (C, H, W) uint8.
 
         Raises:
             ValueError: it cannot be decoded; names the file or the member.
         """
         name = self.names[row]
         try:
-            return decode_image(self.files.read(name), size, grayscale)
-        except Exception as error:  # broken images make Pillow raise almost anything, KeyError included
+            found = decode(self.files.read(name))
+        except Exception as error:  # of the archive's own module too
             reason = " ".join(str(error).split()) or repr(error)
             raise ValueError(f"{self.files.where(name)}: cannot be decoded: {reason}") from error
+        self.animated += found.frames > 1
+        return channels_first(found.image, form) if isinstance(form, int) else form.pixels(found.image)
 
-    def decode_all(
-        self, size: int | None, grayscale: bool = False, broken: Broken = "error"
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def decode_all(self, form: Form, broken: Broken = "error") -> tuple[np.ndarray, np.ndarray]:
         """All images (N, C, H, W) uint8, and which of them are intact, (N,) bool; the others are black.
 
         If decoding takes long, the result is kept on disk and mapped from there.
-
-        Args:
-            size: None keeps the images' size, which must be the same for all.
 
         Raises:
             ValueError: an image cannot be decoded, or has another size than the first; names it.
         """
         from PIL import __version__ as decoder
 
-        cached = cache_file((self.files.state(), self.names, size, grayscale, broken, decoder), ".npy")
+        cached = cache_file((self.files.state(), self.names, form, broken, decoder, DECODING), ".npy")
         faults = cached.with_suffix(".json")  # written first, so that where there is an array there are its faults
         if cached.exists() and faults.exists():
             # Mapped such that writing to it, which nobody does, would not reach the file: else torch would warn.
             images, messages = np.load(cached, mmap_mode="c"), json.loads(faults.read_bytes())
         else:
             start = time.monotonic()
-            images, messages = self._decode_all(size, grayscale, broken)
+            images, messages = self._decode_all(form, broken)
             if time.monotonic() - start > CACHE_SECONDS:
                 write_whole(faults, [json.dumps(messages).encode()])
                 header = io.BytesIO()
@@ -282,17 +284,19 @@ class Tree:
                 write_whole(cached, [header.getvalue(), images.data])
         whole = np.ones(len(self.names), bool)
         whole[[row for row, _ in messages]] = False
+        if self.animated:
+            rank_zero_warn(f"{self.files.path}: of {self.animated} animated images only the first frame is used")
         if messages:
             rank_zero_warn(f"{self.files.path}: left out {len(messages)} broken images, the first: {messages[0][1]}")
         return images, whole
 
-    def _decode_all(self, size: int | None, grayscale: bool, broken: str) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    def _decode_all(self, form: Form, broken: str) -> tuple[np.ndarray, list[tuple[int, str]]]:
         row_of = {name: row for row, name in enumerate(self.names)}
         images: np.ndarray | None = None
         first, messages = "", []
         for row in (row_of[name] for name in self.files.sizes if name in row_of):  # as they lie in an archive
             try:
-                image = self.decode(row, size, grayscale)
+                image = self.decode(row, form)
             except ValueError as error:
                 if broken == "error":
                     raise
@@ -314,46 +318,3 @@ class Tree:
 def _is_hidden(name: str) -> bool:
     """Whether a file is hidden, like ``.DS_Store`` and the files that macOS adds to archives."""
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-
-
-def decode_image(content: bytes, size: int | None = None, grayscale: bool = False) -> np.ndarray:
-    """An image file as (C, H, W) uint8, with C 3, or 1 for ``grayscale``.
-
-    Any mode becomes RGB: 16 bits are scaled to 8, palettes and CMYK are converted, and transparent pixels are laid over
-    white. Of several frames the first is used, and the camera's orientation tag is ignored.
-
-    Args:
-        size: the shorter side is resized to this, with antialiasing, and the longer one is cropped to it around the
-            center.
-
-    Raises:
-        Exception: of any type, if the file is broken.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    if not content:
-        raise ValueError("the file is empty")
-    image: Image.Image
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-    except UnidentifiedImageError as error:  # whose own message is the address of an object
-        raise ValueError("not an image format that Pillow knows") from error
-    if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"integers in {values.min()}..{values.max()}, expected 16 bits")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels, expected integers")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if grayscale else "RGB")
-    if size is not None and image.size != (size, size):
-        width, height = image.size
-        kept = min(width, height)  # the part of the original that is kept: nothing is resized to be cropped away
-        left, top = (width - kept) / 2, (height - kept) / 2
-        image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + kept, top + kept))
-    pixels = np.array(image)
-    return pixels[None] if grayscale else np.ascontiguousarray(pixels.transpose(2, 0, 1))

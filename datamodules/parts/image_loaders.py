@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from common.checks import at_least
+from common.pictures import as_floats
 from datamodules.parts.loader import TensorLoader
 
 
@@ -23,8 +24,7 @@ class FloatImages(LightningDataModule):
         """The batch with its images in 0..1, in the model's precision; images that are floats stay as they are."""
         if batch.images.dtype != torch.uint8:
             return batch
-        # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
-        return batch._replace(images=batch.images.to(self.dtype, memory_format=torch.channels_last).div_(255))
+        return batch._replace(images=as_floats(batch.images, self.dtype))
 
 
 class ImageLoaders(FloatImages):

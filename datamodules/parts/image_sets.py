@@ -84,6 +84,7 @@ class Images(ImageLoaders):
 
     Attributes:
         image_shape: C, H, W.
+        preprocessing: how a picture of any size gets that shape: arguments of :class:`common.pictures.Preprocessing`.
         num_classes, class_names: of the labels, in their order.
         parts: "train", "val" and, if there is one, "test", after ``setup``.
         training_rows: (N,) for the N training images that :meth:`read` returns, the row of each in the training part,
@@ -109,6 +110,7 @@ class Images(ImageLoaders):
         at_least(1, "or null for all", limit=limit)
         within("(0, 1)", val_fraction=val_fraction)
         self.image_shape, self.class_names = list(self.shape), list(self.names)
+        self.preprocessing: dict[str, Any] = {"fit": "crop", "stored": None}
         self.root, self.limit = data_root(root), limit
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.parts: dict[str, Part] = {}

@@ -196,6 +196,7 @@ class VisualQuestions(ImageLoaders):
     answers: list[str]
     question_types: list[str]
     image_shape: list[int]
+    preprocessing: dict[str, Any] = {"fit": "squash", "stored": None}  # noqa: RUF012 - the object may be at the edge
 
     draws: int = 0
     """number of uniform draws that :meth:`augment` needs per image; 0 for a source without augmentation"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -24,7 +24,7 @@ class WrappedImages(FloatImages):
         least: that ``batch_size`` may be.
 
     Attributes:
-        num_classes, class_names: the source's.
+        num_classes, class_names, preprocessing: the source's.
 
     Raises:
         ValueError: ``batch_size`` is less than that.
@@ -39,6 +39,10 @@ class WrappedImages(FloatImages):
     @property
     def num_classes(self) -> int:
         return self.source.num_classes
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        return self.source.preprocessing
 
     @property
     def class_names(self) -> list[str]:

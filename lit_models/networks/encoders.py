@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from math import ceil, log2
 from typing import Any, Literal
 
@@ -47,8 +48,7 @@ class ConvEncoder(nn.Sequential):
 class Rescale(nn.Module):
     """Pixels in 0..1 to zero mean and unit deviation, channel by channel; by default 0..1 to -1..1.
 
-    Weights that come with their own mean and deviation, such as those of another library's network, replace these, and
-    the two are then part of the weights.
+    The two are part of the weights, since these are worth nothing without them: whatever is loaded replaces them.
     """
 
     mean: Tensor
@@ -56,13 +56,14 @@ class Rescale(nn.Module):
 
     def __init__(self, mean: Sequence[float] = (0.5,), std: Sequence[float] = (0.5,)) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("mean", "std"):
-            if (value := state_dict.get(prefix + name)) is not None:
-                self.register_buffer(name, torch.empty_like(value, device=self.mean.device))
+            # Checkpoints from before they were part of the weights do not have them.
+            value = state_dict.setdefault(prefix + name, getattr(self, name))
+            self.register_buffer(name, torch.empty_like(value, device=self.mean.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,17 +77,20 @@ class Backbone(nn.Module):
         name: ``resnet18`` and the like for torchvision's ResNets, or ``timm/<name>`` for anything in timm.
         pretrained: start from the library's ImageNet weights (downloaded by it).
         frozen: keep the weights *and* the batch-norm statistics fixed.
+        size: H, W, for networks that are made for one size.
 
     Raises:
         ValueError: an unknown name, or a timm model although timm is not installed.
     """
 
-    def __init__(self, name: str, pretrained: bool = False, frozen: bool = False) -> None:
+    def __init__(
+        self, name: str, pretrained: bool = False, frozen: bool = False, size: Sequence[int] = (224, 224)
+    ) -> None:
         super().__init__()
         self.rescale = Rescale(IMAGENET_MEAN, IMAGENET_STD)
         self.frozen = frozen
         if name.startswith("timm/"):
-            self.body, self.out_channels = _timm_body(name.removeprefix("timm/"), pretrained)
+            self.body, self.out_channels = _timm_body(name.removeprefix("timm/"), pretrained, size)
         else:
             self.body, self.out_channels = _torchvision_body(name, pretrained)
         if frozen:
@@ -113,17 +117,38 @@ def _torchvision_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
         raise ValueError(
             f"encoder={name!r}: expected 'conv', 'features', a ResNet of torchvision or 'timm/<name>'{hint}"
         )
-    network = models.get_model(name, weights="DEFAULT" if pretrained else None, norm_layer=GlobalBatchNorm2d)
+    with _torchvision_weights(name):
+        network = models.get_model(name, weights="DEFAULT" if pretrained else None, norm_layer=GlobalBatchNorm2d)
     body = nn.Sequential(*list(network.children())[:-2])  # without average pooling and classifier
     return body, network.fc.in_features
 
 
-def _timm_body(name: str, pretrained: bool) -> tuple[nn.Module, int]:
-    network = _timm_network(name, pretrained, num_classes=0, global_pool="")
+@contextmanager
+def _fetching(name: str, address: str, place: str) -> Iterator[None]:
+    """Says which file belongs where if the library's weights are not there and can't be fetched."""
+    try:
+        yield
+    except OSError as error:  # of the network, or of the folder
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise ValueError(
+            f"pretrained=True: the weights of {name} could not be fetched ({reason}); get {address} and {place}"
+        ) from None
+
+
+def _torchvision_weights(name: str) -> AbstractContextManager[None]:
+    from torchvision import models
+
+    return _fetching(
+        name, models.get_model_weights(name)["DEFAULT"].url, f"put it into {torch.hub.get_dir()}/checkpoints"
+    )
+
+
+def _timm_body(name: str, pretrained: bool, size: Sequence[int]) -> tuple[nn.Module, int]:
+    network = _timm_network(name, pretrained, size, num_classes=0, global_pool="")
     return network, network.num_features
 
 
-def _timm_network(name: str, pretrained: bool, **options: Any) -> Any:
+def _timm_network(name: str, pretrained: bool, size: Sequence[int], **options: Any) -> Any:
     try:
         import timm
     except ModuleNotFoundError:
@@ -131,7 +156,13 @@ def _timm_network(name: str, pretrained: bool, **options: Any) -> Any:
     if not timm.is_model(name):
         near = timm.list_models(f"*{name[:6]}*")[:3]
         raise ValueError(f"encoder='timm/{name}': expected a model of timm, such as {', '.join(near) or 'resnet50d'}")
-    return timm.create_model(name, pretrained=pretrained, **options)
+    if timm.get_pretrained_cfg(name).fixed_input_size:  # a transformer, made for one size
+        options["img_size"] = tuple(size)
+    where = timm.get_pretrained_cfg(name)
+    with _fetching(
+        f"timm/{name}", where.url or f"https://huggingface.co/{where.hf_hub_id}", "put it into timm's cache"
+    ):
+        return timm.create_model(name, pretrained=pretrained, **options)
 
 
 def grid_encoder(
@@ -143,7 +174,7 @@ def grid_encoder(
     if name == "conv":
         conv = ConvEncoder(image_shape[0], channels, ground=1.0, norm=norm)  # drawn images have a white or pale one
         return conv, conv.out_channels
-    backbone = Backbone(name, pretrained, frozen)
+    backbone = Backbone(name, pretrained, frozen, image_shape[1:])
     return backbone, backbone.out_channels
 
 
@@ -223,7 +254,7 @@ def image_encoder(
         raise ValueError(f"width={width}: expected null with {asked}, whose width is in its name")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if name.startswith("timm/"):
-        network = _timm_network(name.removeprefix("timm/"), pretrained, num_classes=0, in_chans=channels)
+        network = _timm_network(name.removeprefix("timm/"), pretrained, size, num_classes=0, in_chans=channels)
         mean, std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
     else:
         network = _headless(name, channels, pretrained)
@@ -306,7 +337,8 @@ class ResNet(nn.Module):
     def _load_pretrained(self, name: str) -> None:
         from torchvision import models
 
-        weights = models.get_model_weights(name)["DEFAULT"].get_state_dict(progress=False, check_hash=True)
+        with _torchvision_weights(name):
+            weights = models.get_model_weights(name)["DEFAULT"].get_state_dict(progress=False, check_hash=True)
         self.load_state_dict({key: value for key, value in _fitted(weights, self).items() if "fc." not in key})
         self.rescale = _rescale(self.conv1.in_channels, IMAGENET_MEAN, IMAGENET_STD)
 
@@ -354,7 +386,8 @@ def _headless(name: str, in_channels: int, pretrained: bool) -> nn.Module:
     if name not in known:
         hint = nearest(name, ["conv", *known])
         raise ValueError(f"encoder={name!r}: expected 'conv', a classifier of torchvision or 'timm/<name>'{hint}")
-    network = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    with _torchvision_weights(name):
+        network = models.get_model(name, weights="DEFAULT" if pretrained else None)
     linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError(f"encoder={name!r}: expected a classifier that ends in a linear layer")
@@ -383,7 +416,8 @@ def _fitted(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]
 def library_weights(encoder: nn.Module) -> dict[str, Tensor]:
     """The weights of an :func:`image_encoder` under torchvision's or timm's names."""
     network = encoder.body if isinstance(encoder, Pooled) else encoder
-    return {key: value.detach().clone() for key, value in network.state_dict().items()}
+    weights = network.state_dict().items()
+    return {key: value.detach().clone() for key, value in weights if not key.startswith("rescale.")}
 
 
 def _rescale(channels: int, mean: Sequence[float], std: Sequence[float]) -> Rescale:

@@ -34,8 +34,6 @@ def trained_module(checkpoint: str, argument: str = "checkpoint") -> tuple[dict[
         raise ValueError(f"{argument}={path}: expected a checkpoint of a run of train.py")
     class_path = arguments.pop("_class_path")
     arguments.pop("_instantiator", None)
-    if arguments.get("pretrained"):
-        arguments["pretrained"] = False  # other weights follow
     return {"class_path": class_path, "init_args": arguments}, content["state_dict"]
 
 

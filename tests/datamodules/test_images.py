@@ -24,11 +24,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
+from common.pictures import Preprocessing, channels_first, decode
 from datamodules import image_tree
 from datamodules.image_tree import ImageTree
 from datamodules.images import CIFAR10, CIFAR100, MNIST, STL10, Digits, FashionMNIST
 from datamodules.parts import image_files
-from datamodules.parts.image_files import Tree, decode_image
+from datamodules.parts.image_files import Tree
 from datamodules.parts.image_sets import ImageBatch, Images, stratified_order
 from datamodules.parts.loader import WorkerLoader, checksum
 from tests.conftest import DATA
@@ -700,6 +701,11 @@ def test_folders_that_link_to_one_above_end(tmp_path: Path) -> None:
 # Sizes and modes.
 
 
+def decode_image(content: bytes, size: int | None = None, grayscale: bool = False) -> np.ndarray:
+    image, channels = decode(content).image, 1 if grayscale else 3
+    return Preprocessing((channels, size, size)).pixels(image) if size else channels_first(image, channels)
+
+
 def test_images_are_resized_to_their_shorter_side_and_cropped_to_the_center() -> None:
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, :20], wide[:, 20:40], wide[:, 40:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -751,8 +757,8 @@ def test_odd_modes_become_rgb() -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (Image.fromarray(np.full((4, 5), 70_000, np.int32)), "integers in 70000..70000, expected 16 bits"),
-        (Image.fromarray(np.full((4, 5), 0.5, np.float32)), "floating-point pixels"),
+        (Image.fromarray(np.full((4, 5), 70_000, np.int32)), "integers in 70000..70000: expected 0..65535"),
+        (Image.fromarray(np.full((4, 5), 2.5, np.float32)), "values in 2.5..2.5: expected floats in 0..1"),
     ],
 )
 def test_modes_without_a_scale_are_refused(image: Image.Image, message: str) -> None:
@@ -795,7 +801,7 @@ def test_broken_images_are_named_or_skipped(kind: str, where: str, tmp_path: Pat
     name = f"{path}/bee/broken.png" if where == "tree" else f"{path}: member bee/broken.png"
     message = error_of(lambda: ImageTree(str(path), size=8))
     assert message.startswith(f"{name}: cannot be decoded: ")
-    reasons = {"empty": "the file is empty", "not_an_image": "not an image format that Pillow knows"}
+    reasons = {"empty": "the file is empty", "not_an_image": "TIFF, PPM"}
     assert message.endswith(reasons.get(kind, ""))
     caught = warnings_of(lambda: ImageTree(str(path), size=8, broken="skip", test_fraction=0.0).setup())
     assert [line for line in caught if line.startswith(f"{path}: left out 1 broken images, the first: {name}")]
@@ -945,7 +951,7 @@ def test_cached_images_are_those_decoded(
             assert torch.equal(part.images, decoded.parts[name].images)
             assert torch.equal(part.labels, decoded.parts[name].labels)
         assert sorted(file.suffix for file in cache.iterdir()) == [".json", ".npy"]
-        monkeypatch.setattr(image_files, "decode_image", decode_only_the_first(decode_image))
+        monkeypatch.setattr(image_files, "decode", decode_only_the_first(decode))
     (kept,) = cache.glob("*.npy")
     assert np.load(kept).shape == (25, 3, 10, 12)
     assert len(json.loads(kept.with_suffix(".json").read_text())) == 1
@@ -1040,9 +1046,9 @@ def test_workers_form_the_batches_that_memory_would(where: str, tmp_path: Path, 
 def test_an_archive_that_was_opened_before_the_workers_is_not_shared_with_them(tmp_path: Path) -> None:
     for name in ("tree.zip", "tree.tar"):
         tree = ImageTree(str(WRITERS[name](tmp_path / name, FLAT)), size=10, batch_size=2, num_workers=3)
-        tree.tree.decode(0, 10)  # opens it here
+        tree.tree.decode(0, tree.form)  # opens it here
         images = torch.cat([batch.images for batch in tree.plain_loader("train")])
-        expected = [torch.from_numpy(tree.tree.decode(row, 10)) for row in tree.part("train").rows.tolist()]
+        expected = [torch.from_numpy(tree.tree.decode(row, tree.form)) for row in tree.part("train").rows.tolist()]
         assert torch.equal(images, torch.stack(expected))
 
 
@@ -1093,5 +1099,5 @@ def test_a_tree_can_be_sent_to_a_process_that_is_spawned(tmp_path: Path) -> None
     import pickle
 
     tree = Tree(write_zip(tmp_path / "tree.zip", FLAT))
-    expected = tree.decode(5, None)
-    assert np.array_equal(pickle.loads(pickle.dumps(tree)).decode(5, None), expected)
+    expected = tree.decode(5, 3)
+    assert np.array_equal(pickle.loads(pickle.dumps(tree)).decode(5, 3), expected)

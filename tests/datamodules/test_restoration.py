@@ -295,9 +295,8 @@ def text_file(folder: Path) -> str:
     ("make", "message"),
     [
         (gif, r"moves\.gif: [23] frames, expected a still image"),
-        (lambda folder: save(folder, "print.jpg", photograph(), "CMYK"), r"print\.jpg: CMYK"),
-        (nan_pixels, r"nan\.tiff: cannot be decoded: floating-point pixels"),
-        (text_file, r"no\.png: not an image format that Pillow knows"),
+        (nan_pixels, r"nan\.tiff: cannot be decoded: image with values in nan"),
+        (text_file, r"no\.png: cannot be decoded: not an image in JPEG"),
         (lambda folder: str(folder / "chinas.png"), r"chinas\.png: no such file or folder"),
         (lambda folder: "chin", "image=chin: no such file or folder; did you mean 'china'"),
         (str, "no image in this folder"),
@@ -437,7 +436,5 @@ def test_the_data_have_a_fingerprint() -> None:
 
 
 def test_read_image_names_the_file() -> None:
-    import io
-
-    with pytest.raises(ValueError, match="it: not an image format"):
-        read_image(io.BytesIO(b"nothing"), "it")
+    with pytest.raises(ValueError, match="it: cannot be decoded: not an image"):
+        read_image(b"nothing", "it")
