@@ -222,6 +222,7 @@ def test_a_part_depends_on_the_data_seed_alone() -> None:
         assert not same(first, other, part)
 
 
+@pytest.mark.slow
 def test_no_scene_is_in_two_parts() -> None:
     data = small(num_train=2000, num_val=1000, num_test=1000, max_objects=1)
     tables: Any = data.tables
@@ -268,6 +269,7 @@ def test_words_of_the_test_do_not_build_the_vocabulary() -> None:
     assert not (data.tables["train"][torch.arange(2)].captions == 1).any()
 
 
+@pytest.mark.slow
 def test_painted_and_scattered_scenes_teach_one_concept_without_the_other() -> None:
     plain, data = small(num_train=300), small(num_train=300, paint=0.3, scatter=0.3)
     assert data.vocab == plain.vocab

@@ -510,6 +510,7 @@ def test_sampling_is_seeded_varied_and_safer_when_it_is_cut() -> None:
 # Captions of pictures.
 
 
+@pytest.mark.slow
 def test_a_taught_model_says_what_it_was_taught(taught: tuple[Captioner, Path]) -> None:
     captioner, _ = taught
     assert captioner.caption(pixels()) == [[sentence] for sentence in SENTENCES]

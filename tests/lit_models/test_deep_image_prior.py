@@ -370,6 +370,7 @@ def test_total_variation_denoises_to_the_noise_level() -> None:
         assert float(total_variation(found)) < float(total_variation(other))
 
 
+@pytest.mark.slow
 def test_total_variation_meets_measurements_without_noise() -> None:
     truth = F.interpolate(noise(1, 3, 4, 4), (32, 32), mode="nearest")
     for task, generator in ((Inpaint(missing=0.5), 0), (SuperResolve(2), 0)):
@@ -412,6 +413,7 @@ def solution_within(data: Restoration, share: float) -> Tensor:
 SHARES = [0.3 + 0.05 * i for i in range(17)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "task"),
     [
@@ -648,6 +650,7 @@ def test_a_little_worse_is_no_reason_and_no_number_is_one() -> None:
     assert not off._went_back(100 * fit)
 
 
+@pytest.mark.slow
 def test_training_survives_weights_that_explode() -> None:
     data = Restoration("china", size=16, iterations_per_epoch=20)
 
@@ -890,6 +893,7 @@ def test_the_papers_images_are_found(
     assert data.degraded == (name == "vase_inpaint")
 
 
+@pytest.mark.slow
 def test_learning_curves_are_of_an_image_of_noise_and_of_what_lies_between() -> None:
     image = torch.linspace(0, 1, 16)[None, None].expand(3, 16, 16)
     curves = learning_curves(image, 150, down=[8, 8], up=[8, 8], skip=[4, 4], input_channels=4)

@@ -549,6 +549,7 @@ def test_drawings_are_in_the_datas_units() -> None:
     assert torch.allclose(large.encode(wide), small.encode(sketch), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_drawing_gives_several_similar_ones() -> None:
     model, sketch = make(), sketches()[0]
     greedy = model.reconstruct(sketch, temperature=0)

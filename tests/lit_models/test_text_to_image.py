@@ -339,6 +339,7 @@ def test_what_cannot_be_trained_is_said_before_the_training(
         train(make(source, **options), source)
 
 
+@pytest.mark.slow
 def test_easy_vqa_has_no_sizes_and_is_trained_as_well() -> None:
     data = EasyVQACaptions(batch_size=8, captions_per_image=1)
     model = make(data)
@@ -369,6 +370,7 @@ def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
 # The classifier.
 
 
+@pytest.mark.slow
 def test_the_classifier_learns_and_disturbs_nothing() -> None:
     data = scenes(num_train=600, num_val=200)
     data.setup()
