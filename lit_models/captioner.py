@@ -35,7 +35,7 @@ from torchmetrics import MeanMetric
 
 from common.checks import at_least, one_of, within
 from common.distributed import global_mean, world_size
-from common.pictures import Preprocessing
+from common.pictures import Preprocessing, are_several
 from common.randomness import uniform_of_samples
 from common.vocabulary import UNK
 from lit_models.networks.caption_decoders import END, Heard, ShowAndTell, ShowAttendAndTell, repeated, rows, until_end
@@ -443,6 +443,8 @@ class Captioner(LightningModule):
         check_sampling(temperature, None, top_p)
         if isinstance(self.encoder, nn.Identity):
             raise ValueError("encoder='features': expected a model that reads images, not their cached features")
+        if are_several(images) and not len(images):
+            return []
         batch = self.preprocess(images, self)
         draws = None
         if method in ("nucleus", "sample"):

@@ -30,7 +30,7 @@ from torchmetrics import MeanMetric
 
 from common.checks import at_least, one_of, within
 from common.distributed import global_mean
-from common.pictures import Preprocessing
+from common.pictures import Preprocessing, are_several
 from common.vocabulary import encode
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.evaluating import evaluating
@@ -140,6 +140,10 @@ class RelationFact(nn.Module):
         pairs = self.first(objects)[:, i] + self.second(objects)[:, j]  # (I, n(n + 1)/2, F)
         output: Tensor = self.rest(pairs[image_index] + self.question(question)[question_index][:, None]).sum(1) / n
         return output
+
+
+Answers = list[tuple[str, float]]
+"""answers to one question with their probabilities, likeliest first"""
 
 
 class VQA(LightningModule):
@@ -303,32 +307,45 @@ class VQA(LightningModule):
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
     @torch.inference_mode()
-    def answer(self, image: Any, question: str, top: int = 3) -> list[tuple[str, float]]:
-        """The ``top`` answers to a question about one image, with their probabilities, likeliest first.
+    def answer(self, image: Any, question: str | Sequence[str], top: int = 3) -> Answers | list[Answers]:
+        """The ``top`` answers to a question about an image, with their probabilities, likeliest first.
 
         Args:
             image: as :class:`common.pictures.Preprocessing` takes it.
             question: plain text; words that training never showed count as ``<unk>``.
 
+        Returns:
+            (answer, probability) pairs; for several images, questions, or both in pairs, a list of such lists.
+
         Raises:
-            TypeError, ValueError: the input is not an image, the question has no word, or ``top`` is not positive.
+            TypeError, ValueError: the input is not an image, a question has no word, ``top`` is not positive, or there
+                are not as many images as questions.
         """
         at_least(1, top=top)
         if isinstance(self.encoder, nn.Identity):
             raise ValueError("encoder='features': expected a model that reads images, not their cached features")
-        if not isinstance(question, str):
-            raise TypeError(f"question of type {type(question).__name__}: expected text")
-        tokens, lengths = encode([question], self.vocab)
+        questions = [question] if isinstance(question, str) or not isinstance(question, Sequence) else list(question)
+        for each in questions:
+            if not isinstance(each, str):
+                raise TypeError(f"question of type {type(each).__name__}: expected text")
+        tokens, lengths = encode(questions, self.vocab)
         images = self.preprocess(image, self)
+        if len(images) != len(questions) and 1 not in (len(images), len(questions)):
+            raise ValueError(f"{len(images)} images and {len(questions)} questions: expected as many of both, or one")
+        count = max(len(images), len(questions))
+        image_index, question_index = (torch.arange(count, device=self.device) % len(x) for x in (images, questions))
         with evaluating(self):
             state = self.encode_question(tokens.to(self.device), lengths)
-            first = torch.zeros(1, dtype=torch.long, device=self.device)
             if self.encoder is None or self.fact is None:
-                logits = self.classifier(state)
+                logits = self.classifier(state)[question_index]
             else:
-                logits = self.classifier(self.fact(self.encoder(images), state, first, first))
-        best = logits[0].float().softmax(0).topk(min(top, len(self.answers)))
-        return [(self.answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+                logits = self.classifier(self.fact(self.encoder(images), state, image_index, question_index))
+        best = logits.float().softmax(1).topk(min(top, len(self.answers)))
+        found = [
+            [(self.answers[i], p) for p, i in zip(*row, strict=True)]
+            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        return found if are_several(image) or not isinstance(question, str) else found[0]
 
 
 def make_fact(

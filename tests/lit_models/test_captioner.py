@@ -554,9 +554,9 @@ def test_captioning_leaves_mode_weights_and_generator_alone() -> None:
         ({"method": "beam", "beam_size": 0}, ValueError, "beam_size=0"),
         ({"method": "sample", "temperature": -1}, ValueError, "temperature=-1"),
         ({"method": "nucleus", "top_p": 0}, ValueError, "top_p=0"),
-        ({"images": "cat.jpg"}, TypeError, "image of type str"),
+        ({"images": "cat.jpg"}, FileNotFoundError, "image=cat.jpg: no such file"),
         ({"images": np.full((4, 4), 200.0)}, ValueError, "200"),
-        ({"images": torch.zeros(2, 2, 4, 4)}, ValueError, "shape"),
+        ({"images": torch.zeros(2, 5, 4, 4)}, ValueError, "shape"),
     ],
 )
 def test_what_cannot_be_captioned_is_said(change: dict[str, Any], error: type[Exception], words: str) -> None:

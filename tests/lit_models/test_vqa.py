@@ -378,14 +378,25 @@ def test_a_picture_is_answered_alike_in_whatever_form_it_comes(pixels: np.ndarra
         (pixels / 255).astype(np.float32),
         pixels.astype(np.int64),
         tensor,
-        tensor[None],
         tensor / 255,
         (tensor / 255).double(),
         tensor.movedim(0, 2).contiguous().movedim(2, 0),
     ]
     for form in forms:
         assert same(vqa.answer(form, QUESTION, 4), expected)
-    assert not same(vqa.answer(255 - pixels, QUESTION, 4), expected)
+    other = vqa.answer(255 - pixels, QUESTION, 4)
+    assert not same(other, expected)
+    several = (
+        vqa.answer([pixels, 255 - pixels], QUESTION, 4),
+        vqa.answer(np.stack([pixels, 255 - pixels]), [QUESTION] * 2, 4),
+    )
+    for found in several:
+        assert len(found) == 2
+        assert same(found[0], expected)
+        assert same(found[1], other)
+    asked = vqa.answer(pixels, [QUESTION, "what zzz it"], 4)
+    assert same(asked[0], expected)
+    assert same(asked[1], vqa.answer(pixels, "what zzz it", 4))
 
 
 def test_gray_and_palette_pictures_count_as_the_colors_they_show(pixels: np.ndarray) -> None:
@@ -465,16 +476,16 @@ def test_blind_model_answers_too(pixels: np.ndarray) -> None:
         ({"question": 3}, TypeError, "question of type int"),
         ({"question": None}, TypeError, "question of type NoneType"),
         ({"top": 0}, ValueError, "top=0"),
-        ({"image": "cat.jpg"}, TypeError, "image of type str"),
+        ({"image": "cat.jpg"}, FileNotFoundError, "image=cat.jpg: no such file"),
         ({"image": None}, TypeError, "image of type NoneType"),
         ({"image": np.full((4, 4), np.nan)}, ValueError, "nan"),
         ({"image": torch.full((3, 4, 4), float("inf"))}, ValueError, "inf"),
         ({"image": np.full((4, 4), 200.0)}, ValueError, "200"),
         ({"image": np.full((4, 4), -1)}, ValueError, r"0\.\.255"),
         ({"image": np.full((4, 4), 256)}, ValueError, r"0\.\.255"),
-        ({"image": np.zeros((4, 4, 2))}, ValueError, r"\(4, 4, 2\)"),
+        ({"image": np.zeros((4, 4, 5))}, ValueError, r"\(4, 4, 5\)"),
         ({"image": torch.zeros(4, 4, 3)[None, None]}, ValueError, "shape"),
-        ({"image": torch.zeros(2, 3, 4, 4)}, ValueError, r"\(2, 3, 4, 4\)"),
+        ({"image": [np.zeros((4, 4))] * 2, "question": [QUESTION] * 3}, ValueError, "2 images and 3 questions"),
         ({"image": np.zeros((0, 4, 3))}, ValueError, r"\(0, 4, 3\)"),
         ({"image": np.zeros(4)}, ValueError, r"\(4,\)"),
     ],
