@@ -6,7 +6,7 @@ are its ``tokens``, which are already in lower case and without punctuation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
 
@@ -272,6 +272,16 @@ class PhotographCaptions(Captions):
         self.preprocessing = {"fit": fit, "stored": None}
         self.image_shape = [3, image_size, image_size] if self.features is None else CachedFeatures(self.features).shape
         self.attributes = {}
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Captions.adopt`; and photographs are read as the model's own were, at its size."""
+        settled = super().adopt(facts)
+        if self.features is None:
+            self.image_shape = list(facts.get("image_shape", self.image_shape))
+            self.preprocessing = facts.get("preprocessing") or self.preprocessing
+            self.image_size, self.fit = self.image_shape[1], self.preprocessing["fit"]
+            settled.add("image_shape")
+        return settled
 
     def image_folder(self, part: str) -> Path:
         raise NotImplementedError

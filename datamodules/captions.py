@@ -6,7 +6,7 @@ image each caption describes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -170,6 +170,15 @@ class Captions(ImageLoaders):
         at_least(1, captions_per_image=captions_per_image)
         self.captions_per_image = captions_per_image
         self.tables: dict[str, CaptionTable] = {}
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Counts words as a checkpoint's model does; its unknown words become ``<unk>``.
+
+        Where the data have no ground truth, it does not matter which attributes the model knows.
+        """
+        assert not self.tables
+        self.vocab, self.longest = list(facts.get("vocab", self.vocab)), facts.get("longest", self.longest)
+        return {"vocab", "longest", "preprocessing"} | ({"attributes"} if not self.attributes else set())
 
     def learn_words(self, train: Sequence[Sequence[str]], min_count: int = 1) -> None:
         """Takes ``vocab`` and ``longest`` from the training captions."""

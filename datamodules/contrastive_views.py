@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -89,6 +90,17 @@ class ContrastiveViews(WrappedImages):
     def preprocessing(self) -> dict[str, Any]:
         sides = self.source.image_shape[1:]
         return self.source.preprocessing | {"stored": None if sides == self.image_shape[1:] else sides}
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Images.adopt`, where a view has the size that it had for the model."""
+        channels, *size = facts.get("image_shape", self.image_shape)
+        stored = (facts.get("preprocessing") or self.preprocessing)["stored"] or size
+        settled = super().adopt({**facts, "image_shape": [channels, *stored]}) - {"image_shape"}
+        if self.source.image_shape == [channels, *stored]:
+            self.augmentation = replace(self.augmentation, size=size[0])
+            self.image_shape = [channels, *size]
+            settled.add("image_shape")
+        return settled
 
     @property
     def num_training_images(self) -> int:

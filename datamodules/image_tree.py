@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ class TreeImages:
 
     def take(self, rows: Tensor) -> TreeImages:
         """The images at ``rows``, in that order."""
-        return TreeImages(self.tree, self.rows[rows], self.form)
+        taken = TreeImages(self.tree, self.rows[rows], self.form)
+        taken.labels = self.labels[rows]
+        return taken
 
     def fingerprint(self) -> int:
         """A checksum of the files' names and sizes and of how they are selected and shaped; pixels are not read."""
@@ -105,6 +108,15 @@ class ImageTree(Images):
                 "half of the memory; use num_workers or a smaller size"
             )
 
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Images.adopt`; and files are read as the model's own pictures were, at its size."""
+        how = facts.get("preprocessing") or self.preprocessing
+        channels, *size = facts.get("image_shape", self.image_shape)
+        self.image_shape = [channels, *(how["stored"] or size)]
+        self.preprocessing = {"fit": how["fit"], "stored": None}
+        self.form = Preprocessing(self.image_shape, how["fit"])
+        return super().adopt(facts) | {"image_shape"}
+
     def _refuse_with_workers(self) -> None:
         files, workers = self.tree.files, f"num_workers={self.num_workers}"
         if self.size is None:
@@ -138,9 +150,9 @@ class ImageTree(Images):
             images, whole = self.tree.decode_all(self.form, self.broken)
             parts = parts_of(self.tree, images, whole)
             training = parts["all" if "all" in parts else "train"].labels
-            lost = set(range(self.num_classes)) - set(training.tolist())
+            lost = set(range(len(self.tree.class_names))) - set(training.tolist())
             if lost:
-                names = ", ".join(self.class_names[code] for code in sorted(lost))
+                names = ", ".join(self.tree.class_names[code] for code in sorted(lost))
                 raise ValueError(f"{self.tree.files.path}: every training image of {names} is broken")
         if "all" in parts:
             everything = parts.pop("all")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -272,6 +272,14 @@ class LabelledPairs(WrappedImages):
         self.unseen = torch.tensor([source.class_names.index(name) for name in names], dtype=torch.long)
         self.image_shape = source.image_shape
         self._parts: dict[str, Part] = {}
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Images.adopt`."""
+        names = [self.class_names[code] for code in self.unseen]
+        settled = super().adopt(facts)
+        self.image_shape = self.source.image_shape
+        self.unseen = torch.tensor([self.class_names.index(name) for name in names], dtype=torch.long)
+        return settled
 
     @property
     def group_size(self) -> int:

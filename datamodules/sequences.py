@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -137,6 +137,19 @@ class TextLines(LightningDataModule):
         self.has_test = test_fraction > 0
         self.parts: dict[str, LineTable] = {}
 
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Codes characters as a checkpoint's model does, and leaves out the lines that are longer than its longest.
+
+        Raises:
+            ValueError: an unknown character, for which the model's vocabulary has no ``<unk>``; names its place.
+        """
+        self.longest = int(facts.get("longest", self.longest))
+        if "vocab" in facts:
+            self.vocab = list(facts["vocab"])
+            line_ends = [char for char in "\n\r" if char not in self.vocab]
+            self.text.adopt({"vocab": [*self.vocab, *line_ends]})
+        return {"vocab", "longest"}
+
     def prepare_data(self) -> None:
         self.text.prepare_data()
 
@@ -153,7 +166,7 @@ class TextLines(LightningDataModule):
         returns = (codes[line_ends - 1] == old.index("\r")) & (line_ends > starts) if "\r" in old else 0
         lengths = line_ends - starts - returns
         fitting = np.flatnonzero((lengths >= self.min_length) & (lengths <= self.longest))
-        recoded = np.array([self.vocab.index(char) if char != "\n" else 0 for char in old])
+        recoded = np.array([self.vocab.index(char) if char in self.vocab else -1 for char in old])  # -1: ends of lines
 
         seen: set[bytes] = set()
         kept: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -169,6 +182,8 @@ class TextLines(LightningDataModule):
                     f"{self.longest} characters, expected at least one: see min_length and max_length"
                 )
             whole = torch.from_numpy(recoded[np.concatenate(lines).astype(np.int64)])
+            if (whole < 0).any():
+                raise ValueError(f"source={self.text.source!r}: '\\r' within a line, expected it at ends of lines only")
             self.parts[name] = LineTable(whole, torch.tensor([len(line) for line in lines]), "".join(self.vocab))
 
     def train_dataloader(self) -> TensorLoader:
@@ -212,6 +227,13 @@ class SketchSequences(LightningDataModule):
         self.batch_size = source.batch_size = batch_size
         self.scale_factor, self.longest = source.scale_factor, source.longest
         self.class_names = source.class_names
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Sketches.adopt`."""
+        settled = self.source.adopt(facts)
+        self.scale_factor, self.longest = self.source.scale_factor, self.source.longest
+        self.class_names = self.source.class_names
+        return settled
 
     def sequences(self, part: Part) -> Iterator[SequenceBatch]:
         """Every sketch of a part once over all ranks, unchanged."""

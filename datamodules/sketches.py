@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -203,6 +203,23 @@ class Sketches(LightningDataModule):
         self.longest = max(int(table.lengths.max()) for table in self.parts.values())
         for table in self.parts.values():
             table.scale_factor = self.scale_factor
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Measures offsets in the unit of a checkpoint's model, and counts the classes as it does.
+
+        No model is trained on the labels, so sketches of a class that it does not know just have none.
+        """
+        self.scale_factor = float(facts.get("scale_factor", self.scale_factor))
+        self.longest = int(facts.get("longest", self.longest))
+        names = facts.get("class_names")
+        for table in self.parts.values():
+            table.scale_factor = self.scale_factor
+            if names is not None:
+                codes = [names.index(name) if name in names else -1 for name in self.class_names] or [-1]
+                table.labels = torch.where(table.labels >= 0, torch.tensor(codes)[table.labels.clamp_min(0)], -1)
+        if names is not None:
+            self.class_names = list(names)
+        return {"scale_factor", "longest", "class_names", "num_classes"}
 
     @property
     def num_classes(self) -> int:

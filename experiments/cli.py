@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -25,6 +28,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from common.files import write_whole
+from experiments.adopting import adopt, are_others, other_arguments, saved_facts
 from experiments.arguments import run_command
 from experiments.callbacks.checkpoints import RecoveryCheckpoint
 from experiments.callbacks.empty_hooks import leave_out_empty_hooks
@@ -43,7 +47,7 @@ from experiments.metrics_csv import MetricsCSV
 from experiments.mistakes import Mistake, Parser, mistake_in
 from experiments.precision import usable_precision
 from experiments.resuming import RUN_ID, check_weights_file, locate, refuse_contradictions, with_own_config
-from experiments.run_folder import REPOSITORY, RunFolder, RunOptions, is_first_process
+from experiments.run_folder import REPOSITORY, RunFolder, RunOptions, folder_of_checkpoint, is_first_process
 
 BASE_CONFIG = REPOSITORY / "configs" / "base.yaml"
 
@@ -53,6 +57,7 @@ class CLI(LightningCLI):
 
     folder: RunFolder
     stop: GracefulStop | None = None  # where there is a state to save
+    _adopted: list[str] | None = None  # the facts that the data took over from the checkpoint
 
     def __init__(self, args: list[str]) -> None:
         """Reads ``args``, the command line without the program's name, and makes model, data and trainer.
@@ -113,7 +118,16 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(Figures, "figures")
         parser.add_lightning_class_args(RepresentationProbe, "probe")
         for fact in sorted(self.facts):
-            parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
+            # Not the attribute: which value the model gets is decided with all of the data at hand.
+            of_data = partial(self._fact_of, fact)
+            parser.link_arguments("data.setup", f"model.init_args.{fact}", of_data, apply_on="instantiate")
+
+    def _fact_of(self, fact: str, setup: MethodType) -> Any:
+        """What the model is told as ``fact``: what its checkpoint says, if there is one, else the data."""
+        data = setup.__self__
+        if self._adopted is None:  # before the first fact
+            self._adopted = adopt(data, self._saved, Path(self.config[self.subcommand].ckpt_path or ""))
+        return self._saved.get(fact, getattr(data, fact))
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         return self._subcommands
@@ -127,9 +141,12 @@ class CLI(LightningCLI):
         self.folder, checkpoint = locate(self.config.subcommand, config)
         config.ckpt_path = str(checkpoint) if checkpoint else None
         check_weights_file(config.init_from)
+        self._saved = saved_facts(checkpoint, self.facts) if checkpoint else {}
+        self._others: dict[str, Any] = {}  # the arguments by which the data are others than the run's
         if checkpoint:
             now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
             refuse_contradictions(self.config.subcommand, config, now, checkpoint, self.facts)
+            self._others = other_arguments(now["data"], checkpoint)
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; without fetching weights that those of a checkpoint replace."""
@@ -142,7 +159,22 @@ class CLI(LightningCLI):
         if fetches:  # as it was asked for, for the run's record
             arguments.pretrained = wanted
 
+    def _look_at_the_data(self) -> None:
+        """What a model says about other data than those of its run is kept apart from the run's own record."""
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint is None or self.subcommand == "fit":
+            return
+        if not (self._others or self._adopted or are_others(self.datamodule, Path(checkpoint))):
+            return
+        if folder_of_checkpoint(Path(checkpoint)) is not None and not self._get(self.config, "run").id:
+            self.folder = self.folder.on_other_data(_label(self._others))
+        if is_first_process():
+            how = ", ".join(f"{name}={value}" for name, value in self._others.items()) or "their content has changed"
+            taken = f"; read with the checkpoint's {', '.join(self._adopted)}" if self._adopted else ""
+            print(f"other data than those that the model was trained on ({how}){taken}; kept in {self.folder.path}")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self._look_at_the_data()
         config, options = self._get(self.config_init, "trainer"), self._get(self.config_init, "run")
         best, recovery, figures = (self._get(self.config_init, key) for key in ("best", "checkpoint", "figures"))
         batch, probe = self._get(self.config_init, "batch"), self._get(self.config_init, "probe")
@@ -255,6 +287,13 @@ class CLI(LightningCLI):
             from experiments.report import print_report
 
             print_report(self.folder, str(self.subcommand), dict(self.trainer.callback_metrics))
+
+
+def _label(arguments: dict[str, Any]) -> str:
+    """A short name for data by the arguments that chose them: of a file, a folder or a class."""
+    name = next((value for value in arguments.values() if isinstance(value, str)), "data")
+    is_class = re.fullmatch(r"(\w+\.)+[A-Z]\w*", name)
+    return name.rpartition(".")[2] if is_class else Path(name).stem
 
 
 def _check_yaml(args: list[str]) -> None:

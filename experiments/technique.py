@@ -5,7 +5,9 @@ protocol below is an offer. Whoever has its members gets what its docstring says
 
 Facts
     What a model must know of its data (``vocab``, ``num_classes``, ``image_shape``, …) is an attribute of the data
-    module. It reaches every constructor argument of the model with the same name: :mod:`experiments.facts`.
+    module. It reaches every constructor argument of the model with the same name: :mod:`experiments.facts`. Where a
+    checkpoint is used, its facts win: :class:`AdoptsFacts`. Lists of names stand before anything else along a
+    dimension of a weight that they index, and ``num_classes`` counts ``class_names``.
 Weights from a library
     A model that fetches some asks for them by an argument ``pretrained: bool``, and keeps it out of its checkpoint
     (``save_hyperparameters(ignore=["pretrained", …])``): it is false whenever a checkpoint's weights follow.
@@ -20,7 +22,7 @@ Training metrics
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -82,6 +84,28 @@ class AccumulatesGradients(Protocol):
 
 
 # ---- what a data module may offer ------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class AdoptsFacts(Protocol):
+    """Data that a trained model can be used on although they are not those that it was trained on."""
+
+    def adopt(self, facts: Mapping[str, Any]) -> Collection[str]:
+        """Takes over a checkpoint's facts, by name: a word, a class, a unit then means what it does to the model.
+
+        Called right after the constructor, before ``setup``. Without this method, or where a fact is not among those
+        that it returns, such data are refused.
+
+        Args:
+            facts: those in which the data differ.
+
+        Returns:
+            the names of the facts that no longer stand in the way: taken over, or of no matter to these data.
+
+        Raises:
+            ValueError: they can't be; names the first differences.
+        """
+        ...
 
 
 @runtime_checkable

@@ -156,6 +156,7 @@ class DeepImagePrior(LightningModule):
         # They are the same on every rank, so DDP need not send them in each step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
+        self._names: list[str] = []  # of the images that a loaded checkpoint has restored
         self._trace: list[Tensor] = []  # (N, len(TRACE)) of each iteration
         self._good: dict[str, Any] = {}  # the state to go back to
         self._references: dict[str, Tensor] = {}  # what the network has to beat
@@ -331,11 +332,19 @@ class DeepImagePrior(LightningModule):
         return configure_optimizers(self, self.optimizer, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["restoration"] = {"trace": self.trace.cpu(), "good": self._good}
+        names = list(getattr(self.data, "names", []))
+        checkpoint["restoration"] = {"trace": self.trace.cpu(), "good": self._good, "names": names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["restoration"]
-        self._trace, self._good = list(saved["trace"]), saved["good"]
+        self._trace, self._good, self._names = list(saved["trace"]), saved["good"], saved.get("names", [])
+
+    def _refuse_other_images(self) -> None:
+        """Raises ValueError for other images than the checkpoint's, about which its networks know nothing."""
+        if self._names and self._names != (names := list(self.data.names)):
+            raise ValueError(f"image={names}: expected {self._names}, the images that the checkpoint has restored")
+
+    on_validation_start = on_test_start = on_predict_start = _refuse_other_images
 
     # ---- use -------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from common.checks import at_least, one_of, within
+from common.facts import refuse_unknown
 from common.files import data_root
 from common.randomness import draws_of_place, keyed_generator
 from datamodules.parts.augment import Augmentation
@@ -115,6 +116,7 @@ class Images(ImageLoaders):
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.parts: dict[str, Part] = {}
         self.training_rows = torch.empty(0, dtype=torch.long)
+        self._own_names: list[str] | None = None  # of the classes, where they are counted in another order than here
 
     @property
     def num_classes(self) -> int:
@@ -124,10 +126,27 @@ class Images(ImageLoaders):
         """The source's own parts: "train", and "val" and "test" if it has them."""
         raise NotImplementedError
 
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Counts the classes as a checkpoint's model does, if it knows their names.
+
+        A model that knows no names compares these images among themselves, so their classes may be others. What it did
+        with pictures of other sizes does not matter to these, which are stored in one size.
+
+        Raises:
+            ValueError: there is a class that the model does not know.
+        """
+        if "class_names" in facts:
+            names = list(facts["class_names"])
+            refuse_unknown("class_names", self.class_names, names)
+            self._own_names, self.class_names = self.class_names, names
+        return {"class_names", "num_classes", "preprocessing"}
+
     def setup(self, stage: str | None = None) -> None:
         if self.parts:
             return
         parts = self.read()
+        if self._own_names is not None:
+            parts = {name: renumbered(part, self._own_names, self.class_names) for name, part in parts.items()}
         labels = parts["train"].labels
         kept = torch.ones(len(labels), dtype=torch.bool)
         if "val" not in parts:
@@ -208,6 +227,16 @@ class Images(ImageLoaders):
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         found: ImageBatch = self.to_float(batch)
         return found
+
+
+def renumbered(part: Part, names: Sequence[str], wanted: Sequence[str]) -> Part:
+    """A part whose labels count ``wanted`` instead of ``names``, which are among them."""
+    codes = torch.tensor([wanted.index(name) for name in names] or [-1])
+    labels = torch.where(part.labels >= 0, codes[part.labels.clamp_min(0)], -1)
+    if isinstance(part, ImageBatch):
+        return part._replace(labels=labels)
+    part.labels = labels  # type: ignore[misc]
+    return part
 
 
 def parts_of(tree: Tree, images: np.ndarray, whole: np.ndarray) -> dict[str, Part]:

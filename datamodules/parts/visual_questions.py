@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from common.facts import refuse_unknown
 from common.vocabulary import encode
 from datamodules.parts.image_loaders import ImageLoaders
 from datamodules.parts.loader import BatchSource, TensorLoader, checksum, draws_per_sample
@@ -204,6 +205,20 @@ class VisualQuestions(ImageLoaders):
     def __init__(self, batch_size: int) -> None:
         super().__init__(batch_size)
         self.tables: dict[str, BatchSource] = {}
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Counts words, answers and types as a checkpoint's model does; its unknown words become ``<unk>``.
+
+        Raises:
+            ValueError: there is an answer or a type that the model does not know.
+        """
+        assert not self.tables
+        for fact in ("answers", "question_types"):
+            if fact in facts:
+                refuse_unknown(fact, getattr(self, fact), facts[fact])
+        for fact in ("vocab", "answers", "question_types"):
+            setattr(self, fact, list(facts.get(fact, getattr(self, fact))))
+        return {"vocab", "answers", "question_types", "preprocessing"}
 
     def augment(self, batch: VQABatch, draws: Tensor) -> VQABatch:
         """A training batch with its images changed so that every answer stays true; ``draws`` (I, K) in [0, 1)."""

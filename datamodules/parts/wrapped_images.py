@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -47,6 +47,10 @@ class WrappedImages(FloatImages):
     @property
     def class_names(self) -> list[str]:
         return self.source.class_names
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Images.adopt`."""
+        return self.source.adopt(facts)
 
     def prepare_data(self) -> None:
         self.source.prepare_data()
