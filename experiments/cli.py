@@ -40,7 +40,7 @@ from experiments.callbacks.graceful_stop import GracefulStop, Stopped, requeue_j
 from experiments.callbacks.representation_probe import BestProbedCheckpoint, RepresentationProbe
 from experiments.callbacks.run_record import RunRecord
 from experiments.callbacks.training_metrics import TrainingMetrics
-from experiments.checkpoint_io import AtomicCheckpointIO, take_weights
+from experiments.checkpoint_io import AtomicCheckpointIO
 from experiments.compilation import compile_parts
 from experiments.facts import classes_asked_for, shared_facts
 from experiments.metrics_csv import MetricsCSV
@@ -48,6 +48,7 @@ from experiments.mistakes import Mistake, Parser, mistake_in
 from experiments.precision import usable_precision
 from experiments.resuming import RUN_ID, check_weights_file, locate, refuse_contradictions, with_own_config
 from experiments.run_folder import REPOSITORY, RunFolder, RunOptions, folder_of_checkpoint, is_first_process
+from experiments.transfer import start_from
 
 BASE_CONFIG = REPOSITORY / "configs" / "base.yaml"
 
@@ -101,7 +102,8 @@ class CLI(LightningCLI):
             "--init_from",
             type=str | None,
             default=None,
-            help="A checkpoint whose weights a new run starts from, for example to continue training on other data.",
+            help="A checkpoint of whose weights a new run takes what fits, by name, such as its encoder, or the words "
+            "that both data have.",
         )
         parser.add_argument(
             "--compile", type=bool, default=False, help="Whether to compile the networks with torch.compile."
@@ -241,7 +243,7 @@ class CLI(LightningCLI):
         try:
             with self.folder.locked(), signals:
                 if (weights := self._get(self.config, "init_from")) and self._get(self.config, "ckpt_path") is None:
-                    take_weights(self.model, Path(weights))
+                    start_from(self.model, Path(weights), self.datamodule)
                 if self._get(self.config, "compile"):
                     compile_parts(self.model, self.trainer.strategy.root_device)
                 super()._run_subcommand(str(self.subcommand))

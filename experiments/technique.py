@@ -70,6 +70,21 @@ class Adjustable(Protocol):
 
 
 @runtime_checkable
+class StartsAnew(Protocol):
+    """A part of a model, or all of it, with a state that belongs to one training: a queue, a stop, a threshold."""
+
+    not_transferred: ClassVar[tuple[str, ...]]
+    """names of its parameters, buffers and parts; a run that starts from another's weights leaves them out"""
+
+
+@runtime_checkable
+class TakenWhole(Protocol):
+    """A part of a model that was trained beforehand, and is taken from another run's weights whole or not at all."""
+
+    taken_whole: ClassVar[bool]
+
+
+@runtime_checkable
 class MakesOptimizer(Protocol):
     """Makes its optimizers by calling ``optimizer``, so that a rule for the global batch can scale the rate."""
 

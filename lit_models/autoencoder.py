@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,9 @@ class Autoencoder(LightningModule):
     Raises:
         ValueError: the code size is larger than the map; an argument is out of range.
     """
+
+    not_transferred: ClassVar = ("pca_mean", "pca_components")
+    """buffers that a run which starts from another's weights leaves out"""
 
     pca_mean: Tensor
     pca_components: Tensor

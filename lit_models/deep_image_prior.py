@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -96,6 +96,9 @@ class DeepImagePrior(LightningModule):
     Raises:
         ValueError: an argument is out of range; an image is too small for the number of levels; accumulated gradients.
     """
+
+    not_transferred: ClassVar = ("average", "frames")
+    """buffers that a run which starts from another's weights leaves out; the stop says the same of all of its own"""
 
     z: Tensor
     average: Tensor

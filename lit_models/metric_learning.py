@@ -200,6 +200,9 @@ class MetricLearning(LightningModule):
     """arguments that may differ from a checkpoint's"""
     threshold: Tensor
 
+    not_transferred: ClassVar = ("threshold",)
+    """buffers that a run which starts from another's weights leaves out"""
+
     def __init__(
         self,
         image_shape: Sequence[int],

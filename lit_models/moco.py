@@ -23,7 +23,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -68,6 +68,9 @@ class KeyQueue(nn.Module):
     keys: Tensor
     steps: Tensor
     enqueued: Tensor
+
+    not_transferred: ClassVar = ("keys", "steps", "enqueued")
+    """buffers that a run which starts from another's weights leaves out"""
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()

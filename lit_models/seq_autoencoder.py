@@ -22,7 +22,7 @@ last. These are all that differs between them: see :mod:`lit_models.networks.seq
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -80,6 +80,9 @@ class SequenceAutoencoder(LightningModule):
     Raises:
         ValueError: neither or both of ``vocab`` and ``sequence_dim``; an argument out of range.
     """
+
+    not_transferred: ClassVar = ("pca_mean", "pca_components")
+    """buffers that a run which starts from another's weights leaves out"""
 
     pca_mean: Tensor
     pca_components: Tensor

@@ -7,7 +7,7 @@ encoder's initial weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -33,6 +33,9 @@ class Untrained(LightningModule):
     Raises:
         ValueError: no such representation.
     """
+
+    not_transferred: ClassVar = ("mean", "components")
+    """buffers that a run which starts from another's weights leaves out"""
 
     mean: Tensor
     components: Tensor
