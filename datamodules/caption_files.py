@@ -298,6 +298,11 @@ class PhotographCaptions(Captions):
                     source = CachedFeatures(self.features)
                 self.tables[part] = PhotographTable(source, photographs, self.vocab)
 
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The id and the file of each photograph."""
+        chosen = self.photographs[part]
+        return {"image_id": [each.number for each in chosen], "file": [each.file for each in chosen]}
+
     def loader(self, part: str, **options: Any) -> TensorLoader:
         if self.features is None:
             return WorkerLoader(self.tables[part], self.batch_size, num_workers=self.num_workers, **options)

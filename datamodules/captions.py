@@ -189,6 +189,10 @@ class Captions(ImageLoaders):
     def loader(self, part: str, **options: Any) -> TensorLoader:
         return TensorLoader(self.tables[part], self.batch_size, **options)
 
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The number of each image in its part."""
+        return {"image": range(len(self.tables[part]))}
+
     def on_before_batch_transfer(self, batch: CaptionBatch, dataloader_idx: int) -> CaptionBatch:
         if self.captions_per_image is None or self.trainer is None or not self.trainer.training:
             return batch

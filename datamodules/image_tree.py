@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,19 @@ class ImageTree(Images):
         if not self.num_workers:
             self.setup()  # one process decodes, and the others find it done where it took long
 
+    @property
+    def parts_are_cut(self) -> bool:  # type: ignore[override]
+        return "all" in self.tree.parts
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The path of each file within the tree, and its class."""
+        columns = super().sample_names(part)
+        source, rows = self.origins[part]
+        del columns["row"]
+        return {"file": [self.tree.names[row] for row in self._tree_rows[source][rows].tolist()], **columns}
+
     def read(self) -> dict[str, Part]:
+        self._tree_rows = {name: torch.from_numpy(rows) for name, rows in self.tree.parts.items()}
         if self.num_workers:
             assert isinstance(self.form, Preprocessing)
             parts: dict[str, Part] = {
@@ -148,6 +160,7 @@ class ImageTree(Images):
             }
         else:
             images, whole = self.tree.decode_all(self.form, self.broken)
+            self._tree_rows = {name: rows[torch.from_numpy(whole)[rows]] for name, rows in self._tree_rows.items()}
             parts = parts_of(self.tree, images, whole)
             training = parts["all" if "all" in parts else "train"].labels
             lost = set(range(len(self.tree.class_names))) - set(training.tolist())
@@ -158,9 +171,10 @@ class ImageTree(Images):
             everything = parts.pop("all")
             order = stratified_order(everything.labels, "test", self.split_seed)
             num_test = round(len(order) * self.test_fraction)
-            parts["train"] = everything.take(order[num_test:].sort().values)
-            if num_test:
-                parts["test"] = everything.take(order[:num_test].sort().values)
+            split = {"train": order[num_test:].sort().values, "test": order[:num_test].sort().values}
+            for name in ("train", "test") if num_test else ("train",):
+                parts[name] = everything.take(split[name])
+                self._tree_rows[name] = self._tree_rows["all"][split[name]]
         return parts
 
     def loader(self, part: str, **options: Any) -> TensorLoader:

@@ -331,6 +331,11 @@ class LabelledPairs(WrappedImages):
         """Every image of a part once, in storage order, as an :class:`ImageBatch`."""
         return self.source.plain_loader(part).over(self.part(part))
 
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """:meth:`Images.sample_names`, of the images that have a class which belongs in this part."""
+        kept = self._kept(part).tolist()
+        return {name: [values[row] for row in kept] for name, values in super().sample_names(part).items()}
+
     def _groups_of(self, file: Path) -> Groups:
         """The groups of a file, see :func:`read_groups`, as rows of the source's training part.
 

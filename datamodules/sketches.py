@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from common.checks import at_least, more_than, nearest, within
+from common.checks import at_least, more_than, nearest, one_of, within
 from common.distributed import rank_and_world_size
 from common.files import data_root, fetch, nearest_path
 from common.randomness import keyed_generator
@@ -220,6 +220,25 @@ class Sketches(LightningDataModule):
         if names is not None:
             self.class_names = list(names)
         return {"scale_factor", "longest", "class_names", "num_classes"}
+
+    parts_are_cut = False
+    """whether the parts are cut from one whole here"""
+
+    @property
+    def part_names(self) -> list[str]:
+        """The parts that there are."""
+        return list(self.parts)
+
+    def plain_loader(self, part: str) -> TensorLoader:
+        """Every sketch of a part once over all ranks, in the order of storage and unchanged."""
+        one_of(self.parts, part=part)
+        return TensorLoader(self.parts[part], self.batch_size)
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The number of each sketch in its part, and its class."""
+        labels = self.parts[part].labels.tolist()
+        classes = [self.class_names[i] if i >= 0 else "" for i in labels]
+        return {"row": range(len(labels)), **({"class": classes} if any(classes) else {})}
 
     @property
     def num_classes(self) -> int:

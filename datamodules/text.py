@@ -247,6 +247,32 @@ class CharText(LightningDataModule):
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         return TensorLoader(self._windows("test"), self.batch_size) if self._has("test") else []
 
+    parts_are_cut = True
+    """whether the parts are cut from one whole here"""
+
+    @property
+    def part_names(self) -> list[str]:
+        """The parts that there are."""
+        return [part for part in PARTS if self._has(part)]
+
+    def plain_loader(self, part: str) -> TensorLoader:
+        """A part from beginning to end, ``seq_len`` characters a batch, as one row (with ``split: rows``, as many)."""
+        one_of(self.part_names, part=part)
+        source = self._plain_windows(part)
+        return TensorLoader(source, len(source.starts))
+
+    def sample_names(self, part: str) -> dict[str, Sequence[int]]:
+        """The place in the text of the first character that each window is to predict, counted from 0."""
+        source = self._plain_windows(part)
+        window, row = np.divmod(np.arange(len(source)), len(source.starts))
+        return {"place": (source.starts[row] + window * self.seq_len + 1).tolist()}
+
+    def _plain_windows(self, part: str) -> Windows:
+        starts, ends = np.array(self._segments(part, self._rows())).T
+        lengths = ends - starts - 1
+        windows = int(-(-lengths.max() // self.seq_len))
+        return Windows(self.codes, starts, self.seq_len, windows, lengths, fingerprint=self.fingerprint)
+
     def on_after_batch_transfer(self, batch: TextBatch, dataloader_idx: int) -> TextBatch:
         if self.windows == "stateful" or self.trainer is None or not self.trainer.training:
             return batch

@@ -77,7 +77,9 @@ def read_questions(questions_path: Path, annotations_path: Path) -> list[RatedQu
         if len(texts) != NUM_HUMANS or not all(isinstance(answer, str) for answer in texts):
             raise _malformed(annotations_path, question_id, f"{NUM_HUMANS} 'answers', each with a text as 'answer'")
         scores = soft_scores(texts)
-        questions.append(RatedQuestion(image, text, normalize_answer(answer), ANSWER_TYPES[kind], scores=scores))
+        questions.append(
+            RatedQuestion(image, text, normalize_answer(answer), ANSWER_TYPES[kind], False, question_id, scores=scores)
+        )
     return questions
 
 
@@ -177,6 +179,7 @@ class RatedQuestionTable(QuestionTable):
             torch.tensor(ids),
             [replace(question, image=row[question.image], answer=answers[0]) for question in questions],
             answers=answers,
+            image_numbers=ids,
             **facts,
         )
         self.source, self.num_answers = images, len(answers)

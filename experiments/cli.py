@@ -8,7 +8,6 @@ vocabulary or number of classes) are passed to any model argument of the same na
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -27,7 +26,6 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from common.files import write_whole
 from experiments.adopting import adopt, are_others, other_arguments, saved_facts
 from experiments.arguments import run_command
 from experiments.callbacks.checkpoints import RecoveryCheckpoint
@@ -46,6 +44,7 @@ from experiments.facts import classes_asked_for, shared_facts
 from experiments.metrics_csv import MetricsCSV
 from experiments.mistakes import Mistake, Parser, mistake_in
 from experiments.precision import usable_precision
+from experiments.predictions import Predictions, parts_asked_for
 from experiments.resuming import RUN_ID, check_weights_file, locate, refuse_contradictions, with_own_config
 from experiments.run_folder import REPOSITORY, RunFolder, RunOptions, folder_of_checkpoint, is_first_process
 from experiments.transfer import start_from
@@ -104,6 +103,12 @@ class CLI(LightningCLI):
             default=None,
             help="A checkpoint of whose weights a new run takes what fits, by name, such as its encoder, or the words "
             "that both data have.",
+        )
+        parser.add_argument(
+            "--part",
+            type=Literal["train", "val", "test", "all"] | None,
+            default=None,
+            help="What predict looks at; by default the test part, or all of a new folder or text without parts.",
         )
         parser.add_argument(
             "--compile", type=bool, default=False, help="Whether to compile the networks with torch.compile."
@@ -272,17 +277,22 @@ class CLI(LightningCLI):
         self._report()
 
     def predict(self, **kwargs: Any) -> None:
-        """Predicts, and writes what ``predict_step`` returned, in order, to ``predictions.json`` in the run folder."""
+        """Predicts, and writes what ``predict_step`` returned, beside the names of the samples, to the run's folder."""
         if self.trainer.world_size > 1:
             raise Mistake(
                 f"trainer.devices={self.trainer.num_devices}: expected 1 for predict, which keeps predictions in order"
             )
-        batches = self.trainer.predict(**kwargs) or []
-        items = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
-        file = self.folder.path / "predictions.json"
-        if self.trainer.is_global_zero:
-            write_whole(file, json.dumps(items, indent=0) + "\n")
-            print(f"{len(items)} predictions: {file}")
+        data: Any = self.datamodule
+        for part in parts_asked_for(self._get(self.config, "part"), data, self.folder.of is not None):
+            if part is not None:
+                data.predict_dataloader = partial(data.plain_loader, part)
+            written = Predictions(self.folder.path / "predictions", part or "predict")
+            self.trainer.callbacks.append(written)  # type: ignore[attr-defined]
+            self.trainer.predict(**kwargs | {"return_predictions": False})
+            self.trainer.callbacks.remove(written)  # type: ignore[attr-defined]
+            files = written.write({} if part is None else data.sample_names(part))
+            what = "predictions" if part is None else f"predictions of the {part} part"
+            print(f"{written.count} {what}: {', '.join(map(str, files)) or 'nothing to write'}")
 
     def _report(self) -> None:
         if self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run:

@@ -15,6 +15,10 @@ Batches
     are NamedTuples whose first field has a row for each sample. ``training_step(batch: ViewBatch, …)`` says which kind
     it takes, and the first batch is compared with that before the first step. Lists, dicts and tensors work too: their
     first tensor's rows are the samples. A batch that is counted in something else is :class:`Counted`.
+Predictions
+    ``predict_step`` returns columns by their names, with a value for each sample: a list of texts or numbers; a tensor,
+    where (B, C, H, W) with C 1 or 3 are pictures in 0..1; or a list of drawings, which have ``to_svg()``. Whatever
+    Lightning takes works too. :mod:`experiments.predictions` writes it beside the names of the samples.
 Training metrics
     ``training_step`` returns the loss, or a dict of ``loss`` and scalars to average, which are logged as ``train/…``.
 """
@@ -22,7 +26,7 @@ Training metrics
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -119,6 +123,31 @@ class AdoptsFacts(Protocol):
 
         Raises:
             ValueError: they can't be; names the first differences.
+        """
+        ...
+
+
+@runtime_checkable
+class ListsSamples(Protocol):
+    """Data whose samples have names, by which a person finds them in what ``predict`` writes."""
+
+    parts_are_cut: bool
+    """whether the parts are cut from one whole here, so that other data of the kind are predicted as a whole"""
+
+    @property
+    def part_names(self) -> Sequence[str]:
+        """The parts that there are: of "train", "val" and "test"."""
+        ...
+
+    def plain_loader(self, part: str) -> Any:
+        """A loader of each sample of a part once, in the order of storage and unchanged."""
+        ...
+
+    def sample_names(self, part: str) -> Mapping[str, Sequence[Any]]:
+        """Columns that say which sample each is, in that order: ``{"file": ["a/1.png", …]}``.
+
+        They have a row for each prediction; where that is not one a sample, ``predict_step`` says by ``row`` which of
+        these rows each prediction is about.
         """
         ...
 

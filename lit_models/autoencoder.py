@@ -217,9 +217,9 @@ class Autoencoder(LightningModule):
         restored = self.pca_mean + centered @ self.pca_components.T @ self.pca_components
         return restored.view_as(images).clamp(0, 1)
 
-    def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[list[float]]:
-        """The code of each image of the batch."""
-        return self.encode(batch.images).tolist()
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
+        """The code of each image of the batch, and the image that is rebuilt from it."""
+        return {"code": self.encode(batch.images), "reconstruction": self.to_pixels(self(batch.images))}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

@@ -351,14 +351,15 @@ class DeepImagePrior(LightningModule):
 
     # ---- use -------------------------------------------------------------------------------------------------------
 
-    def predict_step(self, batch: RestorationBatch, batch_idx: int) -> list[str]:
+    def predict_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, list[str]]:
         """Writes each restored image beside its file, or into the current folder if it has none."""
         if not int(self.stop.steps):
             raise ValueError("nothing is restored yet: expected --ckpt_path with the checkpoint of a run")
-        return [
-            str(write_restored(image, name, file))
-            for image, name, file in zip(self.restored, self.data.names, self.data.files, strict=True)
-        ]
+        rows = zip(self.restored, self.data.names, self.data.files, strict=True)
+        return {
+            "image": list(self.data.names),
+            "restored": [str(write_restored(image, name, file)) for image, name, file in rows],
+        }
 
 
 def write_restored(image: Tensor, name: str, file: Path | None) -> Path:

@@ -403,9 +403,9 @@ class MetricLearning(LightningModule):
             )
         return z, labels
 
-    def predict_step(self, batch: ExampleBatch, batch_idx: int) -> list[list[float]]:
+    def predict_step(self, batch: ExampleBatch, batch_idx: int) -> dict[str, Tensor]:
         """The embedding of each image of the batch."""
-        return self.embed(batch.images[:, 0]).tolist()
+        return {"embedding": self.embed(batch.images[:, 0])}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

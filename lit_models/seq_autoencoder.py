@@ -329,9 +329,13 @@ class SequenceAutoencoder(LightningModule):
         for metric in (*self.means.values(), self.of_length):
             metric.reset()
 
-    def predict_step(self, batch: SequenceBatch, batch_idx: int) -> list[list[float]]:
-        """The code of each sequence of the batch."""
-        return self.encode(batch).tolist()
+    def predict_step(self, batch: SequenceBatch, batch_idx: int) -> dict[str, Any]:
+        """The code of each sequence of the batch, and the line or the drawing that is written from it."""
+        code = self.encode(batch)
+        if self.vocab is None and self.scale_factor is None:
+            return {"code": code}
+        like = Sketch([[0, 0, 0]]) if self.vocab is None else ""
+        return {"code": code, "reconstruction": self._sequences(self.decode(code), like)}
 
     # ---- use -----------------------------------------------------------------------------------------------------
 

@@ -80,5 +80,9 @@ class Untrained(LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None: ...
 
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """The representation of each image of the batch."""
+        return {"features": self.encode(batch.images).flatten(1)}
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([self.nothing], lr=0.0)

@@ -90,6 +90,8 @@ class Images(ImageLoaders):
         parts: "train", "val" and, if there is one, "test", after ``setup``.
         training_rows: (N,) for the N training images that :meth:`read` returns, the row of each in the training part,
             or -1 if it is used for validation or left out by ``limit``; after ``setup``.
+        origins: for each part, the part of :meth:`read` that its images are from, and their rows in it; after
+            ``setup``.
 
     Raises:
         FileNotFoundError: the data do not exist and cannot be downloaded; says where to put them.
@@ -116,6 +118,7 @@ class Images(ImageLoaders):
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.parts: dict[str, Part] = {}
         self.training_rows = torch.empty(0, dtype=torch.long)
+        self.origins: dict[str, tuple[str, Tensor]] = {}
         self._own_names: list[str] | None = None  # of the classes, where they are counted in another order than here
 
     @property
@@ -147,6 +150,7 @@ class Images(ImageLoaders):
         parts = self.read()
         if self._own_names is not None:
             parts = {name: renumbered(part, self._own_names, self.class_names) for name, part in parts.items()}
+        self.origins = {name: (name, torch.arange(len(part.labels))) for name, part in parts.items()}
         labels = parts["train"].labels
         kept = torch.ones(len(labels), dtype=torch.bool)
         if "val" not in parts:
@@ -160,10 +164,12 @@ class Images(ImageLoaders):
             validating = labeled[stratified_order(labels[labeled], "val", self.split_seed)[:num_val]].sort().values
             parts["val"] = parts["train"].take(validating)
             kept[validating] = False
+            self.origins["val"] = ("train", validating)
         training = kept.nonzero()[:, 0]
         if self.limit is not None:
             first = stratified_order(labels[training], "limit", self.split_seed)[: self.limit]
             training = training[first].sort().values
+        self.origins["train"] = ("train", training)
         if len(training) < len(labels):
             parts["train"] = parts["train"].take(training)
         self.training_rows = torch.full_like(labels, -1)
@@ -201,12 +207,16 @@ class Images(ImageLoaders):
     def loader(self, part: str, **options: Any) -> TensorLoader:
         return TensorLoader(self.part(part), self.batch_size, **options)
 
-    def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
-        """Every image of a part once over all ranks, in storage order, for collecting a probe's features.
+    @property
+    def part_names(self) -> list[str]:
+        self.setup()
+        return list(self.parts)
 
-        Batches are in their stored form; :meth:`to_float` converts them.
-        """
-        return self.loader(part)
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The number of each image in the data set's own part, and its class."""
+        labels = self.part(part).labels.tolist()
+        rows = {"row": self.origins[part][1].tolist()}
+        return rows | ({"class": [self.class_names[i] if i >= 0 else "" for i in labels]} if max(labels) >= 0 else {})
 
     def plain_batches(self, part: Literal["train", "val", "test"], device: torch.device) -> Iterator[ImageBatch]:
         """The batches of :meth:`plain_loader` on a device, with images as the model takes them."""
