@@ -100,6 +100,18 @@ def test_the_questions_of_the_official_files(tmp_path: Path) -> None:
         )
 
 
+def test_questions_that_nobody_has_answered(tmp_path: Path) -> None:
+    write_data_set(tmp_path / "vqa_v2")
+    options: Any = {"num_workers": 0, "image_size": 8, "batch_size": 2, "val_fraction": 0.25, "num_answers": 3}
+    answered, open_ones = VQAv2(str(tmp_path), **options), VQAv2(str(tmp_path), test_annotations=None, **options)
+    assert open_ones.test_dataloader() == []
+    for ours, theirs in zip(plain(open_ones, "test"), plain(answered, "test"), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.questions, theirs.questions)
+        assert not ours.answers.any()
+    assert open_ones.sample_names("test") == answered.sample_names("test")
+
+
 def test_the_questions_and_images_of_easy_vqa_have_its_own_numbers() -> None:
     import easy_vqa
 
