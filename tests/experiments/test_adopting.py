@@ -113,6 +113,23 @@ def test_data_that_cannot_take_a_fact_over_are_refused(
     )
 
 
+class Tolerant(Growing):
+    """To which it does not matter how many a model knows."""
+
+    def adopt(self, facts: Any) -> set[str]:
+        return set(facts)
+
+
+def test_a_model_is_built_as_it_was_trained_whatever_the_data_are(
+    fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = ["--model", "tests.experiments.test_technique.Recognizer", "--data", f"{__name__}.Tolerant"]
+    checkpoint = fit(*chosen, *SHORT).folder.best_checkpoint()
+    monkeypatch.setattr(Growing, "extra", -1)
+    cli = evaluated("test", *chosen, "--ckpt_path", checkpoint)
+    assert (cli.datamodule.num_speakers, cli.model.layers[1].out_features) == (4, 5)
+
+
 def pictures(folder: str, classes: dict[str, int], size: tuple[int, int] = (12, 9), count: int = 10) -> str:
     for name, gray in classes.items():
         (Path(folder) / name).mkdir(parents=True)
