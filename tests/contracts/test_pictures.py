@@ -176,7 +176,7 @@ def verbs_of(model: Any) -> list[Callable[[Any], Any]]:
 
 def assert_same(found: Any, expected: Any) -> None:
     if isinstance(expected, Tensor):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # of another memory layout
     elif isinstance(expected, (list, tuple)):
         assert len(found) == len(expected)
         for a, b in zip(found, expected, strict=True):
