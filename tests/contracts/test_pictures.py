@@ -108,19 +108,19 @@ def cli(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     name = request.param
     _, data = options_of(name, tmp_path / "data")
     own = tmp_path / "data"
-    for part in ("train", "val"):
+    reads_folders = "ImageTree" in (REPOSITORY / "configs" / f"{name}.yaml").read_text()
+    for folder in ("imagenet/train", "imagenet/val", "photos") if reads_folders else ():
         for kind in ("one", "two"):
-            if name.endswith(("imagenet", "imagenet_v1")):
-                write_pictures(own / "imagenet" / part / kind)
+            write_pictures(own / folder / kind)
     monkeypatch.setenv("LIT_DATA", str(own if own.exists() else data))
     options = ["-c", str(REPOSITORY / "configs" / f"{name}.yaml"), *NO_PICTURES, *NO_PROBE, *QUIET]
     arguments = inspect.signature(model_class(name)).parameters
     if "pretrained" in arguments:
         options += ["--model.pretrained", "false"]
-    if name.endswith(("imagenet", "imagenet_v1")):
+    if reads_folders and "num_workers" in (REPOSITORY / "configs" / f"{name}.yaml").read_text():
         options += ["--data.source.num_workers", "0"]
     if "checkpoint" in arguments:
-        shape = [1, 8, 8] if "digits" in name else [3, 32, 32]
+        shape = {"digits": [1, 8, 8], "folder": [3, 64, 64]}.get(name.split("/")[1], [3, 32, 32])
         encoder = import_module("lit_models.simclr").SimCLR(shape, encoder="conv", width=4, out_dim=8)
         content = {"state_dict": encoder.state_dict(), "hyper_parameters": dict(encoder.hparams)}
         content["hyper_parameters"]["_class_path"] = "lit_models.simclr.SimCLR"
