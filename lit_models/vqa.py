@@ -321,6 +321,8 @@ class VQA(LightningModule):
             TypeError, ValueError: the input is not an image, a question has no word, ``top`` is not positive, or there
                 are not as many images as questions.
         """
+        if not isinstance(top, int):
+            raise TypeError(f"top={top!r}: expected a whole number")
         at_least(1, top=top)
         if isinstance(self.encoder, nn.Identity):
             raise ValueError("encoder='features': expected a model that reads images, not their cached features")

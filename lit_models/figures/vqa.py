@@ -10,7 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_models.figures.canvas import DPI, Captioned, Picture, captioned_page, heated, joined, matrix_page, pixels_of
+from lit_models.figures.canvas import (
+    ATTENTION,
+    DPI,
+    Captioned,
+    Picture,
+    attended,
+    captioned_page,
+    joined,
+    matrix_page,
+    pixels_of,
+)
 from lit_models.parts.evaluating import evaluating
 from lit_models.scores.vqa import score_of
 from lit_models.vqa import AttentionFact
@@ -68,7 +78,7 @@ def questions_page(
         best = probabilities[pair].topk(min(2, len(answers)))
         cells.append(
             Captioned(
-                pixels if attention is None else heated(pixels, attention[pair], 0.55),
+                pixels if attention is None else attended(pixels, attention[pair], 0.55),
                 f"{textwrap.fill(' '.join(words) + '?', 26)}\ntrue: {answers[int(truth[pair])]}",
                 "  ".join(
                     f"{answers[i]} {p:.0%}" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -76,7 +86,9 @@ def questions_page(
                 RIGHT if score[pair] >= 0.5 else WRONG,
             )
         )
-    return captioned_page(cells, min(columns, len(cells)))
+    note = "Below each picture the model's two best answers, green if the first is right, red if not."
+    note += "" if attention is None else f" {ATTENTION}"
+    return captioned_page(cells, min(columns, len(cells)), note=note)
 
 
 def confusion_page(

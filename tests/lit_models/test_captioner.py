@@ -687,9 +687,9 @@ def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(
 ) -> None:
     pages: list[Any] = []
 
-    def watched(cells: Any, columns: int) -> Image.Image:
+    def watched(cells: Any, columns: int, note: str) -> Image.Image:
         pages.append(cells)
-        return captioned_page(cells, columns)
+        return captioned_page(cells, columns, note=note)
 
     monkeypatch.setattr("lit_models.figures.captioner.captioned_page", watched)
     captioner, data = model(dropout=0.5, **options), Pictures()
