@@ -125,7 +125,7 @@ class Autoencoder(LightningModule):
             self.encoder = nn.Sequential(conv_down(layers), nn.Conv2d(channels[-1], code_channels, kernel))
         else:
             network = image_encoder(encoder, self.image_shape, width=width)
-            to_code = nn.Linear(int(network.out_dim), code_channels)  # type: ignore[arg-type]
+            to_code = nn.Linear(network.out_dim, code_channels)
             self.encoder = nn.Sequential(network, to_code, nn.Unflatten(1, (code_channels, 1, 1)))
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(code_channels, channels[-1], kernel), nn.ReLU(), conv_up_double(layers)

@@ -64,7 +64,7 @@ class Untrained(LightningModule):
         if representation == "pca":
             pixels = int(torch.tensor(image_shape).prod())
             self.register_buffer("mean", torch.zeros(pixels))
-            self.register_buffer("components", torch.zeros(min(int(network.out_dim), pixels), pixels))  # type: ignore[arg-type]
+            self.register_buffer("components", torch.zeros(min(network.out_dim, pixels), pixels))
 
     @takes_pictures
     def encode(self, images: Tensor) -> Tensor:

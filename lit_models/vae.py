@@ -190,7 +190,7 @@ class VAE(LightningModule):
                 self.encoder = conv_encoder(self.image_shape, channels, 2 * latent_dim)
             else:
                 features = image_encoder(encoder, self.image_shape, width=width)
-                self.encoder = nn.Sequential(features, nn.Linear(int(features.out_dim), 2 * latent_dim))  # type: ignore[arg-type]
+                self.encoder = nn.Sequential(features, nn.Linear(features.out_dim, 2 * latent_dim))
             self.decoder = conv_decoder(self.image_shape, channels, latent_dim)
         else:
             pixels = math.prod(self.image_shape)

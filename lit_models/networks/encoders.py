@@ -221,7 +221,7 @@ def image_encoder(
     stem: Stem | None = None,
     width: int | None = None,
     pretrained: bool = False,
-) -> nn.Module:
+) -> PooledConv | ResNet | Pooled:
     """A network from images (B, C, H, W) in 0..1 to pooled features (B, D), with D as its ``out_dim``.
 
     Args:
@@ -370,7 +370,7 @@ class Pooled(nn.Module):
         self.eval()
         try:
             with torch.no_grad():
-                self.out_dim = self(torch.zeros(1, *image_shape)).shape[1]
+                self.out_dim: int = self(torch.zeros(1, *image_shape)).shape[1]
         except (RuntimeError, AssertionError, ValueError) as error:
             shape = "×".join(map(str, image_shape))
             raise ValueError(f"encoder={name!r}: does not take images of {shape} ({error})") from error
