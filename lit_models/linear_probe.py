@@ -23,7 +23,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from common.distributed import global_mean
 from common.pictures import Preprocessing, are_several
 from lit_models.networks.batch_norm import GlobalBatchNorm1d, whole_batch_norm
-from lit_models.networks.encoders import RESNETS
+from lit_models.networks.encoders import RESNETS, Pooled, ResNet, library_weights
 from lit_models.parts.checkpoints import rebuilt, trained_module
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
@@ -191,3 +191,23 @@ class LinearProbe(LightningModule):
         names = self.class_names or [str(i) for i in range(len(probabilities[0]))]
         found = [dict(sorted(zip(names, row, strict=True), key=lambda item: -item[1])) for row in probabilities]
         return found if are_several(images) else found[0]
+
+    def export(self) -> dict[str, Tensor]:
+        """The encoder's weights and the classifier's under torchvision's or timm's names, to be loaded there.
+
+        The features' normalization becomes part of the classifier, which is ``fc`` as in a ResNet: other networks call
+        theirs otherwise.
+
+        Raises:
+            ValueError: the encoder is not one that these libraries know.
+        """
+        encoder = next((part for part in self.encoder.modules() if isinstance(part, (ResNet, Pooled))), None)
+        if encoder is None:
+            raise ValueError(f"encoder={type(self.encoder).__name__}: expected a network of torchvision or timm")
+        weight, bias = self.classifier.weight.detach(), self.classifier.bias.detach()
+        if isinstance(self.norm, GlobalBatchNorm1d):
+            assert self.norm.running_mean is not None
+            assert self.norm.running_var is not None
+            weight = weight / (self.norm.running_var + self.norm.eps).sqrt()
+            bias = bias - weight @ self.norm.running_mean
+        return {**library_weights(encoder), "fc.weight": weight.clone(), "fc.bias": bias.clone()}

@@ -9,7 +9,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import models
 
 from experiments.cli import CLI, build
@@ -227,3 +227,19 @@ def test_either_a_checkpoint_or_a_network(checkpoint: str) -> None:
         LinearProbe([1, 8, 8], 10, checkpoint, network="resnet18")
     with pytest.raises(ValueError, match="checkpoint='' with network=null: expected one of the two"):
         LinearProbe([1, 8, 8], 10)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_a_classifier_is_exported_to_torchvision(standardize: bool) -> None:
+    torch.manual_seed(0)
+    probe = LinearProbe([3, 32, 32], 5, network="resnet18", pretrained=False, standardize=standardize)
+    if standardize:
+        probe.norm.running_mean.uniform_(0, 1)
+        probe.norm.running_var.uniform_(0.5, 2)
+    network = models.resnet18(num_classes=5)
+    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()  # as export says
+    network.load_state_dict(probe.export())
+    images = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(network.eval()(2 * images - 1), probe.eval()(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="encoder=Untrained: expected a network of torchvision or timm"):
+        LinearProbe([3, 32, 32], 5, network="conv", pretrained=False).export()
