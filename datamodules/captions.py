@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.checks import at_least, within
-from common.vocabulary import build_vocab, encode
+from common.vocabulary import UNK, build_vocab, encode
 from datamodules import easy_vqa
 from datamodules.parts import loader
 from datamodules.parts.image_loaders import ImageLoaders
@@ -50,8 +50,11 @@ class CaptionBatch(NamedTuple):
     unseen: Tensor
     """(I,) bool: the image shows a combination of attributes that was held out of training"""
 
+    references: Tensor
+    """(N, T): as ``captions``, but words outside the vocabulary have ids of their own, from its size on"""
 
-OF_CAPTIONS = ("captions", "lengths", "image_index", "stated")
+
+OF_CAPTIONS = ("captions", "lengths", "image_index", "stated", "references")
 """the fields of a batch that have a row per caption"""
 
 
@@ -87,7 +90,11 @@ class CaptionTable:
         self.images = images
         self.counts = torch.tensor([len(texts) for texts in captions])
         self.starts = self.counts.cumsum(0) - self.counts
-        self.captions, self.lengths = encode([text for texts in captions for text in texts], vocab)
+        all_of_them = [text for texts in captions for text in texts]
+        others = build_vocab(all_of_them)[2:]
+        self.references, self.lengths = encode(all_of_them, [*vocab, *sorted(set(others) - set(vocab))])
+        unknown = vocab.index(UNK)
+        self.captions = self.references.where(self.references < len(vocab), unknown)
         no_objects = torch.zeros(len(images), 0, len(attributes) + 2, dtype=torch.long)
         self.objects = no_objects if objects is None else objects
         self.unseen = torch.zeros(len(images), dtype=torch.bool) if unseen is None else unseen
@@ -121,6 +128,7 @@ class CaptionTable:
             objects=self.objects[indices],
             stated=self.stated[rows],
             unseen=self.unseen[indices],
+            references=self.references[rows, : int(lengths.max())],
         )
 
 
@@ -136,7 +144,8 @@ def choose_captions(batch: CaptionBatch, draws: Tensor, count: int) -> CaptionBa
     draw[batch.image_index, places] = draws[batch.image_index, places]
     rank = draw.argsort(1).argsort(1)[batch.image_index, places]
     fields = {name: getattr(batch, name)[rank < count] for name in OF_CAPTIONS}
-    fields["captions"] = fields["captions"][:, : int(fields["lengths"].max())]
+    for name in ("captions", "references"):
+        fields[name] = fields[name][:, : int(fields["lengths"].max())]
     return batch._replace(**fields)
 
 
