@@ -37,7 +37,7 @@ from common.checks import at_least, one_of, within
 from common.distributed import global_mean, world_size
 from common.pictures import Preprocessing, are_several
 from common.randomness import uniform_of_samples
-from common.vocabulary import UNK
+from common.vocabulary import UNK, as_sentence
 from lit_models.networks.caption_decoders import END, Heard, ShowAndTell, ShowAttendAndTell, repeated, rows, until_end
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.beam_search import State, beam_search
@@ -414,7 +414,7 @@ class Captioner(LightningModule):
 
     def to_text(self, tokens: Sequence[int]) -> str:
         """The words before the first :data:`END` as a sentence."""
-        return " ".join(self.vocab[word] for word in until_end(tokens))
+        return as_sentence(self.vocab[word] for word in until_end(tokens))
 
     @torch.inference_mode()
     def caption(
