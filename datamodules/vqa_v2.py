@@ -226,6 +226,8 @@ class VQAv2(VisualQuestions):
         ValueError: an argument is out of range, or a file is malformed; names the file and the record.
     """
 
+    soft_answers = True
+
     def __init__(
         self,
         root: str | None = None,

@@ -399,6 +399,13 @@ def test_a_picture_is_answered_alike_in_whatever_form_it_comes(pixels: np.ndarra
     assert same(asked[1], vqa.answer(pixels, "what zzz it", 4))
 
 
+def test_each_of_soft_answers_has_a_probability_of_its_own(pixels: np.ndarray) -> None:
+    vqa = model(soft_answers=True)
+    with torch.no_grad():
+        vqa.classifier[-1].bias += 20  # all of them are right
+    assert [p > 0.99 for _, p in vqa.answer(pixels, QUESTION, 4)] == [True] * 4
+
+
 def test_gray_and_palette_pictures_count_as_the_colors_they_show(pixels: np.ndarray) -> None:
     vqa = model()
     gray = pixels[:, :, 0]
