@@ -13,7 +13,8 @@ from torch import Tensor
 
 from common.checks import at_least, one_of, within
 from common.pictures import Fit, Preprocessing
-from datamodules.parts.image_files import Archive, Broken, Form, Tree
+from datamodules.parts.archives import Archive
+from datamodules.parts.image_files import Broken, Form, Tree
 from datamodules.parts.image_sets import ImageBatch, Images, Part, parts_of, stratified_order
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
 

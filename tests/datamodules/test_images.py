@@ -28,7 +28,7 @@ from common.pictures import Preprocessing, channels_first, decode
 from datamodules import image_tree
 from datamodules.image_tree import ImageTree
 from datamodules.images import CIFAR10, CIFAR100, MNIST, STL10, Digits, FashionMNIST
-from datamodules.parts import image_files
+from datamodules.parts import archives, image_files
 from datamodules.parts.image_files import Tree
 from datamodules.parts.image_sets import ImageBatch, Images, stratified_order
 from datamodules.parts.loader import WorkerLoader, checksum
@@ -884,7 +884,7 @@ def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
 def test_members_that_are_there_twice_or_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = zip_with(tmp_path / "twice.zip", "ape/0.png", png(9))
     assert "member ape/0.png: occurs twice, expected once" in error_of(lambda: ImageTree(str(path)))
-    monkeypatch.setattr(image_files, "MEMBER_LIMIT", 5000)
+    monkeypatch.setattr(archives, "MEMBER_LIMIT", 5000)
     for path in (
         zip_with(tmp_path / "large.zip", "ape/large.png", bytes(10_000)),
         write_tar(tmp_path / "large.tar.gz", FLAT | {"ape/large.png": bytes(10_000)}),
