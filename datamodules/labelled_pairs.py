@@ -241,8 +241,8 @@ class LabelledPairs(WrappedImages):
         group_size: images in a group: 2 for pairs, 3 for triplets, and 1 if the classes define what is alike.
 
     Raises:
-        ValueError: an argument is out of range, or two arguments contradict each other; in ``setup``, the validation or
-            test images have fewer than two classes.
+        ValueError: an argument is out of range, or two arguments contradict each other; the images have no classes; in
+            ``setup``, the validation or test images have fewer than two classes.
     """
 
     def __init__(
@@ -258,6 +258,11 @@ class LabelledPairs(WrappedImages):
         at_least(2, "or null for any number", samples_per_class=samples_per_class)
         if samples_per_class is not None and groups is not None:
             raise ValueError(f"samples_per_class={samples_per_class} with groups={groups!r}: expected null")
+        if source.num_classes == 0:
+            raise ValueError(
+                "source: its pictures have no classes; expected a folder for each class, or a labels.csv with "
+                "file,label in each line"
+            )
         names = [str(name) for name in unseen_classes]
         if unknown := [name for name in names if name not in source.class_names]:
             raise ValueError(f"unseen_classes={unknown[0]!r}: expected one of {', '.join(source.class_names[:20])}")

@@ -50,7 +50,7 @@ class LinearProbe(LightningModule):
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: the checkpoint is not of such a module.
+        ValueError: the checkpoint is not of such a module; the data have no classes.
     """
 
     adjustable: ClassVar = ("checkpoint", "encoder")
@@ -70,6 +70,11 @@ class LinearProbe(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
         super().__init__()
+        if num_classes == 0:
+            raise ValueError(
+                "num_classes=0: a linear probe learns classes, which these pictures do not have; expected a folder for "
+                "each class, or a labels.csv with file,label in each line"
+            )
         weights = None
         if encoder is None:
             encoder, weights = trained_module(checkpoint)
