@@ -136,18 +136,18 @@ def _each(tree: Tree, use: Callable[[Decoded], T], what: str) -> Iterator[tuple[
                 found.set_exception(error)
             pending.append((row, found))
             if len(pending) > 4 * threads:
-                yield _result(*pending.popleft())
+                yield pending[0][0], _result(pending.popleft()[1])
         while pending:
-            yield _result(*pending.popleft())
+            yield pending[0][0], _result(pending.popleft()[1])
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _result(row: int, found: Future[T]) -> tuple[int, T | ValueError]:
+def _result(found: Future[Any]) -> Any:
     try:
-        return row, found.result()
+        return found.result()
     except ValueError as error:
-        return row, error
+        return error
 
 
 def _file(tree: Tree, what: Any, broken: Broken, suffix: str) -> Path:
