@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,27 @@ class ImageTree(Images):
         else:
             rows = self._rows[part]
         return [self.tree.names[row] for row in rows.tolist()]
+
+    def number_of(self, image: str) -> int:
+        """:meth:`Images.number_of`, by the name of its file: the place of a number would depend on the split."""
+        self.setup()
+        tree, name = self.tree, self.tree.find(image)
+        if name is None and image.isdecimal():
+            example = tree.names[int(self._rows["train"][0])].removeprefix(tree.above)
+            raise ValueError(f"image {image}: expected the name of a file, such as {example!r}")
+        if name not in tree.row_of:
+            raise ValueError(tree.missing(image))
+        row = tree.row_of[name]
+        if row not in self._numbers:
+            part = next((part for part, rows in self._rows.items() if row in rows), None)
+            reason = f"is in the part {part}" if part else "is broken"
+            raise ValueError(f"{image!r} {reason}; expected a training image")
+        return self._numbers[row]
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        """The place of each row of the tree among the training images, before any validate."""
+        return {row: number for number, row in enumerate(self._rows["train"].tolist())}
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         if self.num_workers:

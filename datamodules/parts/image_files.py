@@ -281,6 +281,8 @@ class Tree:
     def missing(self, file: str) -> str:
         """What is wrong with the name of a picture that is not there."""
         there = [name.removeprefix(self.above) for name in self.names[:5000]]
+        if self.find(file) is not None:
+            return f"{file!r} is not in the table of labels"
         return f"no picture {file!r} in {self.files.path}{nearest(file, there)}"
 
     # ---- in words --------------------------------------------------------------------------------------------------

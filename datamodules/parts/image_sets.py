@@ -195,6 +195,21 @@ class Images(ImageLoaders):
         """The names of a part's files, in storage order; none where the images are no files."""
         return []
 
+    def number_of(self, image: str) -> int:
+        """The place among the training images that :meth:`read` returns, before any validate, of one in a table.
+
+        Args:
+            image: what the table calls it: its number, from 0 on.
+
+        Raises:
+            ValueError: there is no such training image.
+        """
+        self.setup()
+        count = len(self.training_rows)
+        if not image.isdecimal() or int(image) >= count:
+            raise ValueError(f"no image {image!r}, expected a number from 0 to {count - 1}")
+        return int(image)
+
     def part(self, name: str) -> Part:
         """The images of "train", "val" or "test".
 
@@ -238,9 +253,27 @@ class Images(ImageLoaders):
         for batch in self.plain_loader(part):
             yield self.to_float(move_data_to_device(batch, device))
 
+    def val_dataloader(self) -> TensorLoader:
+        return self._mixed("val")
+
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         self.setup()
+        return self._mixed("test") if "test" in self.parts else []
+
+    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        """The test images in storage order, which is that of :meth:`names_of`."""
+        self.setup()
         return self.loader("test") if "test" in self.parts else []
+
+    def _mixed(self, part: str) -> TensorLoader:
+        """A part's images for evaluation, where those that are stored by class come in a fixed order of all classes.
+
+        Else batches would be of one class each: the first one, which pictures show, and those of contrastive losses.
+        """
+        loader, labels = self.loader(part), self.part(part).labels
+        if (labels.diff() < 0).any():
+            return loader
+        return loader.in_order(stratified_order(labels, "evaluated", part, self.split_seed))
 
     def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
         """Two views of each image by :data:`YARDSTICK`, as two batches; draws depend only on the place in it."""

@@ -15,11 +15,12 @@ from PIL import Image
 
 from datamodules.contrastive_views import ContrastiveViews
 from datamodules.image_tree import ImageTree
+from datamodules.images import Digits
 from datamodules.labelled_pairs import LabelledPairs
 from datamodules.parts.image_files import part_called
 from datamodules.parts.image_sets import ImageBatch, divided, rearrange
 from lit_models.linear_probe import LinearProbe
-from tests.datamodules.test_images import FLAT, WRITERS, error_of, png, write_folder, write_zip
+from tests.datamodules.test_images import FLAT, WRITERS, error_of, ids, png, write_folder, write_zip
 
 Found = tuple[list[str], dict[str, list[str]], dict[str, int]]
 
@@ -276,6 +277,42 @@ def test_other_labels_are_other_data(tmp_path: Path) -> None:
             assert "03.png" in tree.names_of("train")
             found.append(tree.train_dataloader().fingerprint())
     assert len(set(found)) == 4
+
+
+# The order of evaluation.
+
+
+def test_what_is_stored_by_class_is_evaluated_in_mixed_batches_and_predicted_in_order(tmp_path: Path) -> None:
+    files = {f"{part}/{i // 20}/{i}.png": png(i) for part in ("train", "val", "test") for i in range(80)}
+    path = write_folder(tmp_path / "tree", files)
+    for workers in (0, 1):
+        tree = ImageTree(str(path), size=8, num_workers=workers, batch_size=16, check=False)
+        views = ContrastiveViews(tree, batch_size=16)
+        for loader in (tree.val_dataloader(), views.val_dataloader(), tree.test_dataloader(), views.test_dataloader()):
+            batches = list(loader)
+            assert [batch.labels.bincount(minlength=4).tolist() for batch in batches] == [[4] * 4] * 5
+            seen = torch.cat([batch.images for batch in batches])
+            assert len(seen.flatten(1).unique(dim=0)) == 80
+        predicted = torch.cat([batch.labels for batch in views.predict_dataloader()])  # type: ignore[union-attr]
+        assert predicted.tolist() == [i // 20 for i in range(80)]
+        assert tree.names_of("test") == sorted((name for name in files if "test" in name), key=lambda n: n.split("/"))
+
+
+def test_the_order_of_evaluation_is_a_function_of_the_split_seed(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "tree", {f"{part}/{name}": FLAT[name] for part in ("train", "val") for name in FLAT})
+
+    def order(seed: int) -> list[int]:
+        torch.manual_seed(torch.initial_seed() + 1)
+        loader = ImageTree(str(path), split_seed=seed, batch_size=24).val_dataloader()
+        assert torch.equal(next(iter(loader)).images, next(iter(loader)).images)
+        return ids(next(iter(loader)).images)
+
+    assert order(0) == order(0) != order(1)
+    unlabeled = ImageTree(str(path), labels="none", batch_size=24).val_dataloader()
+    found = [int(image.sum()) for image in next(iter(unlabeled)).images]
+    assert found != [int(np.asarray(Image.open(path / name)).sum()) for name in sorted(f"val/{name}" for name in FLAT)]
+    digits = Digits(batch_size=500)
+    assert torch.equal(next(iter(digits.val_dataloader())).labels, digits.part("val").labels), "not stored by class"
 
 
 # Memory.
