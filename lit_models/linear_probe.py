@@ -55,7 +55,7 @@ class LinearProbe(LightningModule):
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: the checkpoint is not of such a module.
+        ValueError: the checkpoint is not of such a module; the data have no classes.
     """
 
     adjustable: ClassVar = ("checkpoint", "network", "encoder")
@@ -81,6 +81,11 @@ class LinearProbe(LightningModule):
             raise ValueError(f"checkpoint={checkpoint} with network={network!r}: expected one of the two")
         if network is None and encoder is None and not checkpoint:
             raise ValueError("checkpoint='' with network=null: expected one of the two")
+        if num_classes == 0:
+            raise ValueError(
+                "num_classes=0: a linear probe learns classes, which these pictures do not have; expected a folder for "
+                "each class, or a labels.csv with file,label in each line"
+            )
         weights = None
         if encoder is None and network is not None:
             arguments: dict[str, Any] = {
