@@ -19,8 +19,9 @@ from torch import Tensor
 
 from common.pictures import Preprocessing, opened
 from datamodules.image_tree import ImageTree
+from datamodules.parts.decoding import decode_all
 from datamodules.parts.image_features import decode_photograph
-from datamodules.parts.image_sets import Images
+from datamodules.parts.image_sets import ImageBatch, Images
 from datamodules.parts.wrapped_images import WrappedImages
 from experiments.cli import CLI, build
 from tests.conftest import NO_PICTURES, NO_PROBE, QUIET, REPOSITORY
@@ -91,11 +92,9 @@ def given_by(data: Any, files: list[Path]) -> Tensor:
     tree = ImageTree(str(files[0].parents[1]), height, fit=fit, grayscale=channels == 1, test_fraction=0)
     if isinstance(data, WrappedImages):
         data.source = tree
-    tree.setup()
-    # In the order of the names, which are dealt out to two parts.
+    images, _ = decode_all(tree.tree, tree.form)
     names = [Path(name).name for name in tree.tree.names]
-    images, labels = tree.tree.decode_all(tree.form), tree.tree.labels
-    part = type(next(iter(tree.parts.values())))(torch.from_numpy(images[0]), torch.from_numpy(labels))
+    part = ImageBatch(torch.from_numpy(images), torch.from_numpy(tree.tree.labels))
     whole = data.to_float(part).images
     return torch.stack([whole[names.index(file.name)] for file in files])
 
