@@ -223,13 +223,13 @@ class Autoencoder(LightningModule):
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reconstruct(self, images: object) -> Tensor:
         """(B, C, H, W) in 0..1: pictures, as :class:`common.pictures.Preprocessing` takes them, rebuilt."""
         with evaluating(self):
             return self.to_pixels(self(self._batch(images)))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
         """(steps, C, H, W): images decoded on the straight line between the codes of two images."""
         at_least(2, steps=steps)

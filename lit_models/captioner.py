@@ -416,7 +416,7 @@ class Captioner(LightningModule):
         """The words before the first :data:`END` as a sentence."""
         return as_sentence(self.vocab[word] for word in until_end(tokens))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def caption(
         self,
         images: Any,

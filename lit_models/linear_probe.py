@@ -184,7 +184,7 @@ class LinearProbe(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def classify(self, images: object) -> dict[str, float] | list[dict[str, float]]:
         """The probability of each class by its name, likeliest first; a list of these for several pictures.
 

@@ -406,7 +406,7 @@ class MetricLearning(LightningModule):
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embedding(self, image: object) -> Tensor:
         """The embedding (out_dim,) of one picture, or (B, out_dim) of several.
 

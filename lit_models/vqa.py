@@ -309,7 +309,7 @@ class VQA(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answer(self, image: Any, question: str | Sequence[str], top: int = 3) -> Answers | list[Answers]:
         """The ``top`` answers to a question about an image, with their probabilities, likeliest first.
 
