@@ -7,7 +7,7 @@ are its ``tokens``, which are already in lower case and without punctuation.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
 
@@ -286,6 +286,16 @@ class PhotographCaptions(Captions):
         self.image_shape = [3, image_size, image_size] if self.features is None else CachedFeatures(self.features).shape
         self.attributes = {}
 
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Captions.adopt`; and photographs are read as the model's own were, at its size."""
+        settled = super().adopt(facts)
+        if self.features is None:
+            self.image_shape = list(facts.get("image_shape", self.image_shape))
+            self.preprocessing = facts.get("preprocessing") or self.preprocessing
+            self.image_size, self.fit = self.image_shape[1], self.preprocessing["fit"]
+            settled.add("image_shape")
+        return settled
+
     def image_folder(self, part: str) -> Path:
         raise NotImplementedError
 
@@ -300,6 +310,11 @@ class PhotographCaptions(Captions):
                 else:
                     source = CachedFeatures(self.features)
                 self.tables[part] = PhotographTable(source, photographs, self.vocab)
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The id and the file of each photograph."""
+        chosen = self.photographs[part]
+        return {"image_id": [each.number for each in chosen], "file": [each.file for each in chosen]}
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         if self.features is None:

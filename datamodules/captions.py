@@ -6,7 +6,7 @@ image each caption describes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -183,6 +183,15 @@ class Captions(ImageLoaders):
         self.captions_per_image = captions_per_image
         self.tables: dict[str, CaptionTable] = {}
 
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Counts words as a checkpoint's model does; its unknown words become ``<unk>``.
+
+        Where the data have no ground truth, it does not matter which attributes the model knows.
+        """
+        assert not self.tables
+        self.vocab, self.longest = list(facts.get("vocab", self.vocab)), facts.get("longest", self.longest)
+        return {"vocab", "longest", "preprocessing"} | ({"attributes"} if not self.attributes else set())
+
     def learn_words(self, train: Sequence[Sequence[str]], min_count: int = 1) -> None:
         """Takes ``vocab`` and ``longest`` from the training captions."""
         texts = [text for of_image in train for text in of_image]
@@ -191,6 +200,10 @@ class Captions(ImageLoaders):
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         return TensorLoader(self.tables[part], self.batch_size, **options)
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The number of each image in its part."""
+        return {"image": range(len(self.tables[part]))}
 
     def on_before_batch_transfer(self, batch: CaptionBatch, dataloader_idx: int) -> CaptionBatch:
         if self.captions_per_image is None or self.trainer is None or not self.trainer.training:

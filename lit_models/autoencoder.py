@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,9 @@ class Autoencoder(LightningModule):
     Raises:
         ValueError: the code size is larger than the map; an argument is out of range.
     """
+
+    not_transferred: ClassVar = ("pca_mean", "pca_components")
+    """buffers that a run which starts from another's weights leaves out"""
 
     pca_mean: Tensor
     pca_components: Tensor
@@ -214,9 +217,9 @@ class Autoencoder(LightningModule):
         restored = self.pca_mean + centered @ self.pca_components.T @ self.pca_components
         return restored.view_as(images).clamp(0, 1)
 
-    def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[list[float]]:
-        """The code of each image of the batch."""
-        return self.encode(batch.images).tolist()
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
+        """The code of each image of the batch, and the image that is rebuilt from it."""
+        return {"code": self.encode(batch.images), "reconstruction": self.to_pixels(self(batch.images))}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

@@ -460,6 +460,6 @@ class Captioner(LightningModule):
             tokens = self.decode(batch, method, n, beam_size, temperature, top_p, length_penalty, draws)
         return [[self.to_text(row) for row in rows_of_image] for rows_of_image in tokens.tolist()]
 
-    def predict_step(self, batch: CaptionBatch, batch_idx: int) -> list[str]:
+    def predict_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, list[str]]:
         """The greedy caption of each image of the batch."""
-        return [self.to_text(tokens) for tokens in self.decode(batch.images)[:, 0].tolist()]
+        return {"caption": [self.to_text(tokens) for tokens in self.decode(batch.images)[:, 0].tolist()]}

@@ -176,10 +176,11 @@ class LinearProbe(LightningModule):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[int]:
-        """The class of each image of the batch."""
-        found: list[int] = self(batch.images).argmax(1).tolist()
-        return found
+    def predict_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
+        """The likeliest class of each image of the batch, by name, and its probability."""
+        best = self(batch.images).softmax(1).max(1)
+        names = [self.class_names[i] if self.class_names else i for i in best.indices.tolist()]
+        return {"prediction": names, "probability": best.values}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

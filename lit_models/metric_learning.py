@@ -197,6 +197,9 @@ class MetricLearning(LightningModule):
     """arguments that may differ from a checkpoint's"""
     threshold: Tensor
 
+    not_transferred: ClassVar = ("threshold",)
+    """buffers that a run which starts from another's weights leaves out"""
+
     def __init__(
         self,
         image_shape: Sequence[int],
@@ -397,9 +400,9 @@ class MetricLearning(LightningModule):
             )
         return z, labels
 
-    def predict_step(self, batch: ExampleBatch, batch_idx: int) -> list[list[float]]:
+    def predict_step(self, batch: ExampleBatch, batch_idx: int) -> dict[str, Tensor]:
         """The embedding of each image of the batch."""
-        return self.embed(batch.images[:, 0]).tolist()
+        return {"embedding": self.embed(batch.images[:, 0])}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

@@ -22,7 +22,7 @@ last. These are all that differs between them: see :mod:`lit_models.networks.seq
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -81,6 +81,9 @@ class SequenceAutoencoder(LightningModule):
     Raises:
         ValueError: neither or both of ``vocab`` and ``sequence_dim``; an argument out of range.
     """
+
+    not_transferred: ClassVar = ("pca_mean", "pca_components")
+    """buffers that a run which starts from another's weights leaves out"""
 
     pca_mean: Tensor
     pca_components: Tensor
@@ -328,9 +331,13 @@ class SequenceAutoencoder(LightningModule):
         for metric in (*self.means.values(), self.of_length):
             metric.reset()
 
-    def predict_step(self, batch: SequenceBatch, batch_idx: int) -> list[list[float]]:
-        """The code of each sequence of the batch."""
-        return self.encode(batch).tolist()
+    def predict_step(self, batch: SequenceBatch, batch_idx: int) -> dict[str, Any]:
+        """The code of each sequence of the batch, and the line or the drawing that is written from it."""
+        code = self.encode(batch)
+        if self.vocab is None and self.scale_factor is None:
+            return {"code": code}
+        like = Sketch([[0, 0, 0]]) if self.vocab is None else ""
+        return {"code": code, "reconstruction": self._sequences(self.decode(code), like)}
 
     # ---- use -----------------------------------------------------------------------------------------------------
 

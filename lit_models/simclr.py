@@ -183,9 +183,9 @@ class SimCLR(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.scores.log(self, "test")
 
-    def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[list[float]]:
+    def predict_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         """The representation of each image of the batch, without augmentation."""
-        return self.encode(batch.images).tolist()
+        return {"features": self.encode(batch.images)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler, self.decay_vectors)

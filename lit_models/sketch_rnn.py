@@ -264,9 +264,15 @@ class SketchRNN(LightningModule):
             self.means[name].reset()
         self.posterior.reset()
 
-    def predict_step(self, batch: SketchBatch, batch_idx: int) -> list[list[float]]:
-        """The code of each drawing of the batch."""
-        return self.encode(batch).tolist()
+    def predict_step(self, batch: SketchBatch, batch_idx: int) -> dict[str, Any]:
+        """How well each drawing of the batch is told, in nats a point; its code; and a drawing from that code.
+
+        Without a code, how well it is told is all.
+        """
+        code = self.encode(batch) if self.latent_dim else batch.strokes.new_zeros(len(batch.strokes), 0)
+        offsets, pen = self.nats(batch.strokes, batch.lengths, code)
+        told = {"points": batch.lengths, "nats_per_point": (offsets + pen) / batch.lengths}
+        return told | ({"code": code, "reconstruction": self.decode(code, seed=batch_idx)} if self.latent_dim else {})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

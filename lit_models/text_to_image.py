@@ -412,9 +412,17 @@ class TextToImageGAN(LightningModule):
         width = self.generator.noise_dim + self.generator.condition_dim
         return torch.randn(n, width, generator=generator, device=self.device)
 
-    def predict_step(self, batch: CaptionBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The attributes that the classifier sees in the image generated for each sentence."""
-        seen = choices(self.classifier(self._images_of(batch, batch_idx))[0]).tolist()
-        return [
-            {name: values[i] for (name, values), i in zip(self.attributes.items(), row, strict=True)} for row in seen
-        ]
+    def predict_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, Any]:
+        """The image generated for each sentence of the batch, and the attributes that the classifier sees in it."""
+        images = self._images_of(batch, batch_idx)
+        seen = choices(self.classifier(images)[0]).T.tolist()
+        words = zip(batch.captions.tolist(), batch.lengths.tolist(), strict=True)
+        return {
+            "row": batch.image_ids[batch.image_index],  # an image has several sentences
+            "sentence": [" ".join(self.vocab[word] for word in row[:length]) for row, length in words],
+            **{
+                f"{name}_seen": [values[i] for i in of_all]
+                for (name, values), of_all in zip(self.attributes.items(), seen, strict=True)
+            },
+            "image": images,
+        }

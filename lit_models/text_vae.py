@@ -236,9 +236,10 @@ class TextVAE(LightningModule):
         for metric in (*self.means.values(), self.posterior):
             metric.reset()
 
-    def predict_step(self, batch: SequenceBatch, batch_idx: int) -> list[list[float]]:
-        """The code of each line of the batch."""
-        return self.encode(batch).tolist()
+    def predict_step(self, batch: SequenceBatch, batch_idx: int) -> dict[str, Any]:
+        """The code of each line of the batch, the posterior's mean, and the line that is written from it."""
+        code = self.encode(batch)
+        return {"code": code, "reconstruction": self.decode(code)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

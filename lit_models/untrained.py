@@ -7,7 +7,7 @@ encoder's initial weights; and with the ImageNet weights of a library.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -36,6 +36,9 @@ class Untrained(LightningModule):
     Raises:
         ValueError: no such representation.
     """
+
+    not_transferred: ClassVar = ("mean", "components")
+    """buffers that a run which starts from another's weights leaves out"""
 
     mean: Tensor
     components: Tensor
@@ -86,6 +89,10 @@ class Untrained(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None: ...
 
     def test_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """The representation of each image of the batch."""
+        return {"features": self.encode(batch.images).flatten(1)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([self.nothing], lr=0.0)

@@ -341,9 +341,10 @@ class VAE(LightningModule):
             self.means[name].reset()
         self.posterior.reset()
 
-    def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[list[float]]:
-        """The code of each image of the batch."""
-        return self.encode(batch.images).tolist()
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
+        """The code of each image of the batch, the posterior's mean, and the image that is rebuilt from it."""
+        code = self.encode(batch.images)
+        return {"code": code, "reconstruction": self.decode(code)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

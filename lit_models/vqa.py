@@ -302,9 +302,12 @@ class VQA(LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != "accuracy"})
         self.log(f"{stage}/accuracy", scores["accuracy"], prog_bar=True)
 
-    def predict_step(self, batch: VQABatch, batch_idx: int) -> list[str]:
-        """The answer to each question of the batch."""
-        return [self.answers[i] for i in self(batch).argmax(1).tolist()]
+    def predict_step(self, batch: VQABatch, batch_idx: int) -> dict[str, Any]:
+        """The answer to each question of the batch, and its probability."""
+        logits = self(batch).float()
+        # With soft scores, each answer is a decision of its own: see `answer_loss`.
+        best = (logits.sigmoid() if batch.answers.dim() == 2 else logits.softmax(1)).max(1)
+        return {"answer": [self.answers[i] for i in best.indices.tolist()], "probability": best.values}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)

@@ -596,9 +596,8 @@ def test_cached_features_are_taken_as_they_are(options: Any) -> None:
     assert not list(captioner.encoder.parameters())
     batch = made_up()._replace(images=torch.randn(3, 10, 2, 2))
     assert captioner(batch).shape == (6, 6, len(VOCAB))
-    assert captioner.predict_step(batch, 0) == [
-        captioner.to_text(row) for row in captioner.decode(batch.images)[:, 0].tolist()
-    ]
+    said = [captioner.to_text(row) for row in captioner.decode(batch.images)[:, 0].tolist()]
+    assert captioner.predict_step(batch, 0) == {"caption": said}
     with pytest.raises(ValueError, match="encoder='features'"):
         captioner.caption(pixels())
 

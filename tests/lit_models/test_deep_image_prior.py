@@ -781,6 +781,18 @@ def test_predict_writes_beside_the_file(fit: Callable[..., CLI], tmp_path: Path)
     assert torch.allclose(written, cli.model.restored[1], atol=0.6 / 255)  # type: ignore[operator,union-attr]
 
 
+def test_other_images_than_those_of_the_run_are_refused(fit: Callable[..., CLI], mistake: Callable[..., str]) -> None:
+    options = ["-c", CONFIG, "-c", SHRINK, "--data.image", "[china, flower]"]
+    cli = fit(*options, "--trainer.max_epochs", 1, "--test_after_fit", "false")
+    checkpoint = cli.folder.recovery_checkpoints()[0]
+    for subcommand in ("predict", "test", "validate"):
+        line = mistake(subcommand, "--ckpt_path", checkpoint, "--data.image", "[flower, china]", *QUIET)
+        assert (
+            line
+            == "image=['flower', 'china']: expected ['china', 'flower'], the images that the checkpoint has restored"
+        )
+
+
 def test_prediction_without_a_run_is_refused(mistake: Callable[..., str]) -> None:
     line = mistake("predict", "-c", CONFIG, "-c", SHRINK, "--trainer.accelerator", "cpu")
     assert line == "nothing is restored yet: expected --ckpt_path with the checkpoint of a run"

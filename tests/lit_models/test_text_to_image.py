@@ -598,5 +598,10 @@ def test_figures() -> None:
 def test_predictions_name_what_is_seen() -> None:
     data = scenes()
     model = make(data)
-    for row in model.predict_step(batch_of(data, "test"), 0):
-        assert all(row[name] in values for name, values in model.attributes.items())
+    batch = batch_of(data, "test")
+    found = model.predict_step(batch, 0)
+    for name, values in model.attributes.items():
+        assert set(found[f"{name}_seen"]) <= set(values)
+    assert found["row"].tolist() == batch.image_ids[batch.image_index].tolist()
+    assert found["image"].shape == (len(batch.captions), *model.image_shape)
+    assert found["sentence"][0].split() == [data.vocab[i] for i in batch.captions[0, : batch.lengths[0]]]

@@ -301,7 +301,11 @@ def test_features_are_taken_as_they_are() -> None:
 
 def test_predictions_are_answers_in_words() -> None:
     vqa, batch = model(), made_up()
-    assert vqa.predict_step(batch, 0) == [ANSWERS[i] for i in vqa(batch).argmax(1)]
+    found = vqa.predict_step(batch, 0)
+    assert found["answer"] == [ANSWERS[i] for i in vqa(batch).argmax(1)]
+    assert torch.allclose(found["probability"], vqa(batch).softmax(1).amax(1))
+    scored = batch._replace(answers=torch.zeros(len(batch.answers), len(ANSWERS)))
+    assert torch.allclose(vqa.predict_step(scored, 0)["probability"], vqa(batch).sigmoid().amax(1))
 
 
 @pytest.mark.parametrize(
