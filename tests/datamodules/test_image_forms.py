@@ -297,8 +297,6 @@ def test_what_is_stored_by_class_is_evaluated_in_mixed_batches_and_predicted_in_
         assert predicted.tolist() == [i // 20 for i in range(80)]
         expected = sorted((name for name in files if "test" in name), key=lambda n: n.split("/"))
         assert list(tree.sample_names("test")["file"]) == expected
-            (name for name in files if "test" in name), key=lambda n: n.split("/")
-        )
 
 
 def test_the_order_of_evaluation_is_a_function_of_the_split_seed(tmp_path: Path) -> None:
