@@ -120,12 +120,15 @@ def map_figure(features: Tensor, labels: Tensor, names: Sequence[str] = (), scal
 def _colors(classes: np.ndarray, names: Sequence[str]) -> tuple[dict[int, Any], list[tuple[str, Any]]]:
     """The color of each class, -1 included, and the entries of a legend, none where there are no classes."""
     known, counts = np.unique(classes[classes >= 0], return_counts=True)
-    first = known if len(known) <= NAMED else np.sort(known[np.argsort(-counts, kind="stable")[: NAMED - 1]])
-    wheel = colormaps["tab10" if len(first) <= 10 else "tab20"]
+    wheel = [colormaps["tab10" if len(known) <= 10 else "tab20"](place) for place in range(NAMED)]
+    first = known
+    if len(known) > NAMED:
+        wheel = [*wheel[:14], *wheel[16:]]  # without the grays, which are the others' here
+        first = np.sort(known[np.argsort(-counts, kind="stable")[: len(wheel)]])
     colors: dict[int, Any] = dict.fromkeys([-1, *known.tolist()], "lightgray" if len(known) else "tab:blue")
     legend = []
     for place, code in enumerate(first.tolist()):
-        colors[code] = wheel(place)
+        colors[code] = wheel[place]
         legend.append((shortened(names[code] if code < len(names) else str(code)), colors[code]))
     if len(first) < len(known):
         legend.append((f"{len(known) - len(first)} other classes", "lightgray"))
