@@ -100,6 +100,15 @@ def attended(pixels: np.ndarray, shares: Tensor, opacity: float = 0.6) -> np.nda
     return np.asarray(Image.blend(picture, colors.resize(picture.size, Image.Resampling.NEAREST), opacity))
 
 
+MOST_NAMED = 100
+"""classes whose names stand at the sides of a matrix"""
+
+
+def shortened(name: str, most: int = 24) -> str:
+    """A name that is not longer than so many letters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 class Captioned(NamedTuple):
     """A picture with words above and below it."""
 
@@ -207,14 +216,18 @@ def _enlarged(colors: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def matrix_page(shares: np.ndarray, names: Sequence[str], title: str, across: str, down: str) -> Image.Image:
-    """Shares (K, K) in 0..1 as shades of blue; where there is room, with numbers in percent and the names of all K.
+    """Shares (K, K) in 0..1 as shades of blue; where there is room, with numbers in percent.
+
+    Up to :data:`MOST_NAMED` classes have their names at the sides; that those of more have none, the title says.
 
     Args:
         across, down: what columns and rows are.
     """
     letters, small = font(8), font(6)
-    side = max(1, min(26, 560 // len(shares)))
-    named = side >= line_height(letters)
+    named = len(shares) <= MOST_NAMED
+    side = max(line_height(letters) if named else 1, min(26, 560 // len(shares)))
+    names = [shortened(name) for name in names]
+    title = title if named else f"{title}; {len(shares)} classes, too many for their names"
     beside = max((width_of(name, letters) for name in names), default=0) if named else 0
     left, top = MARGIN + line_height(letters) + MARGIN + beside + 4, 2 * MARGIN + line_height(letters)
     whole = side * len(shares)
@@ -232,7 +245,7 @@ def matrix_page(shares: np.ndarray, names: Sequence[str], title: str, across: st
         middle = i * side + side // 2
         write(page, (left - 4, top + middle - line_height(letters) / 2), name, letters, align="right")
         write_upwards(page, (left + middle, top + whole + 4), name, letters)
-    for i, j in np.argwhere(shares >= 0.005) if named else ():
+    for i, j in np.argwhere(shares >= 0.005) if side > line_height(letters) else ():
         center, middle = left + j * side + side / 2, top + i * side + side / 2
         color = "white" if shares[i, j] > 0.6 else "black"
         write(page, (center, middle - line_height(small) / 2), f"{100 * shares[i, j]:.0f}", small, color, "center")
