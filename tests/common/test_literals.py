@@ -24,6 +24,7 @@ FACTS: dict[str, Any] = {
     "batch_size": 2,
     "captions_per_image": None,
     "features": None,
+    "fit": "crop",
     "folder": Path("nowhere"),
     "image_size": 8,
     "min_count": 1,
