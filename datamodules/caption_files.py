@@ -20,7 +20,14 @@ from common.files import data_root, read_json, require
 from common.pictures import Fit
 from common.vocabulary import tokenize
 from datamodules.captions import PARTS, CaptionBatch, Captions, CaptionTable
-from datamodules.parts.image_features import CachedFeatures, ImageSource, decode_photograph, write_features
+from datamodules.parts.image_features import (
+    CachedFeatures,
+    ImageSource,
+    decode_photograph,
+    undecodable,
+    write_features,
+)
+from datamodules.parts.image_files import Broken
 from datamodules.parts.loader import TensorLoader, WorkerLoader
 from datamodules.parts.visual_questions import split_images
 
@@ -256,6 +263,8 @@ class PhotographCaptions(Captions):
         image_size: height and width that images are brought to.
         fit: how, see :func:`common.pictures.fitted`.
         num_workers: number of processes that decode images.
+        check, broken: before the first step, decode each photograph once; at one that cannot be decoded stop ("error"),
+            or leave it out ("skip").
         min_count: words that occur less often in the training captions become ``<unk>``.
     """
 
@@ -274,8 +283,12 @@ class PhotographCaptions(Captions):
         fit: Fit,
         num_workers: int,
         min_count: int,
+        check: bool = True,
+        broken: Broken = "error",
     ) -> None:
         super().__init__(batch_size, captions_per_image)
+        one_of(Broken, broken=broken)
+        self.check, self.broken = check, broken
         at_least(1, image_size=image_size, min_count=min_count)
         at_least(0, num_workers=num_workers)
         self.page = page
@@ -299,11 +312,27 @@ class PhotographCaptions(Captions):
     def image_folder(self, part: str) -> Path:
         raise NotImplementedError
 
+    def prepare_data(self) -> None:
+        """Looks at all photographs that the run will need, also at those of the test, before its first step."""
+        fits = self.trainer is None or self.trainer.state.fn == "fit"
+        for part in PARTS if fits else ("test",):
+            self._usable(part)
+
+    def _usable(self, part: str) -> list[Photograph]:
+        """Those that can be decoded."""
+        chosen = self.photographs[part]
+        if self.features is not None or not self.check:
+            return chosen
+        folder = self.image_folder(part)
+        PhotographFiles(folder, chosen, self.image_size, self.fit, self.page).check(each.number for each in chosen)
+        lost = undecodable([(folder / each.file, f"image {each.number}") for each in chosen], self.broken)
+        return [each for each in chosen if folder / each.file not in lost]
+
     def setup(self, stage: str | None = None) -> None:
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         for part in wanted.get(stage or "", PARTS):
             if part not in self.tables:
-                photographs = self.photographs[part]
+                photographs = self.photographs[part] = self._usable(part)
                 source: ImageSource
                 if self.features is None:
                     source = PhotographFiles(self.image_folder(part), photographs, self.image_size, self.fit, self.page)
@@ -334,7 +363,7 @@ class KarpathyCaptions(PhotographCaptions):
         captions: the captions file; by default ``dataset_<name>.json``.
         images: the folder of the images; by default ``images``. For COCO, whose file has ``train2014/`` and
             ``val2014/`` in its paths, the default is the data set's own folder.
-        batch_size, captions_per_image, features, image_size, fit, num_workers, min_count: see
+        batch_size, captions_per_image, features, image_size, fit, num_workers, min_count, check, broken: see
             :class:`PhotographCaptions`; five captions come with each image.
 
     Raises:
@@ -355,11 +384,23 @@ class KarpathyCaptions(PhotographCaptions):
         fit: Fit = "squash",
         num_workers: int = 4,
         min_count: int = 5,
+        check: bool = True,
+        broken: Broken = "error",
     ) -> None:
         one_of(IMAGES_OF, name=name)
         folder = data_root(root) / name
         super().__init__(
-            folder, IMAGES_OF[name], batch_size, captions_per_image, features, image_size, fit, num_workers, min_count
+            folder,
+            IMAGES_OF[name],
+            batch_size,
+            captions_per_image,
+            features,
+            image_size,
+            fit,
+            num_workers,
+            min_count,
+            check,
+            broken,
         )
         self.images = folder / (images or ("." if name == "coco" else "images"))
         path = folder / (captions or f"dataset_{name}.json")
@@ -383,7 +424,7 @@ class CocoCaptions(PhotographCaptions):
         train_images, test_images: folders of the images.
         val_fraction: share of the training images used for validation.
         split_seed: seed of the validation split, independent of the run's seed.
-        batch_size, captions_per_image, features, image_size, fit, num_workers, min_count: see
+        batch_size, captions_per_image, features, image_size, fit, num_workers, min_count, check, broken: see
             :class:`PhotographCaptions`; about five captions come with each image.
 
     Raises:
@@ -406,10 +447,22 @@ class CocoCaptions(PhotographCaptions):
         fit: Fit = "squash",
         num_workers: int = 4,
         min_count: int = 5,
+        check: bool = True,
+        broken: Broken = "error",
     ) -> None:
         folder = data_root(root) / "coco"
         super().__init__(
-            folder, COCO_PAGE, batch_size, captions_per_image, features, image_size, fit, num_workers, min_count
+            folder,
+            COCO_PAGE,
+            batch_size,
+            captions_per_image,
+            features,
+            image_size,
+            fit,
+            num_workers,
+            min_count,
+            check,
+            broken,
         )
         self.image_folders = {"train": train_images, "val": train_images, "test": test_images}
         self.folder = folder

@@ -744,3 +744,21 @@ def test_given_tokens_are_taken_as_they_are_given(tmp_path: Path) -> None:
     assert part.captions == ["a t-shirt for 3.5 u.s. dollars"]
     data = karpathy(tmp_path, min_count=1)
     assert {"t-shirt", "3.5", "u.s."} <= set(data.vocab)
+
+
+def test_photographs_are_looked_at_before_the_first_step(root: Path) -> None:
+    """Also those of the test, which would otherwise end the run after all its training."""
+    file = next(iter((root / "flickr8k" / "images").glob("*")))
+    for photograph in read_karpathy(root / "flickr8k" / "dataset_flickr8k.json")["test"][:1]:
+        file = root / "flickr8k" / "images" / photograph.file
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(
+        ValueError, match=rf"{file.name}: image \d+ cannot be decoded: .*; 1 in all, which broken='skip'"
+    ):
+        KarpathyCaptions(str(root), **OPTIONS).prepare_data()
+    data = KarpathyCaptions(str(root), **OPTIONS, broken="skip")
+    with pytest.warns(UserWarning, match="left out 1 photographs that cannot be decoded, the first: "):
+        data.setup()
+    assert {part: len(table) for part, table in data.tables.items()} == {"train": 6, "val": 2, "test": 2}
+    assert len(data.sample_names("test")["file"]) == 2
+    KarpathyCaptions(str(root), **OPTIONS, check=False).prepare_data()
