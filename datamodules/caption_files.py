@@ -6,7 +6,8 @@ are its ``tokens``, which are already in lower case and without punctuation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
 
@@ -80,7 +81,7 @@ def read_karpathy(path: Path) -> dict[str, list[Photograph]]:
             tokens = sentence.get("tokens") if isinstance(sentence, dict) else None
             if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
                 raise _malformed(path, f"{what}, sentence {i}", "a list of words as 'tokens'")
-            captions.append(wordless.unless(_words(" ".join(tokens)), f"{what}, sentence {i}"))
+            captions.append(wordless.unless(_given(tokens), f"{what}, sentence {i}"))
         numbers.add(number)
         files.add(file)
         parts[PART_OF_SPLIT[split]].append(Photograph(number, file, _some(path, what, captions)))
@@ -185,7 +186,17 @@ def _inside(path: Path, what: str, record: dict[str, Any], key: str) -> str:
 
 def _words(text: str) -> str:
     """The words of a text without punctuation marks, separated by spaces."""
-    return " ".join(token for token in tokenize(text) if token[0].isalnum() or token[0] == "_")
+    return " ".join(filter(_is_word, tokenize(text)))
+
+
+def _given(tokens: Sequence[str]) -> str:
+    """Tokens as they are given, but for their case and for punctuation marks, separated by spaces."""
+    composed = (unicodedata.normalize("NFC", token.lower()) for token in tokens)
+    return " ".join("".join(token.split()) for token in composed if any(map(_is_word, token)))
+
+
+def _is_word(token: str) -> bool:
+    return token[0].isalnum() or token[0] == "_"
 
 
 class PhotographFiles:
@@ -222,7 +233,8 @@ class PhotographTable(CaptionTable):
     def __init__(self, source: ImageSource, photographs: Sequence[Photograph], vocab: Sequence[str]) -> None:
         numbers = [photograph.number for photograph in photographs]
         source.check(numbers)
-        super().__init__(torch.tensor(numbers), [photograph.captions for photograph in photographs], vocab)
+        captions = [photograph.captions for photograph in photographs]
+        super().__init__(torch.tensor(numbers), captions, vocab, split=str.split)
         self.source = source
 
     def __getitem__(self, indices: Tensor) -> CaptionBatch:
@@ -249,6 +261,7 @@ class PhotographCaptions(Captions):
 
     photographs: dict[str, list[Photograph]]
     """of each part"""
+    split = staticmethod(str.split)  # what was read are words already
 
     def __init__(
         self,
@@ -273,6 +286,16 @@ class PhotographCaptions(Captions):
         self.image_shape = [3, image_size, image_size] if self.features is None else CachedFeatures(self.features).shape
         self.attributes = {}
 
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Captions.adopt`; and photographs are read as the model's own were, at its size."""
+        settled = super().adopt(facts)
+        if self.features is None:
+            self.image_shape = list(facts.get("image_shape", self.image_shape))
+            self.preprocessing = facts.get("preprocessing") or self.preprocessing
+            self.image_size, self.fit = self.image_shape[1], self.preprocessing["fit"]
+            settled.add("image_shape")
+        return settled
+
     def image_folder(self, part: str) -> Path:
         raise NotImplementedError
 
@@ -287,6 +310,11 @@ class PhotographCaptions(Captions):
                 else:
                     source = CachedFeatures(self.features)
                 self.tables[part] = PhotographTable(source, photographs, self.vocab)
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The id and the file of each photograph."""
+        chosen = self.photographs[part]
+        return {"image_id": [each.number for each in chosen], "file": [each.file for each in chosen]}
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         if self.features is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -84,6 +85,17 @@ class ContrastiveViews(WrappedImages):
         self.augmentation = replace(augmentation, size=side)
         self.small_augmentation = replace(augmentation, size=small_size or 1, scale=small_scale)
         self.image_shape = [channels, side, side]
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Images.adopt`, where a view has the size that it had for the model."""
+        channels, *size = facts.get("image_shape", self.image_shape)
+        stored = (facts.get("preprocessing") or self.preprocessing)["stored"] or size
+        settled = super().adopt({**facts, "image_shape": [channels, *stored]}) - {"image_shape"}
+        if self.source.image_shape == [channels, *stored]:
+            self.augmentation = replace(self.augmentation, size=size[0])
+            self.image_shape = [channels, *size]
+            settled.add("image_shape")
+        return settled
 
     @property
     def num_training_images(self) -> int:

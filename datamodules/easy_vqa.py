@@ -123,13 +123,15 @@ class EasyVQA(VisualQuestions):
             train_questions = _shift_prior(train_questions, train_pairs, shift, rng)
             test_questions = _shift_prior(test_questions, test_pairs, 1 - shift, rng)
 
-        def part(images: Tensor, questions: list[Question], chosen: Sequence[int]) -> tuple[Tensor, list[Question]]:
-            """The chosen images that still have questions, and those questions with renumbered images."""
+        def part(
+            images: Tensor, questions: list[Question], chosen: Sequence[int]
+        ) -> tuple[Tensor, list[Question], list[int]]:
+            """The chosen images that still have questions, these with renumbered images, and the numbers before."""
             asked = {question.image for question in questions}
             chosen = [image for image in chosen if image in asked]
             place = {image: i for i, image in enumerate(chosen)}
             kept = [replace(q, image=place[q.image]) for q in questions if q.image in place]
-            return images[chosen], kept
+            return images[chosen], kept, chosen
 
         test_questions = [replace(q, unseen=test_pairs[q.image] in self.holdout) for q in test_questions]
         parts = {
@@ -138,7 +140,7 @@ class EasyVQA(VisualQuestions):
             "test": part(test_images, test_questions, range(len(test_images))),
         }
         prior = language_prior(parts["train"][1])
-        for name, (images, questions) in parts.items():
+        for name, (images, questions, numbers) in parts.items():
             self.tables[name] = QuestionTable(
                 images,
                 questions,
@@ -146,6 +148,7 @@ class EasyVQA(VisualQuestions):
                 vocab=self.vocab,
                 answers=self.answers,
                 question_types=self.question_types,
+                image_numbers=numbers,
             )
 
     def augment(self, batch: VQABatch, draws: Tensor) -> VQABatch:
@@ -255,8 +258,8 @@ def _read_questions(part: str) -> list[Question]:
 
     texts, answers, images = getattr(easy_vqa, f"get_{part}_questions")()
     return [
-        Question(image=image, text=text, answer=answer, kind=_kind(text, answer))
-        for text, answer, image in zip(texts, answers, images, strict=True)
+        Question(image=image, text=text, answer=answer, kind=_kind(text, answer), number=number)
+        for number, (text, answer, image) in enumerate(zip(texts, answers, images, strict=True))
     ]
 
 

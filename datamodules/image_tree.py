@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ class TreeImages:
 
     def take(self, rows: Tensor) -> TreeImages:
         """The images at ``rows``, in that order."""
-        return TreeImages(self.tree, self.rows[rows], self.form)
+        taken = TreeImages(self.tree, self.rows[rows], self.form)
+        taken.labels = self.labels[rows]
+        return taken
 
     def fingerprint(self) -> int:
         """A checksum of the files' names and sizes, of how they are selected and shaped, and of their labels.
@@ -143,6 +146,15 @@ class ImageTree(Images):
                 f"{gigabytes(int(SHARE * there))} of {gigabytes(there)} of memory; use num_workers or a smaller size"
             )
 
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Images.adopt`; and files are read as the model's own pictures were, at its size."""
+        how = facts.get("preprocessing") or self.preprocessing
+        channels, *size = facts.get("image_shape", self.image_shape)
+        self.image_shape = [channels, *(how["stored"] or size)]
+        self.preprocessing = {"fit": how["fit"], "stored": None}
+        self.form = Preprocessing(self.image_shape, how["fit"])
+        return super().adopt(facts) | {"image_shape"}
+
     def _refuse_with_workers(self) -> None:
         files, workers = self.tree.files, f"num_workers={self.num_workers}"
         if self.size is None:
@@ -182,6 +194,17 @@ class ImageTree(Images):
             sizes.append("no test: it has none" if own else f"no test: test_fraction={self.test_fraction:g}")
         return "; ".join([self.tree.in_words(), ", ".join(sizes), *self.tree.left_out_in_words()])
 
+    @property
+    def parts_are_cut(self) -> bool:  # type: ignore[override]
+        return "all" in self.tree.parts
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The path of each file within the tree, and its class."""
+        columns = super().sample_names(part)
+        source, rows = self.origins[part]
+        del columns["row"]
+        return {"file": [self.tree.names[row] for row in self._rows[source][rows].tolist()], **columns}
+
     def read(self) -> dict[str, Part]:
         tree = self.tree
         if self.num_workers:
@@ -196,8 +219,8 @@ class ImageTree(Images):
             parts = parts_of(tree, images, whole)
         self._rows = {name: torch.from_numpy(rows[whole[rows]]) for name, rows in tree.parts.items()}
         training = parts["all" if "all" in parts else "train"].labels
-        if lost := set(range(self.num_classes)) - set(training.tolist()):
-            names = ", ".join(self.class_names[code] for code in sorted(lost))
+        if lost := set(range(len(tree.class_names))) - set(training.tolist()):
+            names = ", ".join(tree.class_names[code] for code in sorted(lost))
             raise ValueError(f"{tree.files.path}: every training image of {names} is broken")
         if "all" in parts:
             everything, rows = parts.pop("all"), self._rows.pop("all")
@@ -209,16 +232,6 @@ class ImageTree(Images):
             if not num_test:
                 del parts["test"], self._rows["test"]
         return parts
-
-    def names_of(self, part: str) -> list[str]:
-        self.part(part)
-        if part == "train":
-            rows = self._rows["train"][self.training_rows >= 0]
-        elif part == "val" and "val" not in self._rows:
-            rows = self._rows["train"][self.validation_rows]
-        else:
-            rows = self._rows[part]
-        return [self.tree.names[row] for row in rows.tolist()]
 
     def number_of(self, image: str) -> int:
         """:meth:`Images.number_of`, by the name of its file: the place of a number would depend on the split."""

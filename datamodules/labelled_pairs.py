@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -284,6 +284,14 @@ class LabelledPairs(WrappedImages):
         self.unseen = torch.tensor([source.class_names.index(name) for name in names], dtype=torch.long)
         self._parts: dict[str, Part] = {}
 
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Images.adopt`."""
+        names = [self.class_names[code] for code in self.unseen]
+        settled = super().adopt(facts)
+        self.image_shape = self.source.image_shape
+        self.unseen = torch.tensor([self.class_names.index(name) for name in names], dtype=torch.long)
+        return settled
+
     @property
     def group_size(self) -> int:
         if self.groups is None:
@@ -333,6 +341,11 @@ class LabelledPairs(WrappedImages):
     def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
         """Every image of a part once, in storage order, as an :class:`ImageBatch`."""
         return self.source.plain_loader(part).over(self.part(part))
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """:meth:`Images.sample_names`, of the images that have a class which belongs in this part."""
+        kept = self._kept(part).tolist()
+        return {name: [values[row] for row in kept] for name, values in super().sample_names(part).items()}
 
     def _groups_of(self, file: Path) -> Groups:
         """The groups of a file, see :func:`read_groups`, as rows of the source's training part.

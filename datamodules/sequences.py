@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from common.checks import at_least
+from common.checks import at_least, one_of
+from common.vocabulary import decode_chars
 from datamodules.parts import loader
 from datamodules.parts.image_sets import ImageBatch, Images
 from datamodules.parts.loader import TensorLoader
@@ -136,6 +137,20 @@ class TextLines(LightningDataModule):
         self.vocab = [char for char in self.text.vocab if char != "\n"]
         self.has_test = test_fraction > 0
         self.parts: dict[str, LineTable] = {}
+        self.numbers: dict[str, list[int]] = {}  # of their lines in the text, from 1 on
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Codes characters as a checkpoint's model does, and leaves out the lines that are longer than its longest.
+
+        Raises:
+            ValueError: an unknown character, for which the model's vocabulary has no ``<unk>``; names its place.
+        """
+        self.longest = int(facts.get("longest", self.longest))
+        if "vocab" in facts:
+            self.vocab = list(facts["vocab"])
+            line_ends = [char for char in "\n\r" if char not in self.vocab]
+            self.text.adopt({"vocab": [*self.vocab, *line_ends]})
+        return {"vocab", "longest"}
 
     def prepare_data(self) -> None:
         self.text.prepare_data()
@@ -144,7 +159,7 @@ class TextLines(LightningDataModule):
         if self.parts:
             return
         self.text.setup(stage)
-        names = [name for name in get_args(Part) if name != "test" or self.has_test]
+        names = self.part_names
         ends = np.cumsum([len(self.text.part(name)) for name in names])
         codes, old = np.asarray(self.text.codes), self.text.vocab
         line_ends = np.append(np.flatnonzero(codes == old.index("\n")), len(codes))
@@ -153,15 +168,17 @@ class TextLines(LightningDataModule):
         returns = (codes[line_ends - 1] == old.index("\r")) & (line_ends > starts) if "\r" in old else 0
         lengths = line_ends - starts - returns
         fitting = np.flatnonzero((lengths >= self.min_length) & (lengths <= self.longest))
-        recoded = np.array([self.vocab.index(char) if char != "\n" else 0 for char in old])
+        recoded = np.array([self.vocab.index(char) if char in self.vocab else -1 for char in old])  # -1: ends of lines
 
         seen: set[bytes] = set()
         kept: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        self.numbers = {name: [] for name in names}
         for i in fitting:
             line = codes[starts[i] : starts[i] + lengths[i]]
             if (key := line.tobytes()) not in seen:
                 seen.add(key)
                 kept[names[part_of_line[i]]].append(line)
+                self.numbers[names[part_of_line[i]]].append(int(i) + 1)
         for name, lines in kept.items():
             if not lines:
                 raise ValueError(
@@ -169,7 +186,29 @@ class TextLines(LightningDataModule):
                     f"{self.longest} characters, expected at least one: see min_length and max_length"
                 )
             whole = torch.from_numpy(recoded[np.concatenate(lines).astype(np.int64)])
+            if (whole < 0).any():
+                raise ValueError(f"source={self.text.source!r}: '\\r' within a line, expected it at ends of lines only")
             self.parts[name] = LineTable(whole, torch.tensor([len(line) for line in lines]), "".join(self.vocab))
+
+    parts_are_cut = True
+    """whether the parts are cut from one whole here"""
+
+    @property
+    def part_names(self) -> list[Part]:
+        """The parts that there are."""
+        return [name for name in get_args(Part) if name != "test" or self.has_test]
+
+    def plain_loader(self, part: str) -> TensorLoader:
+        """Every line of a part once over all ranks, in the order of the text."""
+        one_of(self.part_names, part=part)
+        self.setup()
+        return TensorLoader(self.parts[part], self.batch_size)
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The number of each line in the text, from 1 on, and the line."""
+        table = self.parts[part]
+        lines = [decode_chars(table.line(row), self.vocab) for row in range(len(table))]
+        return {"line": self.numbers[part], "text": lines}
 
     def train_dataloader(self) -> TensorLoader:
         self.setup()
@@ -212,6 +251,29 @@ class SketchSequences(LightningDataModule):
         self.batch_size = source.batch_size = batch_size
         self.scale_factor, self.longest = source.scale_factor, source.longest
         self.class_names = source.class_names
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Sketches.adopt`."""
+        settled = self.source.adopt(facts)
+        self.scale_factor, self.longest = self.source.scale_factor, self.source.longest
+        self.class_names = self.source.class_names
+        return settled
+
+    parts_are_cut = False
+    """whether the parts are cut from one whole here"""
+
+    @property
+    def part_names(self) -> list[str]:
+        """The parts that there are."""
+        return self.source.part_names
+
+    def plain_loader(self, part: str) -> TensorLoader:
+        """:meth:`Sketches.plain_loader`."""
+        return self.source.plain_loader(part)
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """:meth:`Sketches.sample_names`."""
+        return self.source.sample_names(part)
 
     def sequences(self, part: Part) -> Iterator[SequenceBatch]:
         """Every sketch of a part once over all ranks, unchanged."""

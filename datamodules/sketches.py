@@ -5,14 +5,14 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from common.checks import at_least, more_than, nearest, within
+from common.checks import at_least, more_than, nearest, one_of, within
 from common.distributed import rank_and_world_size
 from common.files import data_root, fetch, nearest_path
 from common.randomness import keyed_generator
@@ -203,6 +203,42 @@ class Sketches(LightningDataModule):
         self.longest = max(int(table.lengths.max()) for table in self.parts.values())
         for table in self.parts.values():
             table.scale_factor = self.scale_factor
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Measures offsets in the unit of a checkpoint's model, and counts the classes as it does.
+
+        No model is trained on the labels, so sketches of a class that it does not know just have none.
+        """
+        self.scale_factor = float(facts.get("scale_factor", self.scale_factor))
+        self.longest = int(facts.get("longest", self.longest))
+        names = facts.get("class_names")
+        for table in self.parts.values():
+            table.scale_factor = self.scale_factor
+            if names is not None:
+                codes = [names.index(name) if name in names else -1 for name in self.class_names] or [-1]
+                table.labels = torch.where(table.labels >= 0, torch.tensor(codes)[table.labels.clamp_min(0)], -1)
+        if names is not None:
+            self.class_names = list(names)
+        return {"scale_factor", "longest", "class_names", "num_classes"}
+
+    parts_are_cut = False
+    """whether the parts are cut from one whole here"""
+
+    @property
+    def part_names(self) -> list[str]:
+        """The parts that there are."""
+        return list(self.parts)
+
+    def plain_loader(self, part: str) -> TensorLoader:
+        """Every sketch of a part once over all ranks, in the order of storage and unchanged."""
+        one_of(self.parts, part=part)
+        return TensorLoader(self.parts[part], self.batch_size)
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The number of each sketch in its part, and its class."""
+        labels = self.parts[part].labels.tolist()
+        classes = [self.class_names[i] if i >= 0 else "" for i in labels]
+        return {"row": range(len(labels)), **({"class": classes} if any(classes) else {})}
 
     @property
     def num_classes(self) -> int:

@@ -7,10 +7,10 @@ import glob
 import os
 import sysconfig
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import floor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -125,8 +125,8 @@ class CharText(LightningDataModule):
 
     Raises:
         FileNotFoundError: a file does not exist or cannot be downloaded; says where to put it.
-        ValueError: an argument is out of range; a file is empty or not UTF-8; a character is unknown; a part is too
-            short for one batch.
+        ValueError: an argument is out of range; a file is empty or not UTF-8; a part is too short for one batch; a
+            character is unknown (to the text's own vocabulary: in ``setup``).
     """
 
     def __init__(
@@ -167,37 +167,56 @@ class CharText(LightningDataModule):
         self.source = source
         self.corpus_name = _name(source)
         self.corpus = Corpus(_find(source, root), limit, printable_ascii=source == "python")
-        self.vocab = self._vocabulary(vocab if vocab_from is None else read_vocab(vocab_from))
+        given = vocab if vocab_from is None else read_vocab(vocab_from)
+        self._is_own = given is None  # the vocabulary is that of the training part
+        self.vocab = self._vocabulary(given)
+        if given is not None:
+            self._refuse_unknown()
         self._codes: np.ndarray | None = None
         self._check_lengths(batch_size)  # on one rank, if there are more of them: the sooner it is said the better
 
     def _vocabulary(self, given: Sequence[str] | None) -> list[str]:
-        """``given``, or the vocabulary of the training part; refuses the text's first unknown character."""
-        first_seen = self.corpus.first_seen
+        """``given``, or the vocabulary of the training part."""
         if given is None:
             end = self._bounds(self.corpus.length)[1] if self.split == "contiguous" else self.corpus.length
-            vocab = build_char_vocab((c for c, place in first_seen.items() if place < end), self.unknown == "unk")
-            lacking, remedy = "does not occur in the training part", "expected unknown: unk, or more text"
-        else:
-            vocab = list(given)
-            if not vocab or any(len(char) != 1 for char in vocab if char != UNK) or len(set(vocab)) < len(vocab):
-                raise ValueError(f"vocab={_shortened(vocab)}: expected single characters, each once, or {UNK!r}")
-            if self.unknown == "unk" and UNK not in vocab:
-                raise ValueError(f"unknown='unk': expected a vocabulary that has {UNK!r}, or 'error'")
-            lacking = f"is not one of the given vocabulary's {len(vocab)}"
-            remedy = "expected unknown: unk" if UNK in vocab else "expected a text without it"
-        if self.unknown == "error":
-            known = set(vocab)
-            for char, place in first_seen.items():
-                if char not in known:
-                    raise ValueError(f"{self.corpus.where(place)}: {describe_char(char)} {lacking}; {remedy}")
+            seen = (char for char, place in self.corpus.first_seen.items() if place < end)
+            return build_char_vocab(seen, self.unknown == "unk")
+        vocab = list(given)
+        if not vocab or any(len(char) != 1 for char in vocab if char != UNK) or len(set(vocab)) < len(vocab):
+            raise ValueError(f"vocab={_shortened(vocab)}: expected single characters, each once, or {UNK!r}")
+        if self.unknown == "unk" and UNK not in vocab:
+            raise ValueError(f"unknown='unk': expected a vocabulary that has {UNK!r}, or 'error'")
         return vocab
+
+    def _refuse_unknown(self) -> None:
+        """Raises ValueError for the text's first character that is not in the vocabulary, if that is an error."""
+        lacking = f"is not one of the given vocabulary's {len(self.vocab)}"
+        remedy = "expected unknown: unk" if UNK in self.vocab else "expected a text without it"
+        if self._is_own:
+            lacking, remedy = "does not occur in the training part", "expected unknown: unk, or more text"
+        known = set(self.vocab)
+        for char, place in self.corpus.first_seen.items() if self.unknown == "error" else ():
+            if char not in known:
+                raise ValueError(f"{self.corpus.where(place)}: {describe_char(char)} {lacking}; {remedy}")
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Codes characters as a checkpoint's model does; unknown ones become its ``<unk>``, if it has that.
+
+        Raises:
+            ValueError: it has not, and there is an unknown character; names its place in the text.
+        """
+        if "vocab" in facts:
+            self.vocab, self._is_own = list(facts["vocab"]), False
+            self.unknown = "unk" if UNK in self.vocab else "error"
+            self._refuse_unknown()
+        return {"vocab"}
 
     def prepare_data(self) -> None:
         self.setup()  # one process puts a large text's codes on disk, and the others find them there
 
     def setup(self, stage: str | None = None) -> None:
         if self._codes is None:
+            self._refuse_unknown()  # not before: a checkpoint's vocabulary may have it all
             self._codes = self.corpus.encode(self.vocab, self.unknown)
         self._check_lengths(self._rows())
 
@@ -227,6 +246,32 @@ class CharText(LightningDataModule):
 
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         return TensorLoader(self._windows("test"), self.batch_size) if self._has("test") else []
+
+    parts_are_cut = True
+    """whether the parts are cut from one whole here"""
+
+    @property
+    def part_names(self) -> list[str]:
+        """The parts that there are."""
+        return [part for part in PARTS if self._has(part)]
+
+    def plain_loader(self, part: str) -> TensorLoader:
+        """A part from beginning to end, ``seq_len`` characters a batch, as one row (with ``split: rows``, as many)."""
+        one_of(self.part_names, part=part)
+        source = self._plain_windows(part)
+        return TensorLoader(source, len(source.starts))
+
+    def sample_names(self, part: str) -> dict[str, Sequence[int]]:
+        """The place in the text of the first character that each window is to predict, counted from 0."""
+        source = self._plain_windows(part)
+        window, row = np.divmod(np.arange(len(source)), len(source.starts))
+        return {"place": (source.starts[row] + window * self.seq_len + 1).tolist()}
+
+    def _plain_windows(self, part: str) -> Windows:
+        starts, ends = np.array(self._segments(part, self._rows())).T
+        lengths = ends - starts - 1
+        windows = int(-(-lengths.max() // self.seq_len))
+        return Windows(self.codes, starts, self.seq_len, windows, lengths, fingerprint=self.fingerprint)
 
     def on_after_batch_transfer(self, batch: TextBatch, dataloader_idx: int) -> TextBatch:
         if self.windows == "stateful" or self.trainer is None or not self.trainer.training:

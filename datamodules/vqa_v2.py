@@ -7,7 +7,7 @@ against all ten, so targets are soft: :func:`soft_scores`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,9 @@ def read_questions(questions_path: Path, annotations_path: Path) -> list[RatedQu
         if len(texts) != NUM_HUMANS or not all(isinstance(answer, str) for answer in texts):
             raise _malformed(annotations_path, question_id, f"{NUM_HUMANS} 'answers', each with a text as 'answer'")
         scores = soft_scores(texts)
-        questions.append(RatedQuestion(image, text, normalize_answer(answer), ANSWER_TYPES[kind], scores=scores))
+        questions.append(
+            RatedQuestion(image, text, normalize_answer(answer), ANSWER_TYPES[kind], False, question_id, scores=scores)
+        )
     return questions
 
 
@@ -177,6 +179,7 @@ class RatedQuestionTable(QuestionTable):
             torch.tensor(ids),
             [replace(question, image=row[question.image], answer=answers[0]) for question in questions],
             answers=answers,
+            image_numbers=ids,
             **facts,
         )
         self.source, self.num_answers = images, len(answers)
@@ -226,6 +229,8 @@ class VQAv2(VisualQuestions):
         ValueError: an argument is out of range, or a file is malformed; names the file and the record.
     """
 
+    soft_answers = True
+
     def __init__(
         self,
         root: str | None = None,
@@ -267,14 +272,32 @@ class VQAv2(VisualQuestions):
         val_images = {images[i] for i in split_images(len(images), val_fraction, split_seed)[1]}
         train = [question for question in questions if question.image not in val_images]
         self.answers = top_answers((question.answer for question in train), num_answers)
-        candidates = set(self.answers)
-        train = [question for question in train if not candidates.isdisjoint(question.scores)]
         self._questions = {"train": train, "val": [q for q in questions if q.image in val_images]}
-        self._prior = language_prior([question for question in train if question.answer in candidates])
-        self.vocab = build_vocab((question.text for question in train), min_count)
+        self._choose()
+        self.vocab = build_vocab((question.text for question in self._questions["train"]), min_count)
         self.question_types = list(ANSWER_TYPES.values())
         self.preprocessing = {"fit": fit, "stored": None}
         self.image_shape = [3, image_size, image_size] if self.features is None else CachedFeatures(self.features).shape
+
+    def _choose(self) -> None:
+        """Leaves out the training questions without a candidate answer, and learns what language alone suggests."""
+        candidates = set(self.answers)
+        train = self._questions["train"]
+        self._questions["train"] = [question for question in train if not candidates.isdisjoint(question.scores)]
+        self._prior = language_prior([q for q in self._questions["train"] if q.answer in candidates])
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`VisualQuestions.adopt`; answers that the model does not know are no candidates, as ever."""
+        settled = super().adopt({name: value for name, value in facts.items() if name != "answers"})
+        if "answers" in facts:
+            self.answers = list(facts["answers"])
+            self._choose()
+        if self.features is None:
+            self.image_shape = list(facts.get("image_shape", self.image_shape))
+            self.preprocessing = facts.get("preprocessing") or self.preprocessing
+            self.image_size, self.fit = self.image_shape[1], self.preprocessing["fit"]
+            settled.add("image_shape")
+        return settled
 
     def setup(self, stage: str | None = None) -> None:
         parts = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}

@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
-from torch import nn
-
-from common.files import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -42,21 +39,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{target}: could not be saved ({reason.splitlines()[0]}; {left:.0f} MiB free); "
                 "earlier checkpoints are kept"
             ) from None
-
-
-def take_weights(module: nn.Module, path: Path) -> None:
-    """Loads the weights and buffers of a checkpoint into ``module``, and nothing else.
-
-    Raises:
-        BrokenCheckpoint: see :func:`common.files.read_checkpoint`.
-        ValueError: the checkpoint belongs to a different network; names the first difference.
-    """
-    found, wanted = read_checkpoint(path)["state_dict"], module.state_dict()
-    for name in [*wanted, *found]:
-        here, there = (tuple(state[name].shape) if name in state else None for state in (wanted, found))
-        if here != there:
-            raise ValueError(
-                f"init_from={path}: {name} is {there or 'missing'} in it and {here or 'missing'} in the model; "
-                "expected a checkpoint of the same network"
-            )
-    module.load_state_dict(found)

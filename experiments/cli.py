@@ -8,15 +8,17 @@ vocabulary or number of classes) are passed to any model argument of the same na
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -24,7 +26,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from common.files import write_whole
+from experiments.adopting import adopt, are_others, other_arguments, saved_facts
 from experiments.arguments import run_command
 from experiments.callbacks.checkpoints import RecoveryCheckpoint
 from experiments.callbacks.empty_hooks import leave_out_empty_hooks
@@ -36,14 +38,16 @@ from experiments.callbacks.graceful_stop import GracefulStop, Stopped, requeue_j
 from experiments.callbacks.representation_probe import BestProbedCheckpoint, RepresentationProbe
 from experiments.callbacks.run_record import RunRecord
 from experiments.callbacks.training_metrics import TrainingMetrics
-from experiments.checkpoint_io import AtomicCheckpointIO, take_weights
+from experiments.checkpoint_io import AtomicCheckpointIO
 from experiments.compilation import compile_parts
 from experiments.facts import classes_asked_for, shared_facts
 from experiments.metrics_csv import MetricsCSV
 from experiments.mistakes import Mistake, Parser, mistake_in
 from experiments.precision import usable_precision
+from experiments.predictions import Predictions, parts_asked_for
 from experiments.resuming import RUN_ID, check_weights_file, locate, refuse_contradictions, with_own_config
-from experiments.run_folder import REPOSITORY, RunFolder, RunOptions, is_first_process
+from experiments.run_folder import REPOSITORY, RunFolder, RunOptions, folder_of_checkpoint, is_first_process
+from experiments.transfer import start_from
 
 BASE_CONFIG = REPOSITORY / "configs" / "base.yaml"
 
@@ -53,6 +57,7 @@ class CLI(LightningCLI):
 
     folder: RunFolder
     stop: GracefulStop | None = None  # where there is a state to save
+    _adopted: list[str] | None = None  # the facts that the data took over from the checkpoint
 
     def __init__(self, args: list[str]) -> None:
         """Reads ``args``, the command line without the program's name, and makes model, data and trainer.
@@ -96,7 +101,14 @@ class CLI(LightningCLI):
             "--init_from",
             type=str | None,
             default=None,
-            help="A checkpoint whose weights a new run starts from, for example to continue training on other data.",
+            help="A checkpoint of whose weights a new run takes what fits, by name, such as its encoder, or the words "
+            "that both data have.",
+        )
+        parser.add_argument(
+            "--part",
+            type=Literal["train", "val", "test", "all"] | None,
+            default=None,
+            help="What predict looks at; by default the test part, or all of a new folder or text without parts.",
         )
         parser.add_argument(
             "--compile", type=bool, default=False, help="Whether to compile the networks with torch.compile."
@@ -113,7 +125,16 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(Figures, "figures")
         parser.add_lightning_class_args(RepresentationProbe, "probe")
         for fact in sorted(self.facts):
-            parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
+            # Not the attribute: which value the model gets is decided with all of the data at hand.
+            of_data = partial(self._fact_of, fact)
+            parser.link_arguments("data.setup", f"model.init_args.{fact}", of_data, apply_on="instantiate")
+
+    def _fact_of(self, fact: str, setup: MethodType) -> Any:
+        """What the model is told as ``fact``: what its checkpoint says, if there is one, else the data."""
+        data = setup.__self__
+        if self._adopted is None:  # before the first fact
+            self._adopted = adopt(data, self._saved, Path(self.config[self.subcommand].ckpt_path or ""))
+        return self._saved.get(fact, getattr(data, fact))
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         return self._subcommands
@@ -127,9 +148,12 @@ class CLI(LightningCLI):
         self.folder, checkpoint = locate(self.config.subcommand, config)
         config.ckpt_path = str(checkpoint) if checkpoint else None
         check_weights_file(config.init_from)
+        self._saved = saved_facts(checkpoint, self.facts) if checkpoint else {}
+        self._others: dict[str, Any] = {}  # the arguments by which the data are others than the run's
         if checkpoint:
             now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
             refuse_contradictions(self.config.subcommand, config, now, checkpoint, self.facts)
+            self._others = other_arguments(now["data"], checkpoint)
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; without fetching weights that those of a checkpoint replace."""
@@ -142,7 +166,22 @@ class CLI(LightningCLI):
         if fetches:  # as it was asked for, for the run's record
             arguments.pretrained = wanted
 
+    def _look_at_the_data(self) -> None:
+        """What a model says about other data than those of its run is kept apart from the run's own record."""
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint is None or self.subcommand == "fit":
+            return
+        if not (self._others or self._adopted or are_others(self.datamodule, Path(checkpoint))):
+            return
+        if folder_of_checkpoint(Path(checkpoint)) is not None and not self._get(self.config, "run").id:
+            self.folder = self.folder.on_other_data(_label(self._others))
+        if is_first_process():
+            how = ", ".join(f"{name}={value}" for name, value in self._others.items()) or "their content has changed"
+            taken = f"; read with the checkpoint's {', '.join(self._adopted)}" if self._adopted else ""
+            print(f"other data than those that the model was trained on ({how}){taken}; kept in {self.folder.path}")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self._look_at_the_data()
         config, options = self._get(self.config_init, "trainer"), self._get(self.config_init, "run")
         best, recovery, figures = (self._get(self.config_init, key) for key in ("best", "checkpoint", "figures"))
         batch, probe = self._get(self.config_init, "batch"), self._get(self.config_init, "probe")
@@ -209,7 +248,7 @@ class CLI(LightningCLI):
         try:
             with self.folder.locked(), signals:
                 if (weights := self._get(self.config, "init_from")) and self._get(self.config, "ckpt_path") is None:
-                    take_weights(self.model, Path(weights))
+                    start_from(self.model, Path(weights), self.datamodule)
                 if self._get(self.config, "compile"):
                     compile_parts(self.model, self.trainer.strategy.root_device)
                 super()._run_subcommand(str(self.subcommand))
@@ -238,23 +277,35 @@ class CLI(LightningCLI):
         self._report()
 
     def predict(self, **kwargs: Any) -> None:
-        """Predicts, and writes what ``predict_step`` returned, in order, to ``predictions.json`` in the run folder."""
+        """Predicts, and writes what ``predict_step`` returned, beside the names of the samples, to the run's folder."""
         if self.trainer.world_size > 1:
             raise Mistake(
                 f"trainer.devices={self.trainer.num_devices}: expected 1 for predict, which keeps predictions in order"
             )
-        batches = self.trainer.predict(**kwargs) or []
-        items = [item for batch in batches for item in (batch if isinstance(batch, list) else [batch])]
-        file = self.folder.path / "predictions.json"
-        if self.trainer.is_global_zero:
-            write_whole(file, json.dumps(items, indent=0) + "\n")
-            print(f"{len(items)} predictions: {file}")
+        data: Any = self.datamodule
+        for part in parts_asked_for(self._get(self.config, "part"), data, self.folder.of is not None):
+            if part is not None:
+                data.predict_dataloader = partial(data.plain_loader, part)
+            written = Predictions(self.folder.path / "predictions", part or "predict")
+            self.trainer.callbacks.append(written)  # type: ignore[attr-defined]
+            self.trainer.predict(**kwargs | {"return_predictions": False})
+            self.trainer.callbacks.remove(written)  # type: ignore[attr-defined]
+            files = written.write({} if part is None else data.sample_names(part))
+            what = "predictions" if part is None else f"predictions of the {part} part"
+            print(f"{written.count} {what}: {', '.join(map(str, files)) or 'nothing to write'}")
 
     def _report(self) -> None:
         if self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run:
             from experiments.report import print_report
 
             print_report(self.folder, str(self.subcommand), dict(self.trainer.callback_metrics))
+
+
+def _label(arguments: dict[str, Any]) -> str:
+    """A short name for data by the arguments that chose them: of a file, a folder or a class."""
+    name = next((value for value in arguments.values() if isinstance(value, str)), "data")
+    is_class = re.fullmatch(r"(\w+\.)+[A-Z]\w*", name)
+    return name.rpartition(".")[2] if is_class else Path(name).stem
 
 
 def _check_yaml(args: list[str]) -> None:

@@ -33,8 +33,8 @@ def mistake_in(error: BaseException, while_building: bool) -> str | None:
     OSError), Lightning's misconfiguration errors, and, ``while_building`` the objects that the configuration names, any
     ValueError or OSError.
     """
-    while str(error).startswith("Does not validate against any of the Union") and error.__cause__ is not None:
-        error = error.__cause__  # what the class itself said, which jsonargparse wraps
+    while str(error).startswith(_WRAPPED) and error.__cause__ is not None:
+        error = error.__cause__  # what the class, or the data, said, which jsonargparse wraps
     if isinstance(error, (Mistake, MisconfigurationException)):
         return _flat(str(error))
     if not isinstance(error, (ValueError, TypeError, OSError)):
@@ -44,6 +44,9 @@ def mistake_in(error: BaseException, while_building: bool) -> str | None:
     if (ours and (last.line or "").startswith("raise")) or (while_building and not isinstance(error, TypeError)):
         return _flat(str(error))
     return None
+
+
+_WRAPPED = ("Does not validate against any of the Union", "Call to compute_fn of link")
 
 
 def one_line(message: str, parser: LightningArgumentParser) -> str:

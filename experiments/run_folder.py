@@ -6,6 +6,8 @@ runs/<technique>/<data set>/<run id>/
     metrics.csv      one row per logging step
     summary.json     best and last val/*, test/*, wall time, samples per second
     checkpoints/  figures/  wandb/
+    predictions/     of `train.py predict`
+    other_data/      what the model was tested on, and what it predicts, beyond the data of the run
 """
 
 from __future__ import annotations
@@ -53,10 +55,15 @@ class RunOptions:
 
 
 class RunFolder:
-    """The paths of one run. A folder is created only when something is written to it."""
+    """The paths of one run. A folder is created only when something is written to it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: the folder.
+        of: the run whose checkpoint is used on other data here, see :meth:`on_other_data`.
+    """
+
+    def __init__(self, path: Path, of: RunFolder | None = None) -> None:
+        self.path, self.of = path, of
         self.config = path / "config.yaml"
         self.manifest = path / "manifest.json"
         self.metrics = path / "metrics.csv"
@@ -66,11 +73,19 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        return self.path.name
+        return f"{self.of.id}-on-{self.path.name}" if self.of else self.path.name
 
     @property
     def name(self) -> str:
-        return f"{self.path.parent.parent.name}/{self.path.parent.name}"
+        return self.of.name if self.of else f"{self.path.parent.parent.name}/{self.path.parent.name}"
+
+    def on_other_data(self, label: str) -> RunFolder:
+        """A new folder within this one, for what the run's model says about other data than the run's own."""
+        label = re.sub(r"[^\w.-]+", "_", label).strip("._") or "data"
+        number = 1
+        while (path := self.path / "other_data" / f"{label}-{number}").exists():
+            number += 1
+        return RunFolder(path, self)
 
     def recovery_checkpoints(self) -> list[Path]:
         """The states saved for resuming, newest first."""

@@ -5,7 +5,9 @@ protocol below is an offer. Whoever has its members gets what its docstring says
 
 Facts
     What a model must know of its data (``vocab``, ``num_classes``, ``image_shape``, …) is an attribute of the data
-    module. It reaches every constructor argument of the model with the same name: :mod:`experiments.facts`.
+    module. It reaches every constructor argument of the model with the same name: :mod:`experiments.facts`. Where a
+    checkpoint is used, its facts win: :class:`AdoptsFacts`. Lists of names stand before anything else along a
+    dimension of a weight that they index, and ``num_classes`` counts ``class_names``.
 Weights from a library
     A model that fetches some asks for them by an argument ``pretrained: bool``, and keeps it out of its checkpoint
     (``save_hyperparameters(ignore=["pretrained", …])``): it is false whenever a checkpoint's weights follow.
@@ -13,6 +15,10 @@ Batches
     are NamedTuples whose first field has a row for each sample. ``training_step(batch: ViewBatch, …)`` says which kind
     it takes, and the first batch is compared with that before the first step. Lists, dicts and tensors work too: their
     first tensor's rows are the samples. A batch that is counted in something else is :class:`Counted`.
+Predictions
+    ``predict_step`` returns columns by their names, with a value for each sample: a list of texts or numbers; a tensor,
+    where (B, C, H, W) with C 1 or 3 are pictures in 0..1; or a list of drawings, which have ``to_svg()``. Whatever
+    Lightning takes works too. :mod:`experiments.predictions` writes it beside the names of the samples.
 Training metrics
     ``training_step`` returns the loss, or a dict of ``loss`` and scalars to average, which are logged as ``train/…``.
 """
@@ -20,7 +26,7 @@ Training metrics
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -68,6 +74,21 @@ class Adjustable(Protocol):
 
 
 @runtime_checkable
+class StartsAnew(Protocol):
+    """A part of a model, or all of it, with a state that belongs to one training: a queue, a stop, a threshold."""
+
+    not_transferred: ClassVar[tuple[str, ...]]
+    """names of its parameters, buffers and parts; a run that starts from another's weights leaves them out"""
+
+
+@runtime_checkable
+class TakenWhole(Protocol):
+    """A part of a model that was trained beforehand, and is taken from another run's weights whole or not at all."""
+
+    taken_whole: ClassVar[bool]
+
+
+@runtime_checkable
 class MakesOptimizer(Protocol):
     """Makes its optimizers by calling ``optimizer``, so that a rule for the global batch can scale the rate."""
 
@@ -82,6 +103,53 @@ class AccumulatesGradients(Protocol):
 
 
 # ---- what a data module may offer ------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class AdoptsFacts(Protocol):
+    """Data that a trained model can be used on although they are not those that it was trained on."""
+
+    def adopt(self, facts: Mapping[str, Any]) -> Collection[str]:
+        """Takes over a checkpoint's facts, by name: a word, a class, a unit then means what it does to the model.
+
+        Called right after the constructor, before ``setup``. Without this method, or where a fact is not among those
+        that it returns, such data are refused.
+
+        Args:
+            facts: those in which the data differ.
+
+        Returns:
+            the names of the facts that no longer stand in the way: taken over, or of no matter to these data.
+
+        Raises:
+            ValueError: they can't be; names the first differences.
+        """
+        ...
+
+
+@runtime_checkable
+class ListsSamples(Protocol):
+    """Data whose samples have names, by which a person finds them in what ``predict`` writes."""
+
+    parts_are_cut: bool
+    """whether the parts are cut from one whole here, so that other data of the kind are predicted as a whole"""
+
+    @property
+    def part_names(self) -> Sequence[str]:
+        """The parts that there are: of "train", "val" and "test"."""
+        ...
+
+    def plain_loader(self, part: str) -> Any:
+        """A loader of each sample of a part once, in the order of storage and unchanged."""
+        ...
+
+    def sample_names(self, part: str) -> Mapping[str, Sequence[Any]]:
+        """Columns that say which sample each is, in that order: ``{"file": ["a/1.png", …]}``.
+
+        They have a row for each prediction; where that is not one a sample, ``predict_step`` says by ``row`` which of
+        these rows each prediction is about.
+        """
+        ...
 
 
 @runtime_checkable

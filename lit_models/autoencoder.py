@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,9 @@ class Autoencoder(LightningModule):
         ValueError: the code size is larger than the map; an argument is out of range.
     """
 
+    not_transferred: ClassVar = ("pca_mean", "pca_components")
+    """buffers that a run which starts from another's weights leaves out"""
+
     pca_mean: Tensor
     pca_components: Tensor
 
@@ -125,7 +128,7 @@ class Autoencoder(LightningModule):
             self.encoder = nn.Sequential(conv_down(layers), nn.Conv2d(channels[-1], code_channels, kernel))
         else:
             network = image_encoder(encoder, self.image_shape, width=width)
-            to_code = nn.Linear(int(network.out_dim), code_channels)  # type: ignore[arg-type]
+            to_code = nn.Linear(network.out_dim, code_channels)
             self.encoder = nn.Sequential(network, to_code, nn.Unflatten(1, (code_channels, 1, 1)))
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(code_channels, channels[-1], kernel), nn.ReLU(), conv_up_double(layers)
@@ -214,22 +217,22 @@ class Autoencoder(LightningModule):
         restored = self.pca_mean + centered @ self.pca_components.T @ self.pca_components
         return restored.view_as(images).clamp(0, 1)
 
-    def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[list[float]]:
-        """The code of each image of the batch."""
-        return self.encode(batch.images).tolist()
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
+        """The code of each image of the batch, and the image that is rebuilt from it."""
+        return {"code": self.encode(batch.images), "reconstruction": self.to_pixels(self(batch.images))}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reconstruct(self, images: object) -> Tensor:
         """(B, C, H, W) in 0..1: pictures, as :class:`common.pictures.Preprocessing` takes them, rebuilt."""
         with evaluating(self):
             return self.to_pixels(self(self._batch(images)))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
         """(steps, C, H, W): images decoded on the straight line between the codes of two images."""
         at_least(2, steps=steps)

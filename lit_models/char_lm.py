@@ -37,7 +37,7 @@ from torchmetrics import MeanMetric
 
 from common.checks import at_least
 from common.distributed import gather_rows, global_mean, rows_of_this_rank
-from common.vocabulary import UNK, encode_chars
+from common.vocabulary import UNK, decode_chars, encode_chars
 from lit_models.networks.recurrent import Cell, RecurrentStack, State
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.optim import DecayAfter, configure_optimizers
@@ -192,12 +192,27 @@ class CharLM(LightningModule):
         self._evaluated = None
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items()})
 
+    def on_predict_start(self) -> None:
+        self._evaluated = None
+
+    def predict_step(self, batch: TextBatch, batch_idx: int) -> dict[str, Any]:
+        """How well the characters of each window are told, given all before them: their sum of −ln p, and their mean.
+
+        The text of a window is what there was to predict in it.
+        """
+        logits, self._evaluated = self(batch.inputs, carried(self._evaluated, batch.fresh))
+        told = batch.targets != -100
+        nats, counts = nats_per_character(logits, batch.targets).sum(1), told.sum(1)
+        texts = [decode_chars(row[mask], self.vocab) for row, mask in zip(batch.targets, told, strict=True)]
+        bits = nats / counts.clamp_min(1) / math.log(2)
+        return {"text": texts, "characters": counts, "nats": nats, "bits_per_char": bits}
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _drawn(
         self,
         primes: Sequence[str],
@@ -280,7 +295,7 @@ class CharLM(LightningModule):
         for codes in self._drawn([prime], length, temperature, top_k, top_p, seed):
             yield self.vocab[int(codes)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, text: str, prime: str = "") -> Tensor:
         """(len(text),): −ln p of each character in nats, given those before it and ``prime``."""
         if not text:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -97,6 +97,9 @@ class DeepImagePrior(LightningModule):
         ValueError: an argument is out of range; an image is too small for the number of levels; accumulated gradients.
     """
 
+    not_transferred: ClassVar = ("average", "frames")
+    """buffers that a run which starts from another's weights leaves out; the stop says the same of all of its own"""
+
     z: Tensor
     average: Tensor
     frames: Tensor
@@ -156,6 +159,7 @@ class DeepImagePrior(LightningModule):
         # They are the same on every rank, so DDP need not send them in each step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
+        self._names: list[str] = []  # of the images that a loaded checkpoint has restored
         self._trace: list[Tensor] = []  # (N, len(TRACE)) of each iteration
         self._good: dict[str, Any] = {}  # the state to go back to
         self._references: dict[str, Tensor] = {}  # what the network has to beat
@@ -331,22 +335,31 @@ class DeepImagePrior(LightningModule):
         return configure_optimizers(self, self.optimizer, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["restoration"] = {"trace": self.trace.cpu(), "good": self._good}
+        names = list(getattr(self.data, "names", []))
+        checkpoint["restoration"] = {"trace": self.trace.cpu(), "good": self._good, "names": names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["restoration"]
-        self._trace, self._good = list(saved["trace"]), saved["good"]
+        self._trace, self._good, self._names = list(saved["trace"]), saved["good"], saved.get("names", [])
+
+    def _refuse_other_images(self) -> None:
+        """Raises ValueError for other images than the checkpoint's, about which its networks know nothing."""
+        if self._names and self._names != (names := list(self.data.names)):
+            raise ValueError(f"image={names}: expected {self._names}, the images that the checkpoint has restored")
+
+    on_validation_start = on_test_start = on_predict_start = _refuse_other_images
 
     # ---- use -------------------------------------------------------------------------------------------------------
 
-    def predict_step(self, batch: RestorationBatch, batch_idx: int) -> list[str]:
+    def predict_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, list[str]]:
         """Writes each restored image beside its file, or into the current folder if it has none."""
         if not int(self.stop.steps):
             raise ValueError("nothing is restored yet: expected --ckpt_path with the checkpoint of a run")
-        return [
-            str(write_restored(image, name, file))
-            for image, name, file in zip(self.restored, self.data.names, self.data.files, strict=True)
-        ]
+        rows = zip(self.restored, self.data.names, self.data.files, strict=True)
+        return {
+            "image": list(self.data.names),
+            "restored": [str(write_restored(image, name, file)) for image, name, file in rows],
+        }
 
 
 def write_restored(image: Tensor, name: str, file: Path | None) -> Path:

@@ -23,7 +23,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -68,6 +68,9 @@ class KeyQueue(nn.Module):
     keys: Tensor
     steps: Tensor
     enqueued: Tensor
+
+    not_transferred: ClassVar = ("keys", "steps", "enqueued")
+    """buffers that a run which starts from another's weights leaves out"""
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -159,7 +162,7 @@ class MoCo(LightningModule):
         self.seed = torch.initial_seed()  # of seed_everything
 
         network = image_encoder(encoder, image_shape, stem=stem, width=width, pretrained=pretrained)
-        features = int(network.out_dim)  # type: ignore[arg-type]
+        features = network.out_dim
         head = projection_head(features, features, out_dim, head_layers)
         self.query = nn.Sequential(OrderedDict(encoder=network, head=head))
         if bn_splits > 1:
@@ -271,9 +274,9 @@ class MoCo(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.scores.log(self, "test")
 
-    def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[list[float]]:
+    def predict_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         """The representation of each image of the batch, without augmentation."""
-        return self.encode(batch.images).tolist()
+        return {"features": self.encode(batch.images)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler, self.decay_vectors)

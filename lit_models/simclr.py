@@ -127,7 +127,7 @@ class SimCLR(LightningModule):
         self.preprocess = Preprocessing(image_shape, **preprocessing or {})
         self.optimizer, self.scheduler = optimizer, scheduler
         self.encoder = image_encoder(encoder, image_shape, stem=stem, width=width, pretrained=pretrained)
-        features = int(self.encoder.out_dim)  # type: ignore[arg-type]
+        features = self.encoder.out_dim
         self.head = projection_head(features, head_dim or features, out_dim, head_layers, head_norm)
         self.scores = ContrastiveScores()
 
@@ -183,9 +183,9 @@ class SimCLR(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.scores.log(self, "test")
 
-    def predict_step(self, batch: ViewBatch, batch_idx: int) -> list[list[float]]:
+    def predict_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
         """The representation of each image of the batch, without augmentation."""
-        return self.encode(batch.images).tolist()
+        return {"features": self.encode(batch.images)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler, self.decay_vectors)

@@ -385,7 +385,12 @@ class TextToImageGAN(LightningModule):
             ValueError: ``n`` is below 1; a sentence has no known word.
         """
         at_least(1, n=n)
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if isinstance(text, str) or not isinstance(text, Sequence) else list(text)
+        for each in texts:
+            if not isinstance(each, str):
+                raise TypeError(f"text of type {type(each).__name__}: expected a sentence, or a list of them")
+        if not texts:
+            raise ValueError("text=[]: expected at least one sentence")
         with evaluating(self):
             encoded = self.encode_text(texts)
             noise = self._noise_of_seed(n, seed).repeat(len(texts), 1)
@@ -407,9 +412,17 @@ class TextToImageGAN(LightningModule):
         width = self.generator.noise_dim + self.generator.condition_dim
         return torch.randn(n, width, generator=generator, device=self.device)
 
-    def predict_step(self, batch: CaptionBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The attributes that the classifier sees in the image generated for each sentence."""
-        seen = choices(self.classifier(self._images_of(batch, batch_idx))[0]).tolist()
-        return [
-            {name: values[i] for (name, values), i in zip(self.attributes.items(), row, strict=True)} for row in seen
-        ]
+    def predict_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, Any]:
+        """The image generated for each sentence of the batch, and the attributes that the classifier sees in it."""
+        images = self._images_of(batch, batch_idx)
+        seen = choices(self.classifier(images)[0]).T.tolist()
+        words = zip(batch.captions.tolist(), batch.lengths.tolist(), strict=True)
+        return {
+            "row": batch.image_ids[batch.image_index],  # an image has several sentences
+            "sentence": [" ".join(self.vocab[word] for word in row[:length]) for row, length in words],
+            **{
+                f"{name}_seen": [values[i] for i in of_all]
+                for (name, values), of_all in zip(self.attributes.items(), seen, strict=True)
+            },
+            "image": images,
+        }

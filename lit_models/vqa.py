@@ -30,7 +30,7 @@ from torchmetrics import MeanMetric
 
 from common.checks import at_least, one_of, within
 from common.distributed import global_mean
-from common.pictures import Preprocessing
+from common.pictures import Preprocessing, are_several
 from common.vocabulary import encode
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.evaluating import evaluating
@@ -142,6 +142,10 @@ class RelationFact(nn.Module):
         return output
 
 
+Answers = list[tuple[str, float]]
+"""answers to one question with their probabilities, likeliest first"""
+
+
 class VQA(LightningModule):
     """CNN + LSTM → fact embedding → answer.
 
@@ -167,6 +171,8 @@ class VQA(LightningModule):
         image_only: answer from the image alone.
         preprocessing: how the data make pictures of that shape: see :class:`common.pictures.Preprocessing`; by
             default whole pictures are squashed to it.
+        soft_answers: whether several answers may be right, each to some degree, so that each has a probability of its
+            own, which need not sum to 1.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -197,6 +203,7 @@ class VQA(LightningModule):
         blind: bool = False,
         image_only: bool = False,
         preprocessing: dict[str, Any] | None = None,
+        soft_answers: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.1),
     ) -> None:
@@ -214,7 +221,7 @@ class VQA(LightningModule):
         self.image_shape = list(image_shape)
         self.preprocess = Preprocessing(self.image_shape, **preprocessing or {"fit": "squash"})
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.blind, self.image_only = blind, image_only
+        self.blind, self.image_only, self.soft_answers = blind, image_only, soft_answers
 
         self.embedding = nn.Embedding(len(vocab), embedding_dim, padding_idx=0)
         self.lstm = nn.LSTM(embedding_dim, hidden_dim, lstm_layers, batch_first=True)
@@ -295,40 +302,59 @@ class VQA(LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != "accuracy"})
         self.log(f"{stage}/accuracy", scores["accuracy"], prog_bar=True)
 
-    def predict_step(self, batch: VQABatch, batch_idx: int) -> list[str]:
-        """The answer to each question of the batch."""
-        return [self.answers[i] for i in self(batch).argmax(1).tolist()]
+    def predict_step(self, batch: VQABatch, batch_idx: int) -> dict[str, Any]:
+        """The answer to each question of the batch, and its probability."""
+        logits = self(batch).float()
+        # With soft scores, each answer is a decision of its own: see `answer_loss`.
+        best = (logits.sigmoid() if batch.answers.dim() == 2 else logits.softmax(1)).max(1)
+        return {"answer": [self.answers[i] for i in best.indices.tolist()], "probability": best.values}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
-    @torch.inference_mode()
-    def answer(self, image: Any, question: str, top: int = 3) -> list[tuple[str, float]]:
-        """The ``top`` answers to a question about one image, with their probabilities, likeliest first.
+    @torch.no_grad()
+    def answer(self, image: Any, question: str | Sequence[str], top: int = 3) -> Answers | list[Answers]:
+        """The ``top`` answers to a question about an image, with their probabilities, likeliest first.
 
         Args:
             image: as :class:`common.pictures.Preprocessing` takes it.
             question: plain text; words that training never showed count as ``<unk>``.
 
+        Returns:
+            (answer, probability) pairs; for several images, questions, or both in pairs, a list of such lists.
+
         Raises:
-            TypeError, ValueError: the input is not an image, the question has no word, or ``top`` is not positive.
+            TypeError, ValueError: the input is not an image, a question has no word, ``top`` is not positive, or there
+                are not as many images as questions.
         """
+        if not isinstance(top, int):
+            raise TypeError(f"top={top!r}: expected a whole number")
         at_least(1, top=top)
         if isinstance(self.encoder, nn.Identity):
             raise ValueError("encoder='features': expected a model that reads images, not their cached features")
-        if not isinstance(question, str):
-            raise TypeError(f"question of type {type(question).__name__}: expected text")
-        tokens, lengths = encode([question], self.vocab)
+        questions = [question] if isinstance(question, str) or not isinstance(question, Sequence) else list(question)
+        for each in questions:
+            if not isinstance(each, str):
+                raise TypeError(f"question of type {type(each).__name__}: expected text")
+        tokens, lengths = encode(questions, self.vocab)
         images = self.preprocess(image, self)
+        if len(images) != len(questions) and 1 not in (len(images), len(questions)):
+            raise ValueError(f"{len(images)} images and {len(questions)} questions: expected as many of both, or one")
+        count = max(len(images), len(questions))
+        image_index, question_index = (torch.arange(count, device=self.device) % len(x) for x in (images, questions))
         with evaluating(self):
             state = self.encode_question(tokens.to(self.device), lengths)
-            first = torch.zeros(1, dtype=torch.long, device=self.device)
             if self.encoder is None or self.fact is None:
-                logits = self.classifier(state)
+                logits = self.classifier(state)[question_index]
             else:
-                logits = self.classifier(self.fact(self.encoder(images), state, first, first))
-        best = logits[0].float().softmax(0).topk(min(top, len(self.answers)))
-        return [(self.answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+                logits = self.classifier(self.fact(self.encoder(images), state, image_index, question_index))
+        probabilities = logits.float().sigmoid() if self.soft_answers else logits.float().softmax(1)
+        best = probabilities.topk(min(top, len(self.answers)))
+        found = [
+            [(self.answers[i], p) for p, i in zip(*row, strict=True)]
+            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        return found if are_several(image) or not isinstance(question, str) else found[0]
 
 
 def make_fact(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 
-from common.checks import at_least
+from common.checks import at_least, one_of
 from common.pictures import as_floats
 from datamodules.parts.loader import TensorLoader
+
+STAGES = {"train": "fit", "val": "validate", "test": "test"}
+"""the stage of a Trainer in which each part is needed"""
 
 
 class FloatImages(LightningDataModule):
@@ -45,6 +49,24 @@ class ImageLoaders(FloatImages):
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         """Batches of "train", "val" or "test"; ``options`` are :class:`TensorLoader`'s."""
+        raise NotImplementedError
+
+    parts_are_cut = False
+    """whether the parts are cut from one whole here"""
+
+    @property
+    def part_names(self) -> list[str]:
+        """The parts that there are."""
+        return list(STAGES)
+
+    def plain_loader(self, part: str) -> TensorLoader:
+        """Every sample of a part once over all ranks, in the order of storage and unchanged."""
+        one_of(self.part_names, part=part)
+        self.setup(STAGES[part])
+        return self.loader(part)
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """Columns that say which sample each is, in that order."""
         raise NotImplementedError
 
     def train_dataloader(self) -> TensorLoader:

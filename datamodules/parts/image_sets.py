@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from common.checks import at_least, one_of, within
+from common.facts import refuse_unknown
 from common.files import data_root
 from common.randomness import draws_of_place, keyed_generator
 from datamodules.parts.augment import Augmentation
@@ -123,7 +124,8 @@ class Images(ImageLoaders):
         parts: "train", "val" and, if there is one, "test", after ``setup``.
         training_rows: (N,) for the N training images that :meth:`read` returns, the row of each in the training part,
             or -1 if it is used for validation or left out by ``limit``; after ``setup``.
-        validation_rows: (M,) of those N, in ascending order, that are used for validation; after ``setup``.
+        origins: for each part, the part of :meth:`read` that its images are from, and their rows in it; after
+            ``setup``.
 
     Raises:
         FileNotFoundError: the data do not exist and cannot be downloaded; says where to put them.
@@ -151,7 +153,9 @@ class Images(ImageLoaders):
         self.root, self.limit = data_root(root), limit
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.parts: dict[str, Part] = {}
-        self.training_rows = self.validation_rows = torch.empty(0, dtype=torch.long)
+        self.training_rows = torch.empty(0, dtype=torch.long)
+        self.origins: dict[str, tuple[str, Tensor]] = {}
+        self._own_names: list[str] | None = None  # of the classes, where they are counted in another order than here
 
     @property
     def num_classes(self) -> int:
@@ -161,12 +165,30 @@ class Images(ImageLoaders):
         """The source's own parts: "train", and "val" and "test" if it has them."""
         raise NotImplementedError
 
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Counts the classes as a checkpoint's model does, if it knows their names.
+
+        A model that knows no names compares these images among themselves, so their classes may be others. What it did
+        with pictures of other sizes does not matter to these, which are stored in one size.
+
+        Raises:
+            ValueError: there is a class that the model does not know.
+        """
+        if "class_names" in facts:
+            names = list(facts["class_names"])
+            refuse_unknown("class_names", self.class_names, names)
+            self._own_names, self.class_names = self.class_names, names
+        return {"class_names", "num_classes", "preprocessing"}
+
     def setup(self, stage: str | None = None) -> None:
         if self.parts:
             return
         parts = self.read()
+        if self._own_names is not None:
+            parts = {name: renumbered(part, self._own_names, self.class_names) for name, part in parts.items()}
+        self.origins = {name: (name, torch.arange(len(part.labels))) for name, part in parts.items()}
         labels = parts["train"].labels
-        kept = torch.ones(len(labels), dtype=torch.bool)
+        kept, validating = torch.ones(len(labels), dtype=torch.bool), torch.empty(0, dtype=torch.long)
         if "val" not in parts:
             known = labels >= 0 if (labels >= 0).any() else labels < 0
             pool = known.nonzero()[:, 0]
@@ -177,23 +199,20 @@ class Images(ImageLoaders):
                     "that leaves images in both parts"
                 )
             order = stratified_order(labels[pool], "val", self.split_seed)
-            self.validation_rows = pool[order[:num_val]].sort().values
-            kept[self.validation_rows] = False
+            validating = pool[order[:num_val]].sort().values
+            kept[validating] = False
+            self.origins["val"] = ("train", validating)
         training = kept.nonzero()[:, 0]
         if self.limit is not None:
             first = stratified_order(labels[training], "limit", self.split_seed)[: self.limit]
             training = training[first].sort().values
+        self.origins["train"] = ("train", training)
         if len(training) < len(labels):
-            groups = [training, self.validation_rows]
-            parts["train"], validating = divided(parts["train"], groups, self.reads_anew)
-            parts.setdefault("val", validating)
+            parts["train"], held_out = divided(parts["train"], [training, validating], self.reads_anew)
+            parts.setdefault("val", held_out)
         self.training_rows = torch.full_like(labels, -1)
         self.training_rows[training] = torch.arange(len(training))
         self.parts = {name: parts[name] for name in PARTS if name in parts}
-
-    def names_of(self, part: str) -> list[str]:
-        """The names of a part's files, in storage order; none where the images are no files."""
-        return []
 
     def number_of(self, image: str) -> int:
         """The place among the training images that :meth:`read` returns, before any validate, of one in a table.
@@ -241,12 +260,16 @@ class Images(ImageLoaders):
     def loader(self, part: str, **options: Any) -> TensorLoader:
         return TensorLoader(self.part(part), self.batch_size, **options)
 
-    def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
-        """Every image of a part once over all ranks, in storage order, for collecting a probe's features.
+    @property
+    def part_names(self) -> list[str]:
+        self.setup()
+        return list(self.parts)
 
-        Batches are in their stored form; :meth:`to_float` converts them.
-        """
-        return self.loader(part)
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The number of each image in the data set's own part, and its class."""
+        labels = self.part(part).labels.tolist()
+        rows = {"row": self.origins[part][1].tolist()}
+        return rows | ({"class": [self.class_names[i] if i >= 0 else "" for i in labels]} if max(labels) >= 0 else {})
 
     def plain_batches(self, part: Literal["train", "val", "test"], device: torch.device) -> Iterator[ImageBatch]:
         """The batches of :meth:`plain_loader` on a device, with images as the model takes them."""
@@ -261,7 +284,7 @@ class Images(ImageLoaders):
         return self._mixed("test") if "test" in self.parts else []
 
     def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        """The test images in storage order, which is that of :meth:`names_of`."""
+        """The test images in storage order, which is that of :meth:`sample_names`."""
         self.setup()
         return self.loader("test") if "test" in self.parts else []
 
@@ -285,6 +308,16 @@ class Images(ImageLoaders):
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         found: ImageBatch = self.to_float(batch)
         return found
+
+
+def renumbered(part: Part, names: Sequence[str], wanted: Sequence[str]) -> Part:
+    """A part whose labels count ``wanted`` instead of ``names``, which are among them."""
+    codes = torch.tensor([wanted.index(name) for name in names] or [-1])
+    labels = torch.where(part.labels >= 0, codes[part.labels.clamp_min(0)], -1)
+    if isinstance(part, ImageBatch):
+        return part._replace(labels=labels)
+    part.labels = labels  # type: ignore[misc]
+    return part
 
 
 def parts_of(tree: Tree, images: np.ndarray, whole: np.ndarray) -> dict[str, Part]:

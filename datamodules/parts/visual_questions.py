@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from common.facts import refuse_unknown
 from common.vocabulary import encode
 from datamodules.parts.image_loaders import ImageLoaders
-from datamodules.parts.loader import BatchSource, TensorLoader, checksum, draws_per_sample
+from datamodules.parts.loader import TensorLoader, checksum, draws_per_sample
 
 
 class VQABatch(NamedTuple):
@@ -63,6 +64,8 @@ class Question:
     kind: str
     """the question's type"""
     unseen: bool = False
+    number: int | None = None
+    """by which the data set knows it"""
 
 
 LanguagePrior = tuple[dict[str, str], dict[str, str]]
@@ -98,6 +101,7 @@ class QuestionTable:
         questions: all questions about the images; ``image`` is a row of ``images``.
         prior: the language prior of the training questions.
         vocab, answers, question_types: the lists that the numbers in a batch refer to.
+        image_numbers: by which the data set knows the images; by default their rows.
 
     Raises:
         ValueError: an image has no question; an answer or a type is not in its list.
@@ -112,6 +116,7 @@ class QuestionTable:
         vocab: Sequence[str],
         answers: Sequence[str],
         question_types: Sequence[str],
+        image_numbers: Sequence[int] | None = None,
     ) -> None:
         questions = sorted(questions, key=lambda question: question.image)  # stable: an image's own order is kept
         answer_ids = {answer: i for i, answer in enumerate(answers)}
@@ -129,6 +134,8 @@ class QuestionTable:
         text_ids = {text: i for i, text in enumerate(texts)}
 
         self.images = images
+        self.image_numbers, self.texts = image_numbers or range(len(images)), texts
+        self.numbers = [row if q.number is None else q.number for row, q in enumerate(questions)]
         self.counts = counts
         self.starts = counts.cumsum(0) - counts
         self.tokens, self.lengths = encode(texts, vocab)
@@ -142,6 +149,12 @@ class QuestionTable:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def names(self) -> dict[str, Sequence[Any]]:
+        """For each question, in the order of images: its number, that of its image, and its text."""
+        images = [self.image_numbers[i] for i, count in enumerate(self.counts.tolist()) for _ in range(count)]
+        texts = [self.texts[i] for i in self.text.tolist()]
+        return {"question_id": self.numbers, "image_id": images, "question": texts}
 
     def fingerprint(self) -> int:
         """A checksum of images, questions and answers."""
@@ -198,12 +211,28 @@ class VisualQuestions(ImageLoaders):
     image_shape: list[int]
     preprocessing: dict[str, Any] = {"fit": "squash", "stored": None}  # noqa: RUF012 - the object may be at the edge
 
+    soft_answers: bool = False
+    """whether ``answers`` of a batch are (Q, A) scores"""
     draws: int = 0
     """number of uniform draws that :meth:`augment` needs per image; 0 for a source without augmentation"""
 
     def __init__(self, batch_size: int) -> None:
         super().__init__(batch_size)
-        self.tables: dict[str, BatchSource] = {}
+        self.tables: dict[str, QuestionTable] = {}
+
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """Counts words, answers and types as a checkpoint's model does; its unknown words become ``<unk>``.
+
+        Raises:
+            ValueError: there is an answer or a type that the model does not know.
+        """
+        assert not self.tables
+        for fact in ("answers", "question_types"):
+            if fact in facts:
+                refuse_unknown(fact, getattr(self, fact), facts[fact])
+        for fact in ("vocab", "answers", "question_types"):
+            setattr(self, fact, list(facts.get(fact, getattr(self, fact))))
+        return {"vocab", "answers", "question_types", "preprocessing"}
 
     def augment(self, batch: VQABatch, draws: Tensor) -> VQABatch:
         """A training batch with its images changed so that every answer stays true; ``draws`` (I, K) in [0, 1)."""
@@ -211,6 +240,10 @@ class VisualQuestions(ImageLoaders):
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         return TensorLoader(self.tables[part], self.batch_size, **options)
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """The number of each question and of its image, and the question."""
+        return self.tables[part].names()
 
     def on_after_batch_transfer(self, batch: VQABatch, dataloader_idx: int) -> VQABatch:
         if self.draws and self.trainer is not None and self.trainer.training:

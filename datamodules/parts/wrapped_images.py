@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -52,6 +52,10 @@ class WrappedImages(FloatImages):
     def class_names(self) -> list[str]:
         return self.source.class_names
 
+    def adopt(self, facts: Mapping[str, Any]) -> set[str]:
+        """:meth:`Images.adopt`."""
+        return self.source.adopt(facts)
+
     def prepare_data(self) -> None:
         self.source.prepare_data()
 
@@ -69,6 +73,18 @@ class WrappedImages(FloatImages):
     def plain_loader(self, part: Literal["train", "val", "test"]) -> TensorLoader:
         """:meth:`Images.plain_loader`: of an :class:`ImageBatch`, as it is stored."""
         return self.source.plain_loader(part)
+
+    @property
+    def parts_are_cut(self) -> bool:
+        return self.source.parts_are_cut
+
+    @property
+    def part_names(self) -> list[str]:
+        return self.source.part_names
+
+    def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
+        """:meth:`Images.sample_names`."""
+        return self.source.sample_names(part)
 
     def plain_batches(self, part: Literal["train", "val", "test"], device: torch.device) -> Iterator[ImageBatch]:
         """:meth:`Images.plain_batches`."""

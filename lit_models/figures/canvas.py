@@ -6,6 +6,7 @@ of nothing but pixels several times as long as Pillow.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -86,13 +87,17 @@ def pixels_of(images: Tensor, width: float) -> np.ndarray:
     return (255 * images.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def heated(pixels: np.ndarray, values: Tensor, share: float = 0.6) -> np.ndarray:
-    """Pixels (H, W, 3) with a map of values (h, w), from dark to bright, laid over them."""
-    cells = values.detach().float().cpu().numpy()
-    cells = (cells - cells.min()) / max(float(np.ptp(cells)), 1e-12)
+ATTENTION = "Attention, on one scale: red where it is even, black at 1/8 of that, pale yellow at 8 times that."
+"""what :func:`attended` shows, for the foot of a page"""
+
+
+def attended(pixels: np.ndarray, shares: Tensor, opacity: float = 0.6) -> np.ndarray:
+    """Pixels (H, W, 3) under the shares (h, w) of attention that each cell has, which sum to 1: see ATTENTION."""
+    ratios = shares.detach().float().cpu() * shares.numel()  # 1 everywhere if attention is even
+    cells = (ratios.clamp_min(1e-6).log2() / 6 + 0.5).clamp(0, 1).numpy()
     colors = Image.fromarray(_enlarged(colormaps["inferno"](cells)[..., :3], 1, 1))
     picture = Image.fromarray(pixels)
-    return np.asarray(Image.blend(picture, colors.resize(picture.size, Image.Resampling.NEAREST), share))
+    return np.asarray(Image.blend(picture, colors.resize(picture.size, Image.Resampling.NEAREST), opacity))
 
 
 MOST_NAMED = 100
@@ -115,8 +120,8 @@ class Captioned(NamedTuple):
     """of what stands below, in bold letters"""
 
 
-def captioned_page(cells: Sequence[Captioned | None], columns: int, framed: bool = True) -> Image.Image:
-    """Pictures of one size, row by row; None leaves a place empty."""
+def captioned_page(cells: Sequence[Captioned | None], columns: int, framed: bool = True, note: str = "") -> Image.Image:
+    """Pictures of one size, row by row; None leaves a place empty; a note explains them at the foot of the page."""
     plain, bold = font(8), font(8, "Sans-Bold")
     given = [cell for cell in cells if cell is not None]
     height, width = given[0].pixels.shape[:2]
@@ -126,7 +131,10 @@ def captioned_page(cells: Sequence[Captioned | None], columns: int, framed: bool
     below = [max((height_of(cell.below, bold) for cell in row if cell), default=0) for row in rows]
     step = widest + MARGIN
     total = sum(above) + sum(below) + len(rows) * (height + MARGIN + 6)
-    page = Image.new("RGB", (MARGIN + columns * step, MARGIN + total), "white")
+    wide = MARGIN + columns * step
+    note = "\n".join(textwrap.wrap(note, max(20, wide // round(plain.getlength("n")))))
+    page = Image.new("RGB", (wide, MARGIN + total + height_of(note, plain)), "white")
+    write(page, (MARGIN, MARGIN + total - MARGIN // 2), note, plain)
     top = MARGIN
     for row, over, under in zip(rows, above, below, strict=True):
         picture_top = top + over + 2

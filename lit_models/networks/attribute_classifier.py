@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ class AttributeClassifier(nn.Module):
         num_values: number of values of each attribute.
     """
 
+    taken_whole: ClassVar = True
+    """of another run's weights: ``trained`` is true of all of it, or of nothing"""
     trained: Tensor
 
     def __init__(self, image_shape: Sequence[int], num_values: Mapping[str, int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ class TextEncoder(nn.Module):
 class JointEmbedding(nn.Module):
     """A text encoder and an image encoder into one space (…, text_dim), where matching pairs are close."""
 
+    taken_whole: ClassVar = True
+    """of another run's weights: ``trained`` is true of all of it, or of nothing"""
     trained: Tensor
 
     def __init__(self, num_tokens: int, embedding_dim: int, text_dim: int, image_shape: Sequence[int]) -> None:

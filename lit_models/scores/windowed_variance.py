@@ -7,6 +7,8 @@ as the lowest once no lower one has come for a number of steps, the patience.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,9 @@ class WindowedVariance(nn.Module):
     Raises:
         ValueError: a window below 2, or a patience below 1.
     """
+
+    not_transferred: ClassVar = (*("ring", "norms", "total", "variance", "lowest", "kept", "kept_step", "steps"),)
+    """buffers that a run which starts from another's weights leaves out: all of them"""
 
     ring: Tensor
     norms: Tensor

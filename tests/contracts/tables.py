@@ -56,7 +56,7 @@ def kills(name: str) -> list[str]:
         whole = run(options, "whole")
         for after in KILLED_AFTER:
             try:
-                assert_same_run(resume(options, after), whole, "")
+                assert_same_run(resume(options, *after), whole, "")
             except Exception as error:
                 reason = (str(error).splitlines() or [""])[0].strip("/")
                 cells.append(f"differs: {reason or 'metrics.csv'}" if isinstance(error, AssertionError) else reason)

@@ -17,9 +17,9 @@ from tests.conftest import QUIET
 from tests.contracts.conftest import TECHNIQUES
 
 EPOCHS, STEPS = 2, 4
-KILLED_AFTER = [1, 3, 4, 5, 7]
-IN_SHORT = [3, 4]
-"""in the middle of an epoch, between two saved states, and at its end"""
+KILLED_AFTER = [(1,), (3,), (4,), (5,), (7,)]
+IN_SHORT = (3, 4)
+"""one run killed twice: in the middle of an epoch, between two saved states, and at the epoch's end"""
 SMALL = [
     *("--trainer.max_epochs", EPOCHS, "--trainer.limit_train_batches", STEPS, "--trainer.limit_val_batches", 2),
     # Rows at steps 3, 4 of an epoch, states at 2, 4: one has metrics that no row has yet, and is older than a row.
@@ -81,10 +81,12 @@ def assert_equal(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-def resume(config: list[str], after: int) -> CLI:
-    """A run that was killed after so many steps and started again."""
-    run(config, f"killed-{after}", kill_after=after)
-    return run(config, f"killed-{after}")
+def resume(config: list[str], *killed_after: int) -> CLI:
+    """A run that was killed after so many steps and started again, once or several times."""
+    run_id = "-".join(map(str, ["killed", *killed_after]))
+    for after in killed_after:
+        run(config, run_id, kill_after=after)
+    return run(config, run_id)
 
 
 def assert_same_run(resumed: CLI, whole: CLI, where: str) -> None:
@@ -98,10 +100,9 @@ def assert_same_run(resumed: CLI, whole: CLI, where: str) -> None:
 
 def test_killed_at_any_step(bare: list[str], pytestconfig: pytest.Config) -> None:
     whole = run(bare, "whole")
-    for after in KILLED_AFTER if pytestconfig.getoption("--all") else IN_SHORT:
-        resumed = resume(bare, after)
+    for after in KILLED_AFTER if pytestconfig.getoption("--all") else [IN_SHORT]:
+        resumed = resume(bare, *after)
         assert_same_run(resumed, whole, f"killed after step {after}")
-        assert resumed.folder.id == f"killed-{after}"
 
 
 @pytest.mark.slow

@@ -373,6 +373,7 @@ def check_shares(data: EasyVQA, shift: float, known: dict[bytes, str]) -> None:
         assert total > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.8, 0.3])
 def test_prior_shift_makes_the_share_in_train_and_its_inverse_in_the_test(
     shift: float, known: dict[bytes, str], plain: EasyVQA

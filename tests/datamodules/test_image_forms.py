@@ -34,7 +34,7 @@ def nothing_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def made(tree: ImageTree) -> Found:
     """Class names, the names of each part, and the label of each picture by its name."""
     tree.setup()
-    names = {part: tree.names_of(part) for part in tree.parts}
+    names = {part: list(tree.sample_names(part)["file"]) for part in tree.parts}
     labels = {
         name: int(label) for part in tree.parts for name, label in zip(names[part], tree.part(part).labels, strict=True)
     }
@@ -274,7 +274,7 @@ def test_other_labels_are_other_data(tmp_path: Path) -> None:
                     archive.writestr(name, content)
             tree = ImageTree(str(path), size=8, num_workers=workers, split_seed=1)
             tree.setup()
-            assert "03.png" in tree.names_of("train")
+            assert "03.png" in list(tree.sample_names("train")["file"])
             found += [tree.train_dataloader().fingerprint(), tree.tree.fingerprint()]
     assert len(set(found)) == 6, "the trees', of either way to read them, and the parts'"
 
@@ -295,7 +295,8 @@ def test_what_is_stored_by_class_is_evaluated_in_mixed_batches_and_predicted_in_
             assert len(seen.flatten(1).unique(dim=0)) == 80
         predicted = torch.cat([batch.labels for batch in views.predict_dataloader()])  # type: ignore[union-attr]
         assert predicted.tolist() == [i // 20 for i in range(80)]
-        assert tree.names_of("test") == sorted((name for name in files if "test" in name), key=lambda n: n.split("/"))
+        expected = sorted((name for name in files if "test" in name), key=lambda n: n.split("/"))
+        assert list(tree.sample_names("test")["file"]) == expected
 
 
 def test_the_order_of_evaluation_is_a_function_of_the_split_seed(tmp_path: Path) -> None:

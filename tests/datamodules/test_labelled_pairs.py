@@ -290,7 +290,7 @@ def test_files_in_a_folder_go_by_their_names(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "set", {f"wrapped/{name}": content for name, content in FLAT.items()})
     data = LabelledPairs(ImageTree(str(path), split_seed=2), batch_size=2)
     data.setup()
-    train, val, test = (data.source.names_of(part) for part in ("train", "val", "test"))
+    train, val, test = (list(data.source.sample_names(part)["file"]) for part in ("train", "val", "test"))
     assert train != sorted(FLAT)[: len(train)], "their places are others than in the folder"
     file = tmp_path / "pairs.csv"
     short = [name.removeprefix("wrapped/") for name in train]

@@ -971,6 +971,7 @@ def test_a_run_augments_training_only_and_keeps_the_facts_in_the_checkpoint() ->
     assert not torch.equal(seen["train"][0].labels, seen["train"][len(stored) // 8].labels)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_sees_the_batches_that_it_would_have_seen() -> None:
     whole = run("--run.id", "whole").model.seen["train"]
     half = ["--run.id", "half", "--ckpt_path", "last", "--checkpoint.every_n_train_steps", "5"]

@@ -381,7 +381,7 @@ def test_folders_and_globs_are_read_in_the_order_of_their_paths(tmp_path: Path) 
     assert CharText(str(folder), batch_size=1, seq_len=3, limit=50).corpus.length == 50
     (folder / "sub" / "c.txt").write_text("ab" * 18 + "aaxb")
     with pytest.raises(ValueError, match=r"c.txt: character 38: 'x'"):
-        CharText(str(folder), batch_size=1, seq_len=3)
+        CharText(str(folder), batch_size=1, seq_len=3).setup()
 
 
 def test_standard_library_has_one_alphabet() -> None:

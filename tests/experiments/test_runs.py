@@ -102,8 +102,16 @@ class Signal(Callback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (number, step)
+        if (number, step) in ((signal.SIGTERM, 3), (signal.SIGINT, 5))
+        else pytest.param(number, step, marks=pytest.mark.slow)
+        for number in (signal.SIGTERM, signal.SIGINT)
+        for step in (1, 3, 5)
+    ],
+)
 def test_a_signal_ends_the_run_with_its_state_saved(number: signal.Signals, step: int) -> None:
     whole = start("whole")
     whole.execute()
@@ -178,7 +186,10 @@ def train_rows(folder: RunFolder) -> list[dict[str, str]]:
 STATUS = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: 0}
 
 
-@pytest.mark.parametrize(("hook", "number"), [("setup", signal.SIGUSR1), ("on_fit_start", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("hook", "number"),
+    [("setup", signal.SIGUSR1), pytest.param("on_fit_start", signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_a_signal_during_the_set_up(
     hook: str,
     number: signal.Signals,
@@ -211,7 +222,11 @@ def test_a_signal_during_the_set_up(
 
 @pytest.mark.parametrize(
     ("hook", "number"),
-    [("on_fit_end", signal.SIGUSR1), ("on_test_start", signal.SIGTERM), ("on_test_batch_end", signal.SIGUSR1)],
+    [
+        ("on_fit_end", signal.SIGUSR1),
+        pytest.param("on_test_start", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("on_test_batch_end", signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_during_the_test(
     hook: str,

@@ -370,6 +370,7 @@ def test_total_variation_denoises_to_the_noise_level() -> None:
         assert float(total_variation(found)) < float(total_variation(other))
 
 
+@pytest.mark.slow
 def test_total_variation_meets_measurements_without_noise() -> None:
     truth = F.interpolate(noise(1, 3, 4, 4), (32, 32), mode="nearest")
     for task, generator in ((Inpaint(missing=0.5), 0), (SuperResolve(2), 0)):
@@ -412,6 +413,7 @@ def solution_within(data: Restoration, share: float) -> Tensor:
 SHARES = [0.3 + 0.05 * i for i in range(17)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "task"),
     [
@@ -648,6 +650,7 @@ def test_a_little_worse_is_no_reason_and_no_number_is_one() -> None:
     assert not off._went_back(100 * fit)
 
 
+@pytest.mark.slow
 def test_training_survives_weights_that_explode() -> None:
     data = Restoration("china", size=16, iterations_per_epoch=20)
 
@@ -778,6 +781,18 @@ def test_predict_writes_beside_the_file(fit: Callable[..., CLI], tmp_path: Path)
     assert torch.allclose(written, cli.model.restored[1], atol=0.6 / 255)  # type: ignore[operator,union-attr]
 
 
+def test_other_images_than_those_of_the_run_are_refused(fit: Callable[..., CLI], mistake: Callable[..., str]) -> None:
+    options = ["-c", CONFIG, "-c", SHRINK, "--data.image", "[china, flower]"]
+    cli = fit(*options, "--trainer.max_epochs", 1, "--test_after_fit", "false")
+    checkpoint = cli.folder.recovery_checkpoints()[0]
+    for subcommand in ("predict", "test", "validate"):
+        line = mistake(subcommand, "--ckpt_path", checkpoint, "--data.image", "[flower, china]", *QUIET)
+        assert (
+            line
+            == "image=['flower', 'china']: expected ['china', 'flower'], the images that the checkpoint has restored"
+        )
+
+
 def test_prediction_without_a_run_is_refused(mistake: Callable[..., str]) -> None:
     line = mistake("predict", "-c", CONFIG, "-c", SHRINK, "--trainer.accelerator", "cpu")
     assert line == "nothing is restored yet: expected --ckpt_path with the checkpoint of a run"
@@ -890,6 +905,7 @@ def test_the_papers_images_are_found(
     assert data.degraded == (name == "vase_inpaint")
 
 
+@pytest.mark.slow
 def test_learning_curves_are_of_an_image_of_noise_and_of_what_lies_between() -> None:
     image = torch.linspace(0, 1, 16)[None, None].expand(3, 16, 16)
     curves = learning_curves(image, 150, down=[8, 8], up=[8, 8], skip=[4, 4], input_channels=4)

@@ -185,6 +185,7 @@ def test_the_queue_and_the_key_encoder_are_in_the_checkpoint(fit: Callable[..., 
     assert not torch.equal(saved["key.head.0.weight"], saved["query.head.0.weight"])
 
 
+@pytest.mark.slow
 def test_the_key_encoder_follows_once_an_optimizer_step(
     fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_one_view_is_a_mistake(mistake: Callable[..., str]) -> None:
     assert mistake("fit", *CONFIG, *SMALL, "--data.views", "1") == "views=1: SimCLR expects at least 2 per image"
 
 
+@pytest.mark.slow
 def test_the_projection_of_a_trained_model_can_be_probed(
     fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -339,6 +339,7 @@ def test_what_cannot_be_trained_is_said_before_the_training(
         train(make(source, **options), source)
 
 
+@pytest.mark.slow
 def test_easy_vqa_has_no_sizes_and_is_trained_as_well() -> None:
     data = EasyVQACaptions(batch_size=8, captions_per_image=1)
     model = make(data)
@@ -369,6 +370,7 @@ def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
 # The classifier.
 
 
+@pytest.mark.slow
 def test_the_classifier_learns_and_disturbs_nothing() -> None:
     data = scenes(num_train=600, num_val=200)
     data.setup()
@@ -596,5 +598,10 @@ def test_figures() -> None:
 def test_predictions_name_what_is_seen() -> None:
     data = scenes()
     model = make(data)
-    for row in model.predict_step(batch_of(data, "test"), 0):
-        assert all(row[name] in values for name, values in model.attributes.items())
+    batch = batch_of(data, "test")
+    found = model.predict_step(batch, 0)
+    for name, values in model.attributes.items():
+        assert set(found[f"{name}_seen"]) <= set(values)
+    assert found["row"].tolist() == batch.image_ids[batch.image_index].tolist()
+    assert found["image"].shape == (len(batch.captions), *model.image_shape)
+    assert found["sentence"][0].split() == [data.vocab[i] for i in batch.captions[0, : batch.lengths[0]]]

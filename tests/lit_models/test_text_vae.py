@@ -525,6 +525,7 @@ def test_the_pictures(form: dict, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_four_lines() -> None:
     lines = ["return None", "import os", "self.x = x", "raise TypeError"]
     vocab = sorted(set("".join(lines)))

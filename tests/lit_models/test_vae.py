@@ -220,6 +220,7 @@ def test_noise_is_standard_normal_and_no_row_depends_on_how_many_there_are() -> 
         assert torch.equal(normal_of_samples(count, 50, "key", device=device), many[:count])
 
 
+@pytest.mark.slow
 def test_two_ranks_binarize_and_begin_as_one(tmp_path: Path) -> None:
     options = {"network": "mlp", "hidden": [16], "latent_dim": 3, "binarize": True, "test_samples": 2}
     settings = {
@@ -237,6 +238,7 @@ def test_two_ranks_binarize_and_begin_as_one(tmp_path: Path) -> None:
     assert {name: two["metrics"][name] for name in evaluated} == pytest.approx(evaluated, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_mlp_begins_with_the_mean_image(fit: Callable[..., CLI]) -> None:
     options = (
         *("--model", "lit_models.vae.VAE", "--data", "datamodules.images.Digits", "--model.network", "mlp"),
@@ -318,6 +320,7 @@ def test_evaluation_counts_images_not_batches() -> None:
     assert float(kl[1]) == pytest.approx(float(kl[0]), abs=1e-5), "free bits are of the mean over all images"
 
 
+@pytest.mark.slow
 def test_a_collapsed_posterior_is_warned_of(fit: Callable[..., CLI]) -> None:
     with pytest.warns(UserWarning, match="posterior collapse: no dimension of the code depends on the image"):
         fit(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from datamodules.parts.loader import TensorLoader
 from datamodules.parts.visual_questions import VQABatch
 from lit_models.figures import vqa as figures
-from lit_models.figures.canvas import Captioned, captioned_page, heated, matrix_page
+from lit_models.figures.canvas import Captioned, attended, captioned_page, matrix_page
 from lit_models.vqa import (
     VQA,
     AttentionFact,
@@ -301,7 +301,11 @@ def test_features_are_taken_as_they_are() -> None:
 
 def test_predictions_are_answers_in_words() -> None:
     vqa, batch = model(), made_up()
-    assert vqa.predict_step(batch, 0) == [ANSWERS[i] for i in vqa(batch).argmax(1)]
+    found = vqa.predict_step(batch, 0)
+    assert found["answer"] == [ANSWERS[i] for i in vqa(batch).argmax(1)]
+    assert torch.allclose(found["probability"], vqa(batch).softmax(1).amax(1))
+    scored = batch._replace(answers=torch.zeros(len(batch.answers), len(ANSWERS)))
+    assert torch.allclose(vqa.predict_step(scored, 0)["probability"], vqa(batch).sigmoid().amax(1))
 
 
 @pytest.mark.parametrize(
@@ -378,14 +382,32 @@ def test_a_picture_is_answered_alike_in_whatever_form_it_comes(pixels: np.ndarra
         (pixels / 255).astype(np.float32),
         pixels.astype(np.int64),
         tensor,
-        tensor[None],
         tensor / 255,
         (tensor / 255).double(),
         tensor.movedim(0, 2).contiguous().movedim(2, 0),
     ]
     for form in forms:
         assert same(vqa.answer(form, QUESTION, 4), expected)
-    assert not same(vqa.answer(255 - pixels, QUESTION, 4), expected)
+    other = vqa.answer(255 - pixels, QUESTION, 4)
+    assert not same(other, expected)
+    several = (
+        vqa.answer([pixels, 255 - pixels], QUESTION, 4),
+        vqa.answer(np.stack([pixels, 255 - pixels]), [QUESTION] * 2, 4),
+    )
+    for found in several:
+        assert len(found) == 2
+        assert same(found[0], expected)
+        assert same(found[1], other)
+    asked = vqa.answer(pixels, [QUESTION, "what zzz it"], 4)
+    assert same(asked[0], expected)
+    assert same(asked[1], vqa.answer(pixels, "what zzz it", 4))
+
+
+def test_each_of_soft_answers_has_a_probability_of_its_own(pixels: np.ndarray) -> None:
+    vqa = model(soft_answers=True)
+    with torch.no_grad():
+        vqa.classifier[-1].bias += 20  # all of them are right
+    assert [p > 0.99 for _, p in vqa.answer(pixels, QUESTION, 4)] == [True] * 4
 
 
 def test_gray_and_palette_pictures_count_as_the_colors_they_show(pixels: np.ndarray) -> None:
@@ -465,16 +487,17 @@ def test_blind_model_answers_too(pixels: np.ndarray) -> None:
         ({"question": 3}, TypeError, "question of type int"),
         ({"question": None}, TypeError, "question of type NoneType"),
         ({"top": 0}, ValueError, "top=0"),
-        ({"image": "cat.jpg"}, TypeError, "image of type str"),
+        ({"top": None}, TypeError, "top=None: expected a whole number"),
+        ({"image": "cat.jpg"}, FileNotFoundError, "image=cat.jpg: no such file"),
         ({"image": None}, TypeError, "image of type NoneType"),
         ({"image": np.full((4, 4), np.nan)}, ValueError, "nan"),
         ({"image": torch.full((3, 4, 4), float("inf"))}, ValueError, "inf"),
         ({"image": np.full((4, 4), 200.0)}, ValueError, "200"),
         ({"image": np.full((4, 4), -1)}, ValueError, r"0\.\.255"),
         ({"image": np.full((4, 4), 256)}, ValueError, r"0\.\.255"),
-        ({"image": np.zeros((4, 4, 2))}, ValueError, r"\(4, 4, 2\)"),
+        ({"image": np.zeros((4, 4, 5))}, ValueError, r"\(4, 4, 5\)"),
         ({"image": torch.zeros(4, 4, 3)[None, None]}, ValueError, "shape"),
-        ({"image": torch.zeros(2, 3, 4, 4)}, ValueError, r"\(2, 3, 4, 4\)"),
+        ({"image": [np.zeros((4, 4))] * 2, "question": [QUESTION] * 3}, ValueError, "2 images and 3 questions"),
         ({"image": np.zeros((0, 4, 3))}, ValueError, r"\(0, 4, 3\)"),
         ({"image": np.zeros(4)}, ValueError, r"\(4,\)"),
     ],
@@ -522,9 +545,9 @@ def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(
     asked: list[list[Captioned]] = []
     titles: list[str] = []
 
-    def watched_page(cells: list[Captioned], columns: int) -> Image.Image:
+    def watched_page(cells: list[Captioned], columns: int, note: str) -> Image.Image:
         asked.append(cells)
-        return captioned_page(cells, columns)
+        return captioned_page(cells, columns, note=note)
 
     def watched_matrix(shares: Any, names: Any, title: str, *words: str) -> Image.Image:
         titles.append(title.split(":")[0])
@@ -532,8 +555,8 @@ def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(
 
     monkeypatch.setattr(figures, "captioned_page", watched_page)
     monkeypatch.setattr(figures, "matrix_page", watched_matrix)
-    heat = Mock(wraps=heated)
-    monkeypatch.setattr(figures, "heated", heat)
+    heat = Mock(wraps=attended)
+    monkeypatch.setattr(figures, "attended", heat)
     vqa = model(dropout=0.5, **options)
     trainer(tmp_path).validate(vqa, TensorLoader(Batches(soft), 1), verbose=False)
     for mode in (True, False):

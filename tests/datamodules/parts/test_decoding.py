@@ -68,7 +68,7 @@ def test_workers_skip_what_is_broken_as_memory_does(where: str, tmp_path: Path) 
     assert line.startswith(f"{path}: left out 2 broken images, the first: ")
     memory.setup()
     for part in ("train", "val", "test"):
-        assert workers.names_of(part) == memory.names_of(part)
+        assert list(workers.sample_names(part)["file"]) == list(memory.sample_names(part)["file"])
         for one, other in zip(workers.plain_loader(part), memory.plain_loader(part), strict=True):  # type: ignore[arg-type]
             assert torch.equal(one.images, other.images)
     gone = ImageTree(
@@ -119,7 +119,7 @@ def test_nothing_is_kept_where_that_is_not_wanted_or_not_possible(
         tree = ImageTree(str(path), size=8, num_workers=workers)
         (line,) = [line for line in warnings_of(tree.setup) if "not kept" in line]
         assert line.startswith(f"{path}: what was decoded is not kept and will be decoded again next time ({cache}: ")
-        assert len(tree.names_of("train")) == 20
+        assert len(list(tree.sample_names("train")["file"])) == 20
     (tmp_path / "cache").unlink()
     monkeypatch.setenv("LIT_CACHE_GB", "0.000001")
     (line,) = [line for line in warnings_of(ImageTree(str(path)).setup) if "not kept" in line]

@@ -457,6 +457,7 @@ def test_a_run_logs_it_when_due_and_in_the_test(config: list[str], monkeypatch: 
     assert probed(found["best"], "val") == (METRICS if best["epoch"] in (1, 3, 4) else set())
 
 
+@pytest.mark.slow
 def test_figures_are_the_checkpoints_own(config: list[str]) -> None:
     """Also with averaged weights, which are put back right after the validation."""
     averaged = '{"class_path": "experiments.callbacks.averaged_weights.AveragedWeights", "init_args": {"decay": 0.95}}'
@@ -522,6 +523,7 @@ def test_modes_and_generators_are_put_back(broken: bool) -> None:
     assert len(set(modes.values())) == 2
 
 
+@pytest.mark.slow
 def test_an_encoder_that_draws_changes_no_training(config: list[str]) -> None:
     noisy = {"class_path": f"{__name__}.Noisy", "init_args": {}}
     file = Path("noisy.yaml")
@@ -543,6 +545,7 @@ def test_it_can_choose_the_best_checkpoint(config: list[str], tmp_path: Path) ->
     assert summary(cli)["best"]["epoch"] == chosen
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_bit(config: list[str], tmp_path: Path) -> None:
     """Killed before, between and after probes, of which one chooses the best checkpoint."""
     settings = {"probe": {"every_n_epochs": 2}, "best": {"monitor": "val/knn_accuracy", "mode": "max"}}
@@ -554,6 +557,7 @@ def test_a_run_resumes_to_the_bit(config: list[str], tmp_path: Path) -> None:
         assert_same_run(resume(config, after), whole, f"killed after {after}")
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(config: list[str]) -> None:
     one, two = one_and_two_ranks(config)
     assert probed(one["metrics"], "val") == METRICS

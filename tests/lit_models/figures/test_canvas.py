@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lit_models.figures.canvas import (
     Captioned,
+    attended,
     captioned_page,
     font,
-    heated,
     joined,
     line_height,
     lines_pictures,
@@ -73,13 +73,25 @@ def test_captions_stand_by_their_pictures_and_places_can_be_empty() -> None:
 
 
 def test_a_map_lies_over_the_pixels() -> None:
-    over = heated(plain((255, 255, 255)), torch.tensor([[0.0, 1.0]]), 0.5)
+    over = attended(plain((255, 255, 255)), torch.tensor([[0.0, 1.0]]), 0.5)
     assert over.shape == (20, 20, 3)
     left, right = over[:, :10].reshape(-1, 3), over[:, 10:].reshape(-1, 3)
     assert (left == left[0]).all()
     assert (right == right[0]).all()
     assert left[0].sum() < right[0].sum()
-    assert heated(plain(RED), torch.ones(2, 2)).shape == (20, 20, 3), "the same everywhere"
+
+
+def test_attention_is_drawn_on_one_scale() -> None:
+    """A hair off an even share looks even, and the same share looks the same beside any other."""
+    white = plain((255, 255, 255))
+    even = attended(white, torch.full((2, 2), 0.25))
+    almost = attended(white, torch.tensor([[0.2501, 0.2499], [0.25, 0.25]]))
+    assert np.abs(even.astype(int) - almost).max() <= 2
+    decided = attended(white, torch.tensor([[0.25, 0.7], [0.04, 0.01]]))
+    assert (decided[0, 0] == even[0, 0]).all()
+    brightness = decided[[0, 0, -1, -1], [-1, 0, 0, -1]].sum(1).tolist()
+    assert brightness == sorted(brightness, reverse=True)
+    assert np.abs(decided.astype(int) - even).max() > 50
 
 
 def test_lines_are_a_picture_and_a_text() -> None:

@@ -21,6 +21,7 @@ from lit_models.networks.encoders import (
     Rescale,
     ResNet,
     image_encoder,
+    library_weights,
 )
 
 
@@ -114,7 +115,7 @@ def test_resnets_are_torchvisions_under_the_same_names(name: str) -> None:
     torch.manual_seed(0)
     theirs, ours = models.get_model(name), ResNet(name, stem="imagenet")
     weights = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
-    assert list(ours.state_dict()) == list(weights)
+    assert list(library_weights(ours)) == list(weights)
     ours.load_state_dict(weights)
     theirs.fc = nn.Identity()
     assert ours.out_dim == models.get_model(name).fc.in_features
@@ -122,14 +123,14 @@ def test_resnets_are_torchvisions_under_the_same_names(name: str) -> None:
     for mode in (False, True):
         assert torch.allclose(ours.train(mode)(images), theirs.train(mode)(2 * images - 1), atol=1e-4)
     # And back: an encoder's weights are torchvision's but for the classifier.
-    lacking = models.get_model(name).load_state_dict(ours.state_dict(), strict=False)
+    lacking = models.get_model(name).load_state_dict(library_weights(ours), strict=False)
     assert (lacking.missing_keys, lacking.unexpected_keys) == (["fc.weight", "fc.bias"], [])
 
 
 def test_initial_weights_are_torchvisions_in_kind() -> None:
     torch.manual_seed(0)
     theirs, ours = models.resnet18(), ResNet("resnet18", stem="imagenet")
-    for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=False):
+    for (name, one), other in zip(library_weights(ours).items(), theirs.state_dict().values(), strict=False):
         if one.dim() == 4:
             assert abs(one.std() / other.std() - 1) < 0.1, name
             assert abs(one.mean()) < 0.1 * one.std(), name
@@ -183,7 +184,6 @@ def test_weights_may_bring_the_scale_of_their_pixels() -> None:
     images = torch.rand(2, 3, 16, 16)
     scale = {"mean": torch.tensor([0.1, 0.2, 0.3])[:, None, None], "std": torch.tensor([0.5, 1.0, 2.0])[:, None, None]}
     plain = image_encoder("resnet18", [3, 16, 16], width=4).eval()
-    assert not any(key.startswith("rescale") for key in plain.state_dict())
     expected = plain(0.5 + 0.5 * (images - scale["mean"]) / scale["std"])  # which it makes (images − mean) / std of
     plain.load_state_dict(plain.state_dict() | {f"rescale.{name}": value for name, value in scale.items()})
     torch.testing.assert_close(plain(images), expected)
@@ -193,7 +193,7 @@ def test_weights_may_bring_the_scale_of_their_pixels() -> None:
 
 
 def test_pretrained_weights_fit_their_own_form_only() -> None:
-    for options in ({"stem": "cifar"}, {"stem": "imagenet", "width": 32}, {}):
+    for options in ({"stem": "cifar"}, {"stem": "imagenet", "width": 32}):
         with pytest.raises(ValueError, match="pretrained=True: expected stem='imagenet' and width=64"):
             image_encoder("resnet18", [3, 32, 32], pretrained=True, **options)
     with pytest.raises(ValueError, match="pretrained=True: there are no pretrained weights for encoder='conv'"):
@@ -284,7 +284,12 @@ def test_rescaling_is_channel_by_channel() -> None:
     scaled = Rescale(mean, std)(images)
     for c in range(3):
         torch.testing.assert_close(scaled[:, c], (images[:, c] - mean[c]) / std[c])
-    assert not Rescale().state_dict()
+    # It is part of the weights, and of those saved before it was, the network's own stays.
+    loaded = Rescale()
+    loaded.load_state_dict(Rescale(mean, std).state_dict())
+    torch.testing.assert_close(loaded(images), scaled)
+    loaded.load_state_dict({})
+    torch.testing.assert_close(loaded(images), scaled)
 
 
 def test_backbone_ends_in_a_map() -> None:

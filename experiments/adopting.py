@@ -1,0 +1,103 @@
+"""The facts that a checkpoint's model was made with win over those of the data that it is used on.
+
+A vocabulary of as many words, or as many classes, would fit the weights just as well and mean something else. So the
+data take the checkpoint's facts over by name (:class:`~experiments.technique.AdoptsFacts`), or are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.facts import difference, plain
+from common.files import read_checkpoint
+from experiments.mistakes import Mistake
+from experiments.run_folder import folder_of_checkpoint, is_first_process
+from experiments.technique import AdoptsFacts, Fingerprinted
+
+NOT_WHICH = ("batch_size", "num_workers", "root")
+"""arguments of data modules that say how the data are read, or where they lie, and not which they are"""
+
+
+def saved_facts(checkpoint: Path, facts: Set[str]) -> dict[str, Any]:
+    """Those of the model's arguments that came from the data, as a checkpoint has them; some may be missing."""
+    saved = read_checkpoint(checkpoint).get("hyper_parameters", {})
+    return {name: saved[name] for name in sorted(facts) if name in saved}
+
+
+def adopt(data: Any, saved: Mapping[str, Any], checkpoint: Path) -> list[str]:
+    """Lets the data take over the facts in which they differ from a checkpoint's.
+
+    Returns:
+        the names of those facts.
+
+    Raises:
+        Mistake: they can't; names the first fact and its first differences.
+        ValueError: the same, as the data say it.
+    """
+    differing = {
+        name: value for name, value in saved.items() if hasattr(data, name) and _differ(getattr(data, name), value)
+    }
+    if not differing:
+        return []
+    told = {name: difference(getattr(data, name), value) for name, value in differing.items()}
+    settled = data.adopt(differing) if isinstance(data, AdoptsFacts) else ()
+    for name in differing:
+        if name not in settled:
+            raise Mistake(
+                f"data.{name}: {told[name]}; expected data as {checkpoint} was made with, since "
+                f"{type(data).__name__} cannot take this over"
+            )
+    return list(differing)
+
+
+def _differ(ours: Any, theirs: Any) -> bool:
+    return bool(plain(ours) != plain(theirs))
+
+
+def other_arguments(data: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The arguments that choose other data than those of the run that a checkpoint is of, and their values.
+
+    Args:
+        data: the configuration of the data, as plain data.
+
+    Returns:
+        by their names, as ``data.source``; empty where the file is in no run's folder.
+    """
+    origin = folder_of_checkpoint(checkpoint)
+    if origin is None:
+        return {}
+    before = yaml.safe_load(origin.config.read_text()).get("data", {})
+    return dict(_changed("data", before, data))
+
+
+def _changed(name: str, before: Any, after: Any) -> list[tuple[str, Any]]:
+    if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+        return [(name, after)] if plain(before) != plain(after) else []
+    if before.get("class_path") != after.get("class_path"):
+        return [(name, after.get("class_path"))]
+    found: list[tuple[str, Any]] = []
+    for key in after:
+        if key in before and key not in NOT_WHICH:  # a new argument has its default, as if it had been there
+            found += _changed(name if key == "init_args" else f"{name}.{key}", before[key], after[key])
+    return found
+
+
+def are_others(data: Any, checkpoint: Path) -> bool:
+    """Whether the training data are others than those that a checkpoint was saved with, by their fingerprints.
+
+    False too where that can't be told: there is none, or the training data are not at hand.
+    """
+    saved = read_checkpoint(checkpoint).get("fingerprints")
+    if not saved or saved == [None] or not is_first_process():
+        return False
+    try:
+        data.prepare_data()
+        data.setup("fit")
+        loader = data.train_dataloader()
+    except (OSError, ValueError):  # a model may be used where its training data never were
+        return False
+    return isinstance(loader, Fingerprinted) and [loader.fingerprint()] != saved
