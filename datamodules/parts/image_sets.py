@@ -71,10 +71,10 @@ def divided(part: Part, groups: Sequence[Tensor], in_place: bool) -> list[Part]:
             left out: they are put into this order where they are, and ``part`` is no longer what it was.
     """
     order = torch.cat(list(groups))
-    if not (
-        in_place and isinstance(part, ImageBatch) and part.images.is_contiguous() and 2 * len(order) >= len(part.labels)
-    ):
+    is_held = isinstance(part, ImageBatch) and part.images.is_contiguous()
+    if not (in_place and is_held and 2 * len(order) >= len(part.labels)):
         return [part.take(rows) for rows in groups]
+    assert isinstance(part, ImageBatch)
     rest = torch.ones(len(part.labels), dtype=torch.bool)
     rest[order] = False
     rearrange(part.images.numpy(), torch.cat([order, rest.nonzero()[:, 0]]).tolist())

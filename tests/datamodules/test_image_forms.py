@@ -268,15 +268,15 @@ def test_other_labels_are_other_data(tmp_path: Path) -> None:
     found = []
     for workers in (0, 1):
         for table in (TABLE, TABLE.replace("03.png,b", "03.png,a")):
-            path = tmp_path / f"{len(found)}.zip"
+            path = tmp_path / f"{workers}{len(found)}.zip"
             with zipfile.ZipFile(path, "w") as archive:
                 for name, content in (PICTURES | {"labels.csv": table.encode()}).items():
                     archive.writestr(name, content)
             tree = ImageTree(str(path), size=8, num_workers=workers, split_seed=1)
             tree.setup()
             assert "03.png" in list(tree.sample_names("train")["file"])
-            found.append(tree.train_dataloader().fingerprint())
-    assert len(set(found)) == 4
+            found += [tree.train_dataloader().fingerprint(), tree.tree.fingerprint()]
+    assert len(set(found)) == 6, "the trees', of either way to read them, and the parts'"
 
 
 # The order of evaluation.

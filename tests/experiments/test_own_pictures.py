@@ -75,7 +75,7 @@ def test_configurations_of_imagenet_train_evaluate_and_draw(name: str, fit: Call
             for number in range(count):
                 paint(Path("data/imagenet", part, f"n0{place}", f"{number}.JPEG"), 50 * place + number, place)
     options = ["--model.encoder", "conv", "--model.stem", "null", "--model.width", "4", "--data.batch_size", "12"]
-    options += ["--data.source.size", "20", "--data.size", "16", "--data.source.num_workers", "1"]
+    options += ["--data.source.size", "24", "--data.size", "16", "--data.source.num_workers", "1"]
     if name.startswith("moco"):
         options += ["--model.queue_size", "24", "--model.bn_splits", "2"]
     cli = fit("-c", REPOSITORY / "configs" / f"{name}.yaml", *options, *SHORT)
