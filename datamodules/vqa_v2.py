@@ -45,26 +45,33 @@ class RatedQuestion(Question):
     scores: dict[str, float]
 
 
-def read_questions(questions_path: Path, annotations_path: Path) -> list[RatedQuestion]:
+def read_questions(questions_path: Path, annotations_path: Path | None) -> list[RatedQuestion]:
     """The questions of an official pair of files, in the order of their ids; ``image`` is the COCO image id.
+
+    Without annotations nobody has answered them: they have no scores, and are of the type "other".
 
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: a file or a record of it is malformed; names the file and the question id.
     """
-    asked, annotated = _read_records(questions_path, "questions"), _read_records(annotations_path, "annotations")
+    asked = _read_records(questions_path, "questions")
+    annotated = {} if annotations_path is None else _read_records(annotations_path, "annotations")
     for question_id in sorted(annotated.keys() - asked.keys()):
+        assert annotations_path is not None
         raise _malformed(annotations_path, question_id, f"a question of that id in {questions_path.name}")
     questions = []
     for question_id in sorted(asked):
         question, annotation = asked[question_id], annotated.pop(question_id, None)  # popped: half of the memory
-        if annotation is None:
+        if annotation is None and annotations_path is not None:
             raise _malformed(questions_path, question_id, f"an annotation in {annotations_path.name}")
         image, text = question.get("image_id"), question.get("question")
         if not isinstance(image, int):
             raise _malformed(questions_path, question_id, "a whole number as 'image_id'")
         if not isinstance(text, str) or not tokenize(text):
             raise _malformed(questions_path, question_id, "words as 'question'")
+        if annotation is None or annotations_path is None:
+            questions.append(RatedQuestion(image, text, "", "other", False, question_id, scores={}))
+            continue
         if annotation.get("image_id") != image:
             raise _malformed(annotations_path, question_id, f"image_id {image}, as in {questions_path.name}")
         kind, answer = str(annotation.get("answer_type")), annotation.get("multiple_choice_answer")
@@ -211,7 +218,8 @@ class VQAv2(VisualQuestions):
         root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``vqa_v2/``. The paths
             below are relative to it, or absolute.
         train_questions, train_annotations, test_questions, test_annotations: official files of VQA v2. Those of v1 are
-            ``OpenEnded_mscoco_train2014_questions.json``, ``mscoco_train2014_annotations.json`` and so on.
+            ``OpenEnded_mscoco_train2014_questions.json``, ``mscoco_train2014_annotations.json`` and so on. Without
+            ``test_annotations`` (null) there is no test, but the questions can be predicted.
         train_images, test_images: COCO folders; the images are ``<folder>/COCO_<folder>_<12 digits>.jpg``.
         features: ``<prefix>`` of the image features to use instead, for both folders together: see
             :class:`CachedFeatures`. ``null`` decodes the images.
@@ -240,7 +248,7 @@ class VQAv2(VisualQuestions):
         train_questions: str = "v2_OpenEnded_mscoco_train2014_questions.json",
         train_annotations: str = "v2_mscoco_train2014_annotations.json",
         test_questions: str = "v2_OpenEnded_mscoco_val2014_questions.json",
-        test_annotations: str = "v2_mscoco_val2014_annotations.json",
+        test_annotations: str | None = "v2_mscoco_val2014_annotations.json",
         train_images: str = "train2014",
         test_images: str = "val2014",
         features: str | None = None,
@@ -261,7 +269,7 @@ class VQAv2(VisualQuestions):
         at_least(1, image_size=image_size, num_answers=num_answers, min_count=min_count)
         at_least(0, num_workers=num_workers)
         folder = data_root(root) / "vqa_v2"
-        self.test_files = folder / test_questions, folder / test_annotations
+        self.test_files = folder / test_questions, None if test_annotations is None else folder / test_annotations
         self.image_folders = {
             "train": folder / train_images,
             "val": folder / train_images,
@@ -271,7 +279,7 @@ class VQAv2(VisualQuestions):
         one_of(Fit, fit=fit)
         self.image_size, self.fit = image_size, fit
         self.num_workers = num_workers
-        for path in self.test_files:  # not only when the training is over
+        for path in filter(None, self.test_files):  # not only when the training is over
             require(path, DOWNLOAD_PAGE)
 
         questions = read_questions(folder / train_questions, folder / train_annotations)
@@ -338,6 +346,9 @@ class VQAv2(VisualQuestions):
                     vocab=self.vocab,
                     question_types=self.question_types,
                 )
+
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return [] if self.test_files[1] is None else super().test_dataloader()
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         if self.features is None:

@@ -92,7 +92,7 @@ def are_others(data: Any, checkpoint: Path) -> bool:
     False too where that can't be told: there is none, or the training data are not at hand.
     """
     saved = read_checkpoint(checkpoint).get("fingerprints")
-    if not saved or saved == [None] or not is_first_process():
+    if all(each is None for each in saved or ()) or not is_first_process():
         return False
     try:
         data.prepare_data()

@@ -57,6 +57,7 @@ class CLI(LightningCLI):
 
     folder: RunFolder
     stop: GracefulStop | None = None  # where there is a state to save
+    _are_others = False  # whether a checkpoint is used on other data than those of its run
     _adopted: list[str] | None = None  # the facts that the data took over from the checkpoint
 
     def __init__(self, args: list[str]) -> None:
@@ -173,6 +174,7 @@ class CLI(LightningCLI):
             return
         if not (self._others or self._adopted or are_others(self.datamodule, Path(checkpoint))):
             return
+        self._are_others = True
         if folder_of_checkpoint(Path(checkpoint)) is not None and not self._get(self.config, "run").id:
             self.folder = self.folder.on_other_data(_label(self._others))
         if is_first_process():
@@ -190,8 +192,8 @@ class CLI(LightningCLI):
         resume = ExactResume(self._get(self.config, "allow_changed_data"))
         extra: list[Callback] = [FirstBatch(), TrainingMetrics(), resume]
         if not config.fast_dev_run:
-            best.dirpath = str(self.folder.checkpoints)
-            recovery.folder = self.folder
+            recovery.folder = self.folder.of or self.folder
+            best.dirpath = str(recovery.folder.checkpoints)
             figures.folder = self.folder.figures
             command = ["train.py", *self.command_line]
             record = RunRecord(self.folder, self._rerunnable_config(), command, seed, options.tags, best, metrics)
@@ -283,16 +285,17 @@ class CLI(LightningCLI):
                 f"trainer.devices={self.trainer.num_devices}: expected 1 for predict, which keeps predictions in order"
             )
         data: Any = self.datamodule
-        for part in parts_asked_for(self._get(self.config, "part"), data, self.folder.of is not None):
+        what, parts = parts_asked_for(self._get(self.config, "part"), data, self._are_others)
+        written = Predictions(self.folder.path / "predictions", what)
+        self.trainer.callbacks.append(written)  # type: ignore[attr-defined]
+        for part in parts or (None,):
             if part is not None:
                 data.predict_dataloader = partial(data.plain_loader, part)
-            written = Predictions(self.folder.path / "predictions", part or "predict")
-            self.trainer.callbacks.append(written)  # type: ignore[attr-defined]
             self.trainer.predict(**kwargs | {"return_predictions": False})
-            self.trainer.callbacks.remove(written)  # type: ignore[attr-defined]
-            files = written.write({} if part is None else data.sample_names(part))
-            what = "predictions" if part is None else f"predictions of the {part} part"
-            print(f"{written.count} {what}: {', '.join(map(str, files)) or 'nothing to write'}")
+            if part is not None:
+                written.end_part(data.sample_names(part))
+        of_what = f" of the {', '.join(parts)} part{'s' * (len(parts) > 1)}" if parts else ""
+        print(f"{written.count} predictions{of_what}: {', '.join(map(str, written.write()))}")
 
     def _report(self) -> None:
         if self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run:

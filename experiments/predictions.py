@@ -28,8 +28,8 @@ from experiments.technique import ListsSamples, mismatch
 PARTS = ("train", "val", "test")
 
 
-def parts_asked_for(asked: str | None, data: Any, are_others: bool) -> list[str | None]:
-    """The parts of the data to predict; None is what the data themselves take for ``predict``.
+def parts_asked_for(asked: str | None, data: Any, are_others: bool) -> tuple[str, list[str]]:
+    """What is to be predicted in a word, and the parts of the data; none if the data say themselves what to take.
 
     Args:
         asked: "train", "val", "test", "all", or None: the test part, or all of other data that have no parts of their
@@ -45,13 +45,13 @@ def parts_asked_for(asked: str | None, data: Any, are_others: bool) -> list[str 
         if asked not in (None, "test"):
             why = reason if isinstance(data, ListsSamples) else f"{type(data).__name__} has no plain_loader(part)"
             raise Mistake(f"part={asked}: expected none, since {why}")
-        return [None]
+        return "predict", []
     there = list(data.part_names)
     if asked == "all" or (asked is None and are_others and data.parts_are_cut):
-        return [*there]
+        return "all", [*there]
     if (part := asked or "test") not in there:
         raise Mistake(f"part={part}: these data have no {part} part; expected {', '.join(there)} or all")
-    return [part]
+    return part, [part]
 
 
 class Predictions(Callback):
@@ -68,6 +68,9 @@ class Predictions(Callback):
             number += 1
         self.stem = folder / f"{label}-{number}"
         self.count = 0
+        self.names: dict[str, list[Any]] = {}  # of all samples
+        self.rows: list[int] = []  # of those, of each prediction
+        self._before, self._of_part = 0, 0  # samples of the parts before, and predictions of this one
         self.columns: dict[str, list[Any]] = {}
         self.arrays: dict[str, list[Tensor]] = {}
 
@@ -81,9 +84,13 @@ class Predictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         columns = columns_of(outputs)
+        rows = columns.pop("row", None)
         sizes = {name: len(values) for name, values in columns.items()}
         if len(set(sizes.values())) > 1:
             raise Mistake(f"{type(pl_module).__name__}.predict_step returned {sizes}: expected as many of each")
+        size = next(iter(sizes.values()), 0)
+        places = range(self._of_part, self._of_part + size) if rows is None else rows
+        self.rows += [self._before + int(row) for row in places]
         for name, values in columns.items():
             if isinstance(values, Tensor) and values.dim() == 4 and values.shape[1] in (1, 3):
                 self.columns.setdefault(name, []).extend(self._drawn(name, values, _picture, ".png", columns))
@@ -94,7 +101,15 @@ class Predictions(Callback):
             else:
                 listed = values.tolist() if isinstance(values, Tensor) else list(values)
                 self.columns.setdefault(name, []).extend(listed)
-        self.count += next(iter(sizes.values()), 0)
+        self.count += size
+        self._of_part += size
+
+    def end_part(self, names: Mapping[str, Sequence[Any]]) -> None:
+        """Adds the names of the part whose predictions have come, see :class:`ListsSamples`."""
+        for name, values in names.items():
+            self.names.setdefault(name, []).extend(values)
+        self._before += len(next(iter(names.values())))
+        self._of_part = 0
 
     def _drawn(self, name: str, values: Any, made: Any, suffix: str, columns: Mapping[str, Any]) -> Iterator[str]:
         """Writes a file for each of the values; their names, as the CSV has them."""
@@ -105,14 +120,12 @@ class Predictions(Callback):
             file.write_bytes(made(value))
             yield f"{self.stem.name}/{file.name}"
 
-    def write(self, names: Mapping[str, Sequence[Any]]) -> list[Path]:
-        """Writes what was collected; all files and folders that there are now.
-
-        Args:
-            names: of the samples, in their order, see :class:`~experiments.technique.ListsSamples`.
-        """
-        rows = self.columns.pop("row", range(self.count))
-        named = {name: [values[row] for row in rows] for name, values in (names or {"row": range(self.count)}).items()}
+    def write(self) -> list[Path]:
+        """Writes what was collected; the files and the folder that there are now."""
+        named: dict[str, Sequence[Any]] = {
+            name: [values[row] for row in self.rows] for name, values in self.names.items()
+        }
+        named = named or {"row": self.rows}
         files = [self.stem] if self.stem.is_dir() else []
         if self.columns:
             table = io.StringIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,3 +241,22 @@ def test_views_of_files_get_the_size_of_the_model_and_those_of_a_fixed_size_do_n
     assert views.part("train").take(torch.tensor([0])).images.shape == (1, 1, 8, 8)
     assert views.on_after_batch_transfer(views.part("train").take(torch.arange(2)), 0).views.shape == (2, 2, 1, 6, 6)
     assert "image_shape" not in ContrastiveViews(Digits(), batch_size=4).adopt({"image_shape": [1, 28, 28]})
+
+
+class Unlabeled(Digits):
+    """As a folder of pictures that nobody has sorted."""
+
+    names = ()
+
+    def read(self) -> dict[str, Any]:
+        parts: Any = super().read()
+        parts = {name: part._replace(labels=torch.full_like(part.labels, -1)) for name, part in parts.items()}
+        return parts | {"val": parts["test"]}
+
+
+def test_pictures_without_classes_stay_without() -> None:
+    data = Unlabeled()
+    assert data.adopt({"class_names": ["a", "b"], "num_classes": 2}) >= {"class_names", "num_classes"}
+    assert (data.class_names, data.num_classes) == (["a", "b"], 2)
+    assert set(data.part("test").labels.tolist()) == {-1}
+    assert data.sample_names("test").keys() == {"row"}

@@ -100,6 +100,18 @@ def test_the_questions_of_the_official_files(tmp_path: Path) -> None:
         )
 
 
+def test_questions_that_nobody_has_answered(tmp_path: Path) -> None:
+    write_data_set(tmp_path / "vqa_v2")
+    options: Any = {"num_workers": 0, "image_size": 8, "batch_size": 2, "val_fraction": 0.25, "num_answers": 3}
+    answered, open_ones = VQAv2(str(tmp_path), **options), VQAv2(str(tmp_path), test_annotations=None, **options)
+    assert open_ones.test_dataloader() == []
+    for ours, theirs in zip(plain(open_ones, "test"), plain(answered, "test"), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.questions, theirs.questions)
+        assert not ours.answers.any()
+    assert open_ones.sample_names("test") == answered.sample_names("test")
+
+
 def test_the_questions_and_images_of_easy_vqa_have_its_own_numbers() -> None:
     import easy_vqa
 
@@ -186,20 +198,21 @@ def test_parts_and_other_data(
     folder = run.folder.path / "predictions"
     predict(*checkpoint)
     predict(*checkpoint, "--part", "all")
-    assert sorted(path.name for path in folder.iterdir()) == ["test-1.csv", "test-2.csv", "train-1.csv", "val-1.csv"]
-    assert (folder / "test-1.csv").read_bytes() == (folder / "test-2.csv").read_bytes()
-    whole = "".join(row["text"] for part in PARTS for row in table(folder / f"{part}-1.csv"))
+    assert sorted(path.name for path in folder.iterdir()) == ["all-1.csv", "test-1.csv"]
+    everything, tested = table(folder / "all-1.csv"), table(folder / "test-1.csv")
+    assert everything[-len(tested) :] == tested
+    whole = "".join(row["text"] for row in everything)
     assert len(whole) == run.datamodule.corpus.length - 3, "but for the first character of each part"
+    for row in everything:
+        assert Path("old.txt").read_text()[int(row["place"]) :].startswith(row["text"])
 
     before = {path: path.read_bytes() for path in folder.iterdir()}
     other = predict(*checkpoint, "--data.source", text("new.txt", "ab"))
     there = run.folder.path / "other_data" / "new-1" / "predictions"
     assert other.folder.path == there.parent
-    assert sorted(path.name for path in there.iterdir()) == [f"{part}-1.csv" for part in ("test", "train", "val")], (
-        "a new text is predicted as a whole"
-    )
+    assert [path.name for path in there.iterdir()] == ["all-1.csv"], "a new text is predicted as a whole"
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
-    assert f"predictions of the test part: {there / 'test-1.csv'}" in capsys.readouterr().out
+    assert f"predictions of the train, val, test parts: {there / 'all-1.csv'}" in capsys.readouterr().out
 
     line = mistake("predict", *checkpoint, "--data.test_fraction", 0, "--part", "test", *QUIET)
     assert line == "part=test: these data have no test part; expected train, val or all"
@@ -233,17 +246,16 @@ def test_new_pictures_of_any_size_are_read_as_the_old_ones_were(fit: Callable[..
     )
     other = predict("--ckpt_path", run.folder.best_checkpoint(), "--data.path", "new")
     folder = other.folder.path / "predictions"
-    rows = [row for part in PARTS for row in table(folder / f"{part}-1.csv")]
+    rows = table(folder / "all-1.csv")
     assert sorted(row["file"] for row in rows) == sorted(f"{'xy'[i % 2]}/{i}.png" for i in range(9)), "all of them"
-    for part in PARTS:
-        arrays = np.load(folder / f"{part}-1.npz")
-        for i, row in enumerate(table(folder / f"{part}-1.csv")):
-            asked = run.model.encode(str(Path("new") / row["file"]))
-            assert torch.allclose(torch.from_numpy(arrays["code"][i]), asked[0], atol=1e-4)
-            rebuilt = (
-                torch.from_numpy(np.asarray(Image.open(folder / row["reconstruction"])).copy()).movedim(-1, 0) / 255
-            )
-            assert torch.allclose(rebuilt, run.model.decode(asked)[0], atol=0.6 / 255)
+    arrays = np.load(folder / "all-1.npz")
+    assert arrays["file"].tolist() == [row["file"] for row in rows]
+    for row, code in zip(rows, torch.from_numpy(arrays["code"]), strict=True):
+        asked = run.model.encode(str(Path("new") / row["file"]))
+        assert torch.allclose(code, asked[0], atol=1e-4)
+        rebuilt = np.asarray(Image.open(folder / row["reconstruction"])).copy()
+        expected = run.model.decode(asked)[0].detach()
+        assert torch.allclose(torch.from_numpy(rebuilt).movedim(-1, 0) / 255, expected, atol=0.6 / 255)
 
 
 class Guesses(Recognizer):
@@ -284,17 +296,20 @@ def test_columns_of_different_lengths_are_refused(tmp_path: Path) -> None:
 def test_several_pictures_for_each_sample(tmp_path: Path) -> None:
     written: Any = Predictions(tmp_path, "test")
     pictures: list[Tensor] = [torch.rand(2, 1, 4, 4), torch.rand(2, 3, 4, 4)]
-    written.on_predict_batch_end(
-        None, None, {"row": [1, 0], "a": pictures[0], "b": pictures[1], "c": [[1, 2], []]}, None, 0
-    )
-    written.write({"name": ["x", "y"]})
+    outputs = {"row": [1, 0], "a": pictures[0], "b": pictures[1], "c": [[1, 2], []]}
+    written.on_predict_batch_end(None, None, outputs, None, 0)
+    written.end_part({"name": ["x", "y"]})
+    written.on_predict_batch_end(None, None, {**outputs, "row": [1, 1]}, None, 0)
+    written.end_part({"name": ["v", "w"]})
+    written.write()
     rows = table(tmp_path / "test-1.csv")
     assert rows[0] == {"name": "y", "a": "test-1/00000_a.png", "b": "test-1/00000_b.png", "c": "[1, 2]"}
+    assert [row["name"] for row in rows] == ["y", "x", "w", "w"]
     assert Image.open(tmp_path / rows[1]["a"]).mode == "L"
 
 
 def test_the_part_that_is_predicted() -> None:
     data = Digits()
-    assert parts_asked_for(None, data, False) == parts_asked_for(None, data, True) == ["test"], "it has its own parts"
-    assert parts_asked_for("all", data, False) == ["train", "val", "test"]
-    assert parts_asked_for(None, Voices(), True) == [None]
+    assert parts_asked_for(None, data, False) == parts_asked_for(None, data, True) == ("test", ["test"])
+    assert parts_asked_for("all", data, False) == ("all", ["train", "val", "test"])
+    assert parts_asked_for(None, Voices(), True) == ("predict", [])
