@@ -143,6 +143,8 @@ class RepresentationProbe(Callback):
         except TooLarge as error:
             self._give_up(trainer, str(error), rank_zero_warn)
             return
+        if not metrics:
+            self._give_up(trainer, "the images that validate or test have no labels", rank_zero_warn)
         pl_module.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, part: str) -> dict[str, float]:

@@ -665,6 +665,14 @@ def test_too_large_to_probe_does_not_end_the_training(
     assert not probed(summary(cli)["last"], "val")
 
 
+def test_where_only_the_training_has_labels_the_loss_chooses_too(config: list[str]) -> None:
+    options = ("--data", f"{__name__}.UnlabeledValidation", "--best.monitor", "val/knn_accuracy", "--best.mode", "max")
+    with pytest.warns(UserWarning, match="no labels; best.monitor=val/knn_accuracy becomes val/loss, with mode=min"):
+        cli = start(config, *options, "--trainer.max_epochs", 1, "--probe.every_n_epochs", 1)
+    assert summary(cli)["monitor"] == "val/loss"
+    assert cli.folder.best_checkpoint() is not None
+
+
 def test_fewer_features_than_dimensions_are_fitted_in_their_span(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = clusters(40, 3000, noise=4.0)
     (x,) = standardize(features)
