@@ -31,6 +31,35 @@ def cache_file(key: object, suffix: str) -> Path:
     return folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}{suffix}"
 
 
+def make_room(folder: Path, needed: int) -> bool:
+    """Removes the oldest decoded pictures from the cache, so that ``needed`` more bytes fit into its share of the disk.
+
+    They may take ``LIT_CACHE_GB`` of the environment, by default 20 GB.
+
+    Returns:
+        whether so many bytes are allowed at all.
+
+    Raises:
+        ValueError: ``LIT_CACHE_GB`` is no number.
+    """
+    allowed = os.environ.get("LIT_CACHE_GB") or "20"
+    try:
+        most = float(allowed) * 2**30
+    except ValueError:
+        raise ValueError(f"LIT_CACHE_GB={allowed}: expected a number of gigabytes") from None
+    if needed > most:
+        return False
+    kept = sorted(folder.glob("*.npy"), key=lambda file: file.stat().st_mtime) if folder.is_dir() else []
+    total = needed + sum(file.stat().st_size for file in kept)
+    for file in kept:
+        if total <= most:
+            break
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)
+        file.with_suffix(".json").unlink(missing_ok=True)
+    return True
+
+
 def state_of(file: Path) -> tuple[str, int, int]:
     """The state of a file, which changes with it: its path, size in bytes and modification time in nanoseconds."""
     status = file.stat()

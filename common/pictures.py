@@ -198,10 +198,15 @@ def as_floats(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def resized(images: Tensor, size: Sequence[Any]) -> Tensor:
-    """(B, C, H, W) floats brought to another size, with antialiasing."""
+    """(B, C, H, W) floats brought to another size, with antialiasing: their middle, if its proportions are others."""
     if list(images.shape[2:]) == list(size):
         return images
-    output: Tensor = F.interpolate(images, tuple(size), mode="bilinear", antialias=True)
+    height, width = size
+    scale = min(images.shape[2] / height, images.shape[3] / width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (images.shape[2] - rows) // 2, (images.shape[3] - columns) // 2
+    middle = images[:, :, top : top + rows, left : left + columns]
+    output: Tensor = F.interpolate(middle, (height, width), mode="bilinear", antialias=True)
     return output
 
 
@@ -220,7 +225,7 @@ class Preprocessing:
     Args:
         image_shape: (C, H, W) that the network takes, with C 1 or 3.
         fit: how a file is brought to the size in which it is stored: see :func:`fitted`.
-        stored: (H, W) of the stored pictures, if the network takes them in another size, to which they are resized.
+        stored: (H, W) of the stored pictures, if the network takes them in another size: see :func:`resized`.
 
     Raises:
         ValueError: no such ``fit``.

@@ -3,38 +3,76 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 PAD, UNK = "<pad>", "<unk>"
-_TOKEN = re.compile(r"<unk>|\w+(?:'\w+)?|[^\w\s]")
+
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese"""
+
+
+@cache
+def _token() -> re.Pattern[str]:
+    """What a token is. A word may have combining marks, such as the vowels of Hindi, which ``\\w`` alone leaves out."""
+    marked = [code for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M"]
+    marks = "\u200c\u200d" + "".join(map(chr, marked)) + "\U000e0100-\U000e01ef"
+    word = f"(?:(?![{UNSPACED}])[\\w{marks}])+"
+    return re.compile(f"<unk>|[{UNSPACED}][{marks}]*|{word}(?:'{word})?|[^\\w\\s{marks}]")
 
 
 def tokenize(text: str) -> list[str]:
     """Lower-case words, keeping inner apostrophes (``what's``), and each punctuation mark except ``?`` as a token.
 
-    ``<unk>`` is one token, so that a text may leave a word open.
+    Accents count the same whether they are composed or not (Unicode's form NFC). In scripts that put no blanks between
+    words every character is a token. ``<unk>`` is one token, so that a text may leave a word open.
     """
-    return [token for token in _TOKEN.findall(text.lower()) if token != "?"]
+    return [token for token in _token().findall(unicodedata.normalize("NFC", text.lower())) if token != "?"]
 
 
-def build_vocab(texts: Iterable[str], min_count: int = 1) -> list[str]:
-    """``<pad>``, ``<unk>`` and then every token that occurs at least ``min_count`` times, in alphabetical order."""
-    counts = Counter(token for text in texts for token in tokenize(text))
-    return [PAD, UNK, *sorted(token for token, count in counts.items() if count >= min_count and token != UNK)]
+def build_vocab(texts: Iterable[str], min_count: int = 1, split: Callable[[str], list[str]] = tokenize) -> list[str]:
+    """``<pad>``, ``<unk>`` and then every token that occurs at least ``min_count`` times, in alphabetical order.
+
+    ``split`` is ``str.split`` for texts that are tokens with blanks between them. Says so where characters stand for
+    words, see :func:`tokenize`.
+
+    Raises:
+        ValueError: no token occurs so often.
+    """
+    counts = Counter(token for text in texts for token in split(text))
+    words = sorted(token for token, count in counts.items() if count >= min_count and token != UNK)
+    if not words:
+        found = f"the most frequent of {len(counts)} words occurs {max(counts.values())} times" if counts else "no word"
+        raise ValueError(f"min_count={min_count}: leaves no word in the vocabulary ({found}), expected less")
+    if single := sum(count for token, count in counts.items() if re.match(f"[{UNSPACED}]", token)):
+        rank_zero_info(f"{single} of {counts.total()} tokens are single characters, of scripts without blanks")
+    return [PAD, UNK, *words]
 
 
-def encode(texts: Sequence[str], vocab: Sequence[str]) -> tuple[Tensor, Tensor]:
+def as_sentence(tokens: Iterable[str]) -> str:
+    """Tokens as one would print them: without blanks before punctuation marks, after brackets, between characters."""
+    text = re.sub(r" ([,.;:!%)\]}])", r"\1", " ".join(tokens))
+    return re.sub(f"(?<=[{UNSPACED}]) (?=[{UNSPACED}])", "", re.sub(r"([(\[{]) ", r"\1", text))
+
+
+def encode(
+    texts: Sequence[str], vocab: Sequence[str], split: Callable[[str], list[str]] = tokenize
+) -> tuple[Tensor, Tensor]:
     """Token ids (N, T), 0 after the end of a text, and lengths (N,); tokens that are not in ``vocab`` become ``<unk>``.
 
     Raises:
         ValueError: a text has no token.
     """
     index = {token: i for i, token in enumerate(vocab)}
-    rows = [[index.get(token, 1) for token in tokenize(text)] for text in texts]
+    rows = [[index.get(token, 1) for token in split(text)] for text in texts]
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise ValueError(f"text {text!r}: expected at least one word")

@@ -6,6 +6,7 @@ are its ``tokens``, which are already in lower case and without punctuation.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
@@ -19,7 +20,14 @@ from common.files import data_root, read_json, require
 from common.pictures import Fit
 from common.vocabulary import tokenize
 from datamodules.captions import PARTS, CaptionBatch, Captions, CaptionTable
-from datamodules.parts.image_features import CachedFeatures, ImageSource, decode_photograph, write_features
+from datamodules.parts.image_features import (
+    CachedFeatures,
+    ImageSource,
+    decode_photograph,
+    undecodable,
+    write_features,
+)
+from datamodules.parts.image_files import Broken
 from datamodules.parts.loader import TensorLoader, WorkerLoader
 from datamodules.parts.visual_questions import split_images
 
@@ -80,7 +88,7 @@ def read_karpathy(path: Path) -> dict[str, list[Photograph]]:
             tokens = sentence.get("tokens") if isinstance(sentence, dict) else None
             if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
                 raise _malformed(path, f"{what}, sentence {i}", "a list of words as 'tokens'")
-            captions.append(wordless.unless(_words(" ".join(tokens)), f"{what}, sentence {i}"))
+            captions.append(wordless.unless(_given(tokens), f"{what}, sentence {i}"))
         numbers.add(number)
         files.add(file)
         parts[PART_OF_SPLIT[split]].append(Photograph(number, file, _some(path, what, captions)))
@@ -185,7 +193,17 @@ def _inside(path: Path, what: str, record: dict[str, Any], key: str) -> str:
 
 def _words(text: str) -> str:
     """The words of a text without punctuation marks, separated by spaces."""
-    return " ".join(token for token in tokenize(text) if token[0].isalnum() or token[0] == "_")
+    return " ".join(filter(_is_word, tokenize(text)))
+
+
+def _given(tokens: Sequence[str]) -> str:
+    """Tokens as they are given, but for their case and for punctuation marks, separated by spaces."""
+    composed = (unicodedata.normalize("NFC", token.lower()) for token in tokens)
+    return " ".join("".join(token.split()) for token in composed if any(map(_is_word, token)))
+
+
+def _is_word(token: str) -> bool:
+    return token[0].isalnum() or token[0] == "_"
 
 
 class PhotographFiles:
@@ -222,7 +240,8 @@ class PhotographTable(CaptionTable):
     def __init__(self, source: ImageSource, photographs: Sequence[Photograph], vocab: Sequence[str]) -> None:
         numbers = [photograph.number for photograph in photographs]
         source.check(numbers)
-        super().__init__(torch.tensor(numbers), [photograph.captions for photograph in photographs], vocab)
+        captions = [photograph.captions for photograph in photographs]
+        super().__init__(torch.tensor(numbers), captions, vocab, split=str.split)
         self.source = source
 
     def __getitem__(self, indices: Tensor) -> CaptionBatch:
@@ -244,11 +263,14 @@ class PhotographCaptions(Captions):
         image_size: height and width that images are brought to.
         fit: how, see :func:`common.pictures.fitted`.
         num_workers: number of processes that decode images.
+        check, broken: before the first step, decode each photograph once; at one that cannot be decoded stop ("error"),
+            or leave it out ("skip").
         min_count: words that occur less often in the training captions become ``<unk>``.
     """
 
     photographs: dict[str, list[Photograph]]
     """of each part"""
+    split = staticmethod(str.split)  # what was read are words already
 
     def __init__(
         self,
@@ -261,8 +283,12 @@ class PhotographCaptions(Captions):
         fit: Fit,
         num_workers: int,
         min_count: int,
+        check: bool = True,
+        broken: Broken = "error",
     ) -> None:
         super().__init__(batch_size, captions_per_image)
+        one_of(Broken, broken=broken)
+        self.check, self.broken = check, broken
         at_least(1, image_size=image_size, min_count=min_count)
         at_least(0, num_workers=num_workers)
         self.page = page
@@ -286,11 +312,27 @@ class PhotographCaptions(Captions):
     def image_folder(self, part: str) -> Path:
         raise NotImplementedError
 
+    def prepare_data(self) -> None:
+        """Looks at all photographs that the run will need, also at those of the test, before its first step."""
+        fits = self.trainer is None or self.trainer.state.fn == "fit"
+        for part in PARTS if fits else ("test",):
+            self._usable(part)
+
+    def _usable(self, part: str) -> list[Photograph]:
+        """Those that can be decoded."""
+        chosen = self.photographs[part]
+        if self.features is not None or not self.check:
+            return chosen
+        folder = self.image_folder(part)
+        PhotographFiles(folder, chosen, self.image_size, self.fit, self.page).check(each.number for each in chosen)
+        lost = undecodable([(folder / each.file, f"image {each.number}") for each in chosen], self.broken)
+        return [each for each in chosen if folder / each.file not in lost]
+
     def setup(self, stage: str | None = None) -> None:
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         for part in wanted.get(stage or "", PARTS):
             if part not in self.tables:
-                photographs = self.photographs[part]
+                photographs = self.photographs[part] = self._usable(part)
                 source: ImageSource
                 if self.features is None:
                     source = PhotographFiles(self.image_folder(part), photographs, self.image_size, self.fit, self.page)
@@ -321,7 +363,7 @@ class KarpathyCaptions(PhotographCaptions):
         captions: the captions file; by default ``dataset_<name>.json``.
         images: the folder of the images; by default ``images``. For COCO, whose file has ``train2014/`` and
             ``val2014/`` in its paths, the default is the data set's own folder.
-        batch_size, captions_per_image, features, image_size, fit, num_workers, min_count: see
+        batch_size, captions_per_image, features, image_size, fit, num_workers, min_count, check, broken: see
             :class:`PhotographCaptions`; five captions come with each image.
 
     Raises:
@@ -342,11 +384,23 @@ class KarpathyCaptions(PhotographCaptions):
         fit: Fit = "squash",
         num_workers: int = 4,
         min_count: int = 5,
+        check: bool = True,
+        broken: Broken = "error",
     ) -> None:
         one_of(IMAGES_OF, name=name)
         folder = data_root(root) / name
         super().__init__(
-            folder, IMAGES_OF[name], batch_size, captions_per_image, features, image_size, fit, num_workers, min_count
+            folder,
+            IMAGES_OF[name],
+            batch_size,
+            captions_per_image,
+            features,
+            image_size,
+            fit,
+            num_workers,
+            min_count,
+            check,
+            broken,
         )
         self.images = folder / (images or ("." if name == "coco" else "images"))
         path = folder / (captions or f"dataset_{name}.json")
@@ -370,7 +424,7 @@ class CocoCaptions(PhotographCaptions):
         train_images, test_images: folders of the images.
         val_fraction: share of the training images used for validation.
         split_seed: seed of the validation split, independent of the run's seed.
-        batch_size, captions_per_image, features, image_size, fit, num_workers, min_count: see
+        batch_size, captions_per_image, features, image_size, fit, num_workers, min_count, check, broken: see
             :class:`PhotographCaptions`; about five captions come with each image.
 
     Raises:
@@ -393,10 +447,22 @@ class CocoCaptions(PhotographCaptions):
         fit: Fit = "squash",
         num_workers: int = 4,
         min_count: int = 5,
+        check: bool = True,
+        broken: Broken = "error",
     ) -> None:
         folder = data_root(root) / "coco"
         super().__init__(
-            folder, COCO_PAGE, batch_size, captions_per_image, features, image_size, fit, num_workers, min_count
+            folder,
+            COCO_PAGE,
+            batch_size,
+            captions_per_image,
+            features,
+            image_size,
+            fit,
+            num_workers,
+            min_count,
+            check,
+            broken,
         )
         self.image_folders = {"train": train_images, "val": train_images, "test": test_images}
         self.folder = folder

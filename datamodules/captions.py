@@ -6,7 +6,7 @@ image each caption describes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.checks import at_least, within
-from common.vocabulary import build_vocab, encode
+from common.vocabulary import UNK, build_vocab, encode, tokenize
 from datamodules import easy_vqa
 from datamodules.parts import loader
 from datamodules.parts.image_loaders import ImageLoaders
@@ -50,8 +50,11 @@ class CaptionBatch(NamedTuple):
     unseen: Tensor
     """(I,) bool: the image shows a combination of attributes that was held out of training"""
 
+    references: Tensor
+    """(N, T): as ``captions``, but words outside the vocabulary have ids of their own, from its size on"""
 
-OF_CAPTIONS = ("captions", "lengths", "image_index", "stated")
+
+OF_CAPTIONS = ("captions", "lengths", "image_index", "stated", "references")
 """the fields of a batch that have a row per caption"""
 
 
@@ -65,6 +68,7 @@ class CaptionTable:
         attributes: of the objects; {} if there is no ground truth.
         objects: (I, K, A + 2), see :class:`CaptionBatch`.
         unseen: (I,) bool.
+        split: a caption into its words.
 
     Raises:
         ValueError: an image has no caption, or a caption has no word.
@@ -78,6 +82,7 @@ class CaptionTable:
         attributes: dict[str, list[str]] | None = None,
         objects: Tensor | None = None,
         unseen: Tensor | None = None,
+        split: Callable[[str], list[str]] = tokenize,
     ) -> None:
         attributes = attributes or {}
         for number, texts in enumerate(captions):
@@ -87,7 +92,11 @@ class CaptionTable:
         self.images = images
         self.counts = torch.tensor([len(texts) for texts in captions])
         self.starts = self.counts.cumsum(0) - self.counts
-        self.captions, self.lengths = encode([text for texts in captions for text in texts], vocab)
+        all_of_them = [text for texts in captions for text in texts]
+        others = build_vocab(all_of_them, split=split)[2:]
+        self.references, self.lengths = encode(all_of_them, [*vocab, *sorted(set(others) - set(vocab))], split)
+        unknown = vocab.index(UNK)
+        self.captions = self.references.where(self.references < len(vocab), unknown)
         no_objects = torch.zeros(len(images), 0, len(attributes) + 2, dtype=torch.long)
         self.objects = no_objects if objects is None else objects
         self.unseen = torch.zeros(len(images), dtype=torch.bool) if unseen is None else unseen
@@ -121,6 +130,7 @@ class CaptionTable:
             objects=self.objects[indices],
             stated=self.stated[rows],
             unseen=self.unseen[indices],
+            references=self.references[rows, : int(lengths.max())],
         )
 
 
@@ -136,7 +146,8 @@ def choose_captions(batch: CaptionBatch, draws: Tensor, count: int) -> CaptionBa
     draw[batch.image_index, places] = draws[batch.image_index, places]
     rank = draw.argsort(1).argsort(1)[batch.image_index, places]
     fields = {name: getattr(batch, name)[rank < count] for name in OF_CAPTIONS}
-    fields["captions"] = fields["captions"][:, : int(fields["lengths"].max())]
+    for name in ("captions", "references"):
+        fields[name] = fields[name][:, : int(fields["lengths"].max())]
     return batch._replace(**fields)
 
 
@@ -164,6 +175,7 @@ class Captions(ImageLoaders):
     image_shape: list[int]
     preprocessing: dict[str, Any] = {"fit": "squash", "stored": None}  # noqa: RUF012 - it is only read
     attributes: dict[str, list[str]]
+    split: Callable[[str], list[str]] = staticmethod(tokenize)
 
     def __init__(self, batch_size: int, captions_per_image: int | None = None) -> None:
         super().__init__(batch_size)
@@ -183,8 +195,8 @@ class Captions(ImageLoaders):
     def learn_words(self, train: Sequence[Sequence[str]], min_count: int = 1) -> None:
         """Takes ``vocab`` and ``longest`` from the training captions."""
         texts = [text for of_image in train for text in of_image]
-        self.vocab = build_vocab(texts, min_count)
-        self.longest = int(encode(texts, self.vocab)[1].max())
+        self.vocab = build_vocab(texts, min_count, self.split)
+        self.longest = int(encode(texts, self.vocab, self.split)[1].max())
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         return TensorLoader(self.tables[part], self.batch_size, **options)

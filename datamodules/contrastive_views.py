@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from common.checks import at_least
-from common.pictures import resized
 from common.randomness import draws_of_place
 from datamodules.parts.augment import Augmentation
 from datamodules.parts.image_sets import ImageBatch, Images
@@ -82,14 +81,10 @@ class ContrastiveViews(WrappedImages):
             raise ValueError(f"augmentation.size={augmentation.size}: expected size={size}, or null")
         channels, *sides = source.image_shape
         self.views, self.small_views, self.label_fraction = views, small_views, label_fraction
-        self.augmentation = replace(augmentation, size=size or augmentation.size or min(sides))
+        side = size or augmentation.size or min(sides)
+        self.augmentation = replace(augmentation, size=side)
         self.small_augmentation = replace(augmentation, size=small_size or 1, scale=small_scale)
-        self.image_shape = [channels, self.augmentation.size, self.augmentation.size]
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        sides = self.source.image_shape[1:]
-        return self.source.preprocessing | {"stored": None if sides == self.image_shape[1:] else sides}
+        self.image_shape = [channels, side, side]
 
     def adopt(self, facts: Mapping[str, Any]) -> set[str]:
         """:meth:`Images.adopt`, where a view has the size that it had for the model."""
@@ -124,11 +119,6 @@ class ContrastiveViews(WrappedImages):
     def _evaluated(self, loader: TensorLoader) -> TensorLoader:
         """In full batches where images have several views: a contrastive loss depends on the number of negatives."""
         return loader.in_full_batches() if self.views + self.small_views > 1 else loader
-
-    def to_float(self, batch: Any) -> Any:
-        """:meth:`Images.to_float`, of either kind of batch, and its images as large as views are."""
-        batch = super().to_float(batch)
-        return batch._replace(images=resized(batch.images, self.image_shape[1:]))
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ViewBatch:
         count, each = len(batch.images), Augmentation.num_draws

@@ -1,22 +1,29 @@
-"""ImageTree: images in class folders, or in an archive of them, in memory or decoded by workers."""
+"""ImageTree: pictures in a folder or an archive, with classes or without, in memory or decoded by workers."""
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from common.checks import at_least, one_of, within
+from common.memory import gigabytes, memory_limit
 from common.pictures import Fit, Preprocessing
-from datamodules.parts.image_files import Archive, Broken, Form, Tree
-from datamodules.parts.image_sets import ImageBatch, Images, Part, parts_of, stratified_order
+from datamodules.parts.archives import Archive
+from datamodules.parts.decoding import check_all, decode_all
+from datamodules.parts.image_files import Broken, Form, Tree
+from datamodules.parts.image_sets import ImageBatch, Images, Part, divided, parts_of, stratified_order
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
+
+SHARE = 0.75
+"""of the memory that there is, which decoded pictures may take"""
 
 
 class TreeImages:
@@ -44,17 +51,31 @@ class TreeImages:
         return taken
 
     def fingerprint(self) -> int:
-        """A checksum of the files' names and sizes and of how they are selected and shaped; pixels are not read."""
+        """A checksum of the files' names and sizes, of how they are selected and shaped, and of their labels.
+
+        Pixels are not read.
+        """
         form = zlib.crc32(repr(self.form).encode())
         return checksum([torch.tensor([self.tree.fingerprint(), form]), self.rows])
 
 
 class ImageTree(Images):
-    """Images in class folders, as :class:`~datamodules.parts.image_files.Tree` describes them; nothing is unpacked.
+    """Pictures in a folder or an archive, in class folders or in none: nothing has to be moved, and none is unpacked.
+
+    :class:`~datamodules.parts.image_files.Tree` says which forms there are. One line tells what was found::
+
+        pictures: 360 pictures of 3 classes (bee, cat, dog); 292 train, 32 val, 36 test
+
+    What takes long to decode is kept decoded, and what takes long to check is kept as checked, in
+    ``$XDG_CACHE_HOME/lit-baselines`` (by default ``~/.cache/lit-baselines``), as raw pixels. There may be
+    ``LIT_CACHE_GB`` of the environment (by default 20) gigabytes of them; the oldest are removed.
 
     Args:
         path: the folder, ``.zip`` or ``.tar`` (compressed or not), either the path itself or below ``root``. Folders
             ``train``, ``val`` and ``test`` in it are its parts; without them, the test part is split off too.
+        labels: what the classes are: ``folders``; ``none``, for pictures without classes wherever they lie; or a CSV
+            file of ``file,label`` or ``file,label,split``, by its path or its name in the tree. By default a
+            ``labels.csv``, if there is one, or else folders, if there are several.
         size: side of the square that images become, in pixels. By default they keep their size, which must be the same
             for all.
         fit: how images that are not square become it: see :func:`common.pictures.fitted`.
@@ -62,12 +83,16 @@ class ImageTree(Images):
         broken: "error" stops at an image that cannot be decoded; "skip" leaves it out.
         num_workers: 0 decodes all images once into memory. Otherwise this many processes decode each batch, for trees
             larger than memory.
+        check: with ``num_workers``, decode each image once before the first step, to find those that are broken.
+        cache: whether to keep what takes long to decode or to check.
         test_fraction: share of a tree without parts used as the test part; 0 means no test part.
 
     Raises:
-        ValueError: see also :class:`~datamodules.parts.image_files.Tree`; the images do not fit into half of the
-            memory, or an option does not work with ``num_workers``.
+        ValueError: see also :class:`~datamodules.parts.image_files.Tree`; the images take more than three quarters of
+            the memory, or an option does not work with ``num_workers``.
     """
+
+    reads_anew = True
 
     def __init__(
         self,
@@ -83,6 +108,9 @@ class ImageTree(Images):
         val_fraction: float = 0.1,
         split_seed: int = 0,
         limit: int | None = None,
+        labels: str | None = None,
+        check: bool = True,
+        cache: bool = True,
     ) -> None:
         super().__init__(batch_size, root, val_fraction, split_seed, limit)
         at_least(1, "or null for images that have one size", size=size)
@@ -90,9 +118,8 @@ class ImageTree(Images):
         one_of(Broken, broken=broken)
         one_of(Fit, fit=fit)
         within("[0, 1)", test_fraction=test_fraction)
-        below = self.root / path
-        self.tree = Tree(below if below.exists() and not Path(path).exists() else Path(path))
-        self.size, self.broken = size, broken
+        self.tree = Tree(self._below_root(path), labels and str(self._below_root(labels)))
+        self.size, self.broken, self.check, self.cache = size, broken, check, cache
         self.num_workers, self.test_fraction = num_workers, test_fraction
         self.class_names = self.tree.class_names
         if num_workers:
@@ -101,11 +128,22 @@ class ImageTree(Images):
         self.image_shape = [channels, *((size, size) if size else self._first_size(channels))]
         self.preprocessing["fit"] = fit
         self.form: Form = Preprocessing(self.image_shape, fit) if size else channels
-        needed, there = len(self.tree.names) * int(np.prod(self.image_shape)), memory_bytes() // 2
-        if not num_workers and needed > there:
+        self._rows: dict[str, Tensor] = {}  # of the tree, for each part that was read
+        self._refuse_too_large(1)
+
+    def _below_root(self, path: str) -> Path:
+        """A path as it is, or below the root where it exists only there."""
+        below = self.root / path
+        return below if below.exists() and not Path(path).exists() else Path(path)
+
+    def _refuse_too_large(self, processes: int) -> None:
+        """Raises ValueError if the images that as many processes hold do not fit into the memory."""
+        needed, there = processes * len(self.tree.names) * int(np.prod(self.image_shape)), memory_limit()
+        if not self.num_workers and needed > SHARE * there:
+            each = f" in {processes} processes" if processes > 1 else ""
             raise ValueError(
-                f"{self.tree.files.path}: {needed / 2**30:.1f} GB when decoded, expected at most {there / 2**30:.1f}, "
-                "half of the memory; use num_workers or a smaller size"
+                f"{self.tree.files.path}: {gigabytes(needed)} when decoded{each}, expected at most "
+                f"{gigabytes(int(SHARE * there))} of {gigabytes(there)} of memory; use num_workers or a smaller size"
             )
 
     def adopt(self, facts: Mapping[str, Any]) -> set[str]:
@@ -121,8 +159,8 @@ class ImageTree(Images):
         files, workers = self.tree.files, f"num_workers={self.num_workers}"
         if self.size is None:
             raise ValueError(f"{workers}: expected a 'size' for all images")
-        if self.broken == "skip":  # which images are broken is known only after decoding all
-            raise ValueError(f"broken='skip': expected 'error' with {workers}")
+        if self.broken == "skip" and not self.check:
+            raise ValueError(f"broken='skip' with check=false and {workers}: expected check=true, which finds them")
         if isinstance(files, Archive) and files.is_compressed_tar():
             raise ValueError(f"{workers}: expected a folder, a .zip or an uncompressed .tar, not {files.path.name}")
 
@@ -137,8 +175,24 @@ class ImageTree(Images):
         raise ValueError(f"{self.tree.files.path}: all {len(self.tree.names)} images are broken")
 
     def prepare_data(self) -> None:
-        if not self.num_workers:
+        if not self.num_workers or self.check:
             self.setup()  # one process decodes, and the others find it done where it took long
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.parts:
+            return
+        if self.trainer is not None:
+            self._refuse_too_large(self.trainer.num_devices)
+        super().setup(stage)
+        rank_zero_info(f"{self.tree.files.path}: {self.found()}")
+
+    def found(self) -> str:
+        """What there is, after ``setup``: ``9 pictures, no classes; 7 train, 1 val, 1 test``."""
+        sizes = [f"{len(part.labels)} {name}" for name, part in self.parts.items()]
+        if "test" not in self.parts:
+            own = "all" not in self.tree.parts
+            sizes.append("no test: it has none" if own else f"no test: test_fraction={self.test_fraction:g}")
+        return "; ".join([self.tree.in_words(), ", ".join(sizes), *self.tree.left_out_in_words()])
 
     @property
     def parts_are_cut(self) -> bool:  # type: ignore[override]
@@ -149,43 +203,58 @@ class ImageTree(Images):
         columns = super().sample_names(part)
         source, rows = self.origins[part]
         del columns["row"]
-        return {"file": [self.tree.names[row] for row in self._tree_rows[source][rows].tolist()], **columns}
+        return {"file": [self.tree.names[row] for row in self._rows[source][rows].tolist()], **columns}
 
     def read(self) -> dict[str, Part]:
-        self._tree_rows = {name: torch.from_numpy(rows) for name, rows in self.tree.parts.items()}
+        tree = self.tree
         if self.num_workers:
             assert isinstance(self.form, Preprocessing)
+            whole = check_all(tree, self.broken, self.cache) if self.check else np.ones(len(tree.names), bool)
             parts: dict[str, Part] = {
-                name: TreeImages(self.tree, torch.from_numpy(rows), self.form) for name, rows in self.tree.parts.items()
+                name: TreeImages(tree, torch.from_numpy(rows[whole[rows]]), self.form)
+                for name, rows in tree.parts.items()
             }
         else:
-            images, whole = self.tree.decode_all(self.form, self.broken)
-            self._tree_rows = {name: rows[torch.from_numpy(whole)[rows]] for name, rows in self._tree_rows.items()}
-            parts = parts_of(self.tree, images, whole)
-            training = parts["all" if "all" in parts else "train"].labels
-            lost = set(range(len(self.tree.class_names))) - set(training.tolist())
-            if lost:
-                names = ", ".join(self.tree.class_names[code] for code in sorted(lost))
-                raise ValueError(f"{self.tree.files.path}: every training image of {names} is broken")
+            images, whole = decode_all(tree, self.form, self.broken, self.cache)
+            parts = parts_of(tree, images, whole)
+        self._rows = {name: torch.from_numpy(rows[whole[rows]]) for name, rows in tree.parts.items()}
+        training = parts["all" if "all" in parts else "train"].labels
+        if lost := set(range(len(tree.class_names))) - set(training.tolist()):
+            names = ", ".join(tree.class_names[code] for code in sorted(lost))
+            raise ValueError(f"{tree.files.path}: every training image of {names} is broken")
         if "all" in parts:
-            everything = parts.pop("all")
+            everything, rows = parts.pop("all"), self._rows.pop("all")
             order = stratified_order(everything.labels, "test", self.split_seed)
             num_test = round(len(order) * self.test_fraction)
-            split = {"train": order[num_test:].sort().values, "test": order[:num_test].sort().values}
-            for name in ("train", "test") if num_test else ("train",):
-                parts[name] = everything.take(split[name])
-                self._tree_rows[name] = self._tree_rows["all"][split[name]]
+            chosen = {"train": order[num_test:].sort().values, "test": order[:num_test].sort().values}
+            parts = dict(zip(chosen, divided(everything, list(chosen.values()), in_place=True), strict=True))
+            self._rows = {name: rows[of] for name, of in chosen.items()}
+            if not num_test:
+                del parts["test"], self._rows["test"]
         return parts
+
+    def number_of(self, image: str) -> int:
+        """:meth:`Images.number_of`, by the name of its file: the place of a number would depend on the split."""
+        self.setup()
+        tree, name = self.tree, self.tree.find(image)
+        if name is None and image.isdecimal():
+            example = tree.names[int(self._rows["train"][0])].removeprefix(tree.above)
+            raise ValueError(f"image {image}: expected the name of a file, such as {example!r}")
+        if name not in tree.row_of:
+            raise ValueError(tree.missing(image))
+        row = tree.row_of[name]
+        if row not in self._numbers:
+            part = next((part for part, rows in self._rows.items() if row in rows), None)
+            reason = f"is in the part {part}" if part else "is broken"
+            raise ValueError(f"{image!r} {reason}; expected a training image")
+        return self._numbers[row]
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        """The place of each row of the tree among the training images, before any validate."""
+        return {row: number for number, row in enumerate(self._rows["train"].tolist())}
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         if self.num_workers:
             return WorkerLoader(self.part(part), self.batch_size, num_workers=self.num_workers, **options)
         return super().loader(part, **options)
-
-
-def memory_bytes() -> int:
-    """The machine's memory in bytes; a huge number if it is unknown."""
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names:
-        return 2**63
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from common.checks import one_of
+from datamodules.parts.decoding import decode_all
 from datamodules.parts.image_files import Tree
 from datamodules.parts.image_sets import ImageBatch, Images, Part, parts_of, stratified_order
 
@@ -58,6 +59,7 @@ class _Official(Images):
     """what to download by hand"""
     into: ClassVar[str] = ""
     """the folder below root to put it in, from which it is unpacked"""
+    reads_anew = True
 
     def prepare_data(self) -> None:
         self._open(download=True)
@@ -167,7 +169,7 @@ class CIFAR10(_Official):
         tree = Tree(copy)
         if tree.class_names != self.class_names or set(tree.parts) != {"train", "test"}:
             raise ValueError(f"{copy}: expected train and test with the ten classes of CIFAR-10")
-        return parts_of(tree, *tree.decode_all(3))
+        return parts_of(tree, *decode_all(tree, 3))
 
 
 class CIFAR100(CIFAR10):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from common.checks import at_least
+from common.checks import at_least, one_of
 from common.distributed import rank_and_world_size
 from common.files import nearest_path
 from common.randomness import keyed_generator
@@ -120,34 +121,35 @@ def read_lines(file: Path) -> tuple[int, list[tuple[int, list[str]]]]:
     return 2 + COLUMNS.index(heading), lines[1:]
 
 
-def read_groups(file: Path, count: int) -> tuple[Tensor, Tensor, list[int]]:
+def read_groups(file: Path, number_of: Callable[[str], int]) -> tuple[Tensor, Tensor, list[int]]:
     """Pairs or triplets from a CSV file, whose first line is ``anchor,other,same`` or ``anchor,positive,negative``.
 
     Args:
-        count: of the images whose numbers, from 0 on, the file holds; ``same`` is 0 or 1.
+        number_of: gives the number of the image that the file calls so, or raises ValueError; ``same`` is 0 or 1.
 
     Returns:
         the images' numbers (N, G), which of the others are of the anchor's kind (N, G − 1), and each group's line.
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it has another form; names the line.
+        ValueError: it has another form, or an image is not there; names the line.
     """
     size, lines = read_lines(file)
-    pairs = size == 2
-    table = []
+    groups, same = [], []
     for number, line in lines:
-        values = [int(value) if value.strip().isdecimal() else -1 for value in line]
-        images = values[:2] if pairs else values
-        if len(values) != 3 or not all(0 <= value < count for value in images) or (pairs and values[2] not in (0, 1)):
-            raise ValueError(f"{file}:{number}: {','.join(line)!r}, expected images from 0 to {count - 1}")
-        table.append(values)
-    if not table:
-        raise ValueError(f"{file}: holds no {'pair' if pairs else 'triplet'}")
-    groups, numbers = torch.tensor(table), [number for number, _ in lines]
-    if pairs:
-        return groups[:, :2], groups[:, 2:].bool(), numbers
-    return groups, torch.tensor([[True, False]]).repeat(len(groups), 1), numbers
+        values = [value.strip() for value in line]
+        try:
+            if len(values) != 3:
+                raise ValueError(f"{len(values)} values, expected 3")
+            if size == 2:
+                one_of(("0", "1"), same=values[2])
+            groups.append([number_of(value) for value in values[:size]])
+        except ValueError as error:
+            raise ValueError(f"{file}:{number}: {','.join(line)!r}: {error}") from None
+        same.append([values[2] == "1"] if size == 2 else [True, False])
+    if not groups:
+        raise ValueError(f"{file}: holds no {'pair' if size == 2 else 'triplet'}")
+    return torch.tensor(groups), torch.tensor(same), [number for number, _ in lines]
 
 
 class ClassBalancedLoader(TensorLoader):
@@ -229,20 +231,23 @@ class LabelledPairs(WrappedImages):
         samples_per_class: number of images of each class in a global batch; by default images are drawn regardless of
             their class.
         groups: ``pairs`` or ``triplets``, drawn once, see :func:`draw_groups`; or a CSV file of them, see
-            :func:`read_groups`. Its indices refer to the data set's training images in storage order, starting at 0,
-            before any are used for validation or left out: MNIST's are 0 to 59999. It may include images without a
-            class.
+            :func:`read_groups`. Images of an :class:`~datamodules.image_tree.ImageTree` go by the names of their files
+            below the folder or in the archive, others by their numbers: those of the data set's training images in
+            storage order, starting at 0, before any are used for validation or left out: MNIST's are 0 to 59999. It may
+            include images without a class.
         unseen_classes: names of at least two classes that are left out of training and validation and are the only ones
             in the test. They show whether the model recognizes likeness among classes that it has never seen.
-        augmentation: applied to training images, each with its own draws.
+        augmentation: applied to training images, each with its own draws. It makes squares, by default as large as the
+            source's shorter side; evaluated images are then the middle of the source's, in that size.
 
     Attributes:
-        image_shape, num_classes, class_names: those of the source.
+        image_shape: C, H, W: the source's, or of those squares.
+        num_classes, class_names: those of the source.
         group_size: images in a group: 2 for pairs, 3 for triplets, and 1 if the classes define what is alike.
 
     Raises:
-        ValueError: an argument is out of range, or two arguments contradict each other; in ``setup``, the validation or
-            test images have fewer than two classes.
+        ValueError: an argument is out of range, or two arguments contradict each other; the images have no classes; in
+            ``setup``, the validation or test images have fewer than two classes.
     """
 
     def __init__(
@@ -258,6 +263,11 @@ class LabelledPairs(WrappedImages):
         at_least(2, "or null for any number", samples_per_class=samples_per_class)
         if samples_per_class is not None and groups is not None:
             raise ValueError(f"samples_per_class={samples_per_class} with groups={groups!r}: expected null")
+        if source.num_classes == 0:
+            raise ValueError(
+                "source: its pictures have no classes; expected a folder for each class, or a labels.csv with "
+                "file,label in each line"
+            )
         names = [str(name) for name in unseen_classes]
         if unknown := [name for name in names if name not in source.class_names]:
             raise ValueError(f"unseen_classes={unknown[0]!r}: expected one of {', '.join(source.class_names[:20])}")
@@ -265,12 +275,13 @@ class LabelledPairs(WrappedImages):
             raise ValueError(f"unseen_classes={names}: expected at least two for the test to tell apart, or none")
         if names and len(source.class_names) - len(set(names)) < 2:
             raise ValueError(f"unseen_classes={names}: expected to leave at least two classes to train on")
-        if augmentation is not None and augmentation.size not in (None, min(source.image_shape[1:])):
-            raise ValueError(f"augmentation.size={augmentation.size}: expected null, the images' own")
         self.groups, self.samples_per_class = groups, samples_per_class
         self.augmentation = augmentation
+        if augmentation is not None:
+            size = augmentation.size or min(source.image_shape[1:])
+            self.augmentation = replace(augmentation, size=size)
+            self.image_shape = [source.image_shape[0], size, size]
         self.unseen = torch.tensor([source.class_names.index(name) for name in names], dtype=torch.long)
-        self.image_shape = source.image_shape
         self._parts: dict[str, Part] = {}
 
     def adopt(self, facts: Mapping[str, Any]) -> set[str]:
@@ -343,7 +354,7 @@ class LabelledPairs(WrappedImages):
             ValueError: an image is not trained on; names the file and the line.
         """
         whole, rows_of = self.source.part("train"), self.source.training_rows
-        images, same, lines = read_groups(file, len(rows_of))
+        images, same, lines = read_groups(file, self.source.number_of)
         rows = rows_of[images]
         unseen = torch.isin(whole.labels[rows], self.unseen) & (rows >= 0)
         if len(refused := ((rows < 0) | unseen).nonzero()):
@@ -351,7 +362,8 @@ class LabelledPairs(WrappedImages):
             reason = "validates" if self.source.limit is None else "validates, or limit leaves it out"
             if unseen[group, place]:
                 reason = "is of an unseen class"
-            raise ValueError(f"{file}:{lines[group]}: image {images[group, place]} {reason}; expected a training image")
+            image = read_lines(file)[1][group][1][place].strip()
+            raise ValueError(f"{file}:{lines[group]}: image {image} {reason}; expected a training image")
         return Groups(whole, rows, same)
 
     def train_dataloader(self) -> TensorLoader:
@@ -377,6 +389,9 @@ class LabelledPairs(WrappedImages):
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         self.setup()
         return self.plain_loader("test") if "test" in self.source.parts else []
+
+    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: ImageBatch | ExampleBatch, dataloader_idx: int) -> ExampleBatch:
         if isinstance(batch, ImageBatch):

@@ -20,7 +20,8 @@ from common.checks import at_least, one_of
 from common.files import data_root, read_json, require
 from common.pictures import Fit
 from common.vocabulary import build_vocab, tokenize
-from datamodules.parts.image_features import CachedFeatures, decode_photograph, write_features
+from datamodules.parts.image_features import CachedFeatures, decode_photograph, undecodable, write_features
+from datamodules.parts.image_files import Broken
 from datamodules.parts.loader import TensorLoader, WorkerLoader, checksum
 from datamodules.parts.visual_questions import (
     Question,
@@ -226,6 +227,8 @@ class VQAv2(VisualQuestions):
         fit: how, see :func:`common.pictures.fitted`; by default nothing is cropped, since the object of a question may
             be at the edge.
         num_workers: number of processes that decode images.
+        check, broken: before the first step, decode each photograph once; at one that cannot be decoded stop ("error"),
+            or leave it out ("skip").
         batch_size: images per rank and batch; about 5.4 questions come with each (in v1, 3).
         val_fraction: share of the training images used for validation.
         num_answers: largest number of candidate answers.
@@ -236,6 +239,8 @@ class VQAv2(VisualQuestions):
         FileNotFoundError: a file or an image does not exist; says where to get it.
         ValueError: an argument is out of range, or a file is malformed; names the file and the record.
     """
+
+    soft_answers = True
 
     def __init__(
         self,
@@ -255,8 +260,12 @@ class VQAv2(VisualQuestions):
         num_answers: int = 1000,
         min_count: int = 1,
         split_seed: int = 0,
+        check: bool = True,
+        broken: Broken = "error",
     ) -> None:
         super().__init__(batch_size)
+        one_of(Broken, broken=broken)
+        self.check, self.broken = check, broken
         at_least(1, image_size=image_size, num_answers=num_answers, min_count=min_count)
         at_least(0, num_workers=num_workers)
         folder = data_root(root) / "vqa_v2"
@@ -305,6 +314,22 @@ class VQAv2(VisualQuestions):
             settled.add("image_shape")
         return settled
 
+    def prepare_data(self) -> None:
+        """Looks at all photographs that the run will need, also at those of the test, before its first step."""
+        if self.trainer is None or self.trainer.state.fn == "fit":
+            for part, questions in self._questions.items():
+                self._usable(part, questions)
+        self._usable("test", read_questions(*self.test_files))
+
+    def _usable(self, part: str, questions: list[RatedQuestion]) -> list[RatedQuestion]:
+        """The questions about photographs that can be decoded."""
+        if self.features is not None or not self.check:
+            return questions
+        folder, ids = CocoImages(self.image_folders[part], self.image_size), {q.image for q in questions}
+        folder.check(sorted(ids))
+        lost = undecodable([(folder.path(i), f"image_id {i}") for i in sorted(ids)], self.broken)
+        return [question for question in questions if folder.path(question.image) not in lost]
+
     def setup(self, stage: str | None = None) -> None:
         parts = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         for part in parts.get(stage or "", ("train", "val", "test")):
@@ -315,7 +340,7 @@ class VQAv2(VisualQuestions):
                     CocoImages(self.image_folders[part], self.image_size, self.fit)
                     if self.features is None
                     else CachedFeatures(self.features),
-                    questions,
+                    self._usable(part, questions),
                     self.answers,
                     prior=self._prior,
                     vocab=self.vocab,

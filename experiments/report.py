@@ -19,6 +19,8 @@ def print_report(folder: RunFolder, subcommand: str, metrics: dict[str, Any]) ->
     table.add_column("metric")
     stages = {"val": "best", "test": "test"} if summary else {"": subcommand}
     columns = {heading: _values(summary.get(heading, metrics), stage) for stage, heading in stages.items()}
+    if not columns.get("test", True):  # there was none, since the data have none or none was wanted
+        del columns["test"]
     for heading in columns:
         table.add_column({"best": "validation (best)"}.get(heading, heading), justify="right")
     names = dict.fromkeys(name for values in columns.values() for name in values)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.checks import at_least, more_than
+from common.decompositions import MOST, gram, refuse_large
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """penalties of the linear probe's weights, added to the *mean* loss; validation chooses among them"""
@@ -81,7 +82,8 @@ def fit_linear_probes(
 
         mean cross-entropy + λ/2 ‖W‖²        (scikit-learn's C = 1 / (λ N); the bias costs nothing)
 
-    Deterministic, and without autograd, which ``inference_mode`` turns off. Needs about 16 N D bytes.
+    Deterministic, and without autograd, which ``inference_mode`` turns off. Needs about 16 N D bytes, and 24 of the
+    square of N or D, whichever is less.
 
     Args:
         features: (N, D), standardized. If they are float32, so are the large products, which halves the time; all else
@@ -89,7 +91,14 @@ def fit_linear_probes(
         labels: (N,), each below ``num_classes``.
         tolerance: largest element of the gradient, in the coordinates below, at which it has converged; the default
             is as in scikit-learn.
+
+    Raises:
+        ValueError: N and D are both more than :data:`common.decompositions.MOST`.
     """
+    if len(features) < features.shape[1]:
+        yield from _fit_in_their_span(features, labels, num_classes, penalties, tolerance, max_iterations)
+        return
+    refuse_large("a linear probe", *features.shape)
     # L-BFGS takes long over features of very unequal spread. Along an eigenvector of their covariance the curvature is
     # at most about s/4 + λ, so in coordinates V with W = U diag(s/4 + λ)^-½ V it is at most about 1, and a third of the
     # steps suffice. The minimum is the same.
@@ -125,6 +134,27 @@ def fit_linear_probes(
         ).step(loss_and_gradient)
         weight = basis @ (coordinates / root)
         yield LinearProbe(weight, bias.clone())
+
+
+def _fit_in_their_span(features: Tensor, labels: Tensor, num_classes: int, *options: Any) -> Iterator[LinearProbe]:
+    """:func:`fit_linear_probes` of fewer features N than dimensions D.
+
+    The penalty leaves nothing in W that is orthogonal to all features, X = U S Vᵀ: so W = V W′, and W′ is fitted to the
+    N coordinates U S, which have the same products.
+    """
+    refuse_large("a linear probe", *features.shape)
+    squares, left = torch.linalg.eigh(gram(features))
+    there = squares > 1e-12 * squares[-1]  # the rest is rounding
+    singular, left = squares[there].sqrt(), left[:, there]
+    if not len(singular):  # all features are 0
+        singular, left = squares.new_ones(1), squares.new_zeros(len(features), 1)
+    for probe in fit_linear_probes(left * singular, labels, num_classes, *options):
+        weight = probe.weight.new_empty(features.shape[1], num_classes)
+        of_rows = left @ (probe.weight / singular[:, None])
+        step = max(1, BLOCK // len(features))
+        for place, block in zip(weight.split(step), features.split(step, 1), strict=True):
+            torch.mm(block.double().T, of_rows, out=place)
+        yield LinearProbe(weight, probe.bias)
 
 
 def standardize(bank: Tensor, *others: Tensor) -> list[Tensor]:
@@ -171,10 +201,11 @@ def effective_rank(features: Tensor) -> float:
     """exp of the entropy of the singular values of (N, D), normalized to sum 1: RankMe (Garrido et al. 2023).
 
     Between 1 and min(N, D); 0 if all features are 0. (The paper's ε, which guards the logarithm, is not needed.)
+    Where D is large, of fewer features.
     """
-    x = evenly_spaced(features).double()
-    gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T  # its eigenvalues are the squares, and it is small
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    x = evenly_spaced(features, MOST_COMPARED if features.shape[1] <= MOST else MOST)
+    # The eigenvalues of either product are the squares: of the smaller one.
+    singular = torch.linalg.eigvalsh(gram(x.T if x.shape[1] <= len(x) else x)).clamp(min=0).sqrt()
     if not (total := singular.sum()) > 0:
         return 0.0
     return float(torch.special.entr(singular / total).sum().exp())
@@ -229,7 +260,8 @@ def probe(
         not finite.
 
     Raises:
-        ValueError: k or the temperature is not positive, or a part is empty.
+        ValueError: k or the temperature is not positive, a part is empty, or there are too many features of too many
+            dimensions.
     """
     at_least(1, k=k)
     more_than(0, temperature=temperature)

@@ -128,7 +128,7 @@ class Autoencoder(LightningModule):
             self.encoder = nn.Sequential(conv_down(layers), nn.Conv2d(channels[-1], code_channels, kernel))
         else:
             network = image_encoder(encoder, self.image_shape, width=width)
-            to_code = nn.Linear(int(network.out_dim), code_channels)  # type: ignore[arg-type]
+            to_code = nn.Linear(network.out_dim, code_channels)
             self.encoder = nn.Sequential(network, to_code, nn.Unflatten(1, (code_channels, 1, 1)))
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(code_channels, channels[-1], kernel), nn.ReLU(), conv_up_double(layers)
@@ -226,13 +226,13 @@ class Autoencoder(LightningModule):
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reconstruct(self, images: object) -> Tensor:
         """(B, C, H, W) in 0..1: pictures, as :class:`common.pictures.Preprocessing` takes them, rebuilt."""
         with evaluating(self):
             return self.to_pixels(self(self._batch(images)))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
         """(steps, C, H, W): images decoded on the straight line between the codes of two images."""
         at_least(2, steps=steps)

@@ -37,7 +37,7 @@ from common.checks import at_least, one_of, within
 from common.distributed import global_mean, world_size
 from common.pictures import Preprocessing, are_several
 from common.randomness import uniform_of_samples
-from common.vocabulary import UNK
+from common.vocabulary import UNK, as_sentence
 from lit_models.networks.caption_decoders import END, Heard, ShowAndTell, ShowAttendAndTell, repeated, rows, until_end
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.beam_search import State, beam_search
@@ -305,10 +305,11 @@ class Captioner(LightningModule):
                 batch.images, method, beam_size=self.beam_size, length_penalty=self.length_penalty, draws=draws
             )
             self._score(self.compared[method], tokens[:, 0].tolist(), references, batch)
-        # What a person is worth: the first caption of each image against the others of it.
-        if all(len(sentences) > 1 for sentences in references):
-            first = [list(sentences[0]) for sentences in references]
-            self._score(self.compared["people"], first, [sentences[1:] for sentences in references], batch)
+        # What a person is worth: the first caption of each image against the others of it, where it has some.
+        several = [image for image, sentences in enumerate(references) if len(sentences) > 1]
+        first = [list(references[image][0]) for image in several]
+        others = [references[image][1:] for image in several]
+        self._score(self.compared["people"], first, others, batch, torch.tensor(several, dtype=torch.long))
 
     def _evaluate(self, batch: CaptionBatch, stage: str) -> list[list[list[int]]]:
         """Adds a batch to the scores; the references of each image."""
@@ -318,18 +319,23 @@ class Captioner(LightningModule):
         self.log(f"{stage}/nats_per_token", self.nats)
         references: list[list[list[int]]] = [[] for _ in batch.images]
         lengths, owners = batch.lengths.tolist(), batch.image_index.tolist()
-        for row, length, image in zip(batch.captions.tolist(), lengths, owners, strict=True):
+        for row, length, image in zip(batch.references.tolist(), lengths, owners, strict=True):
             references[image].append(row[:length])
         self._score(self.scores, self.decode(batch.images)[:, 0].tolist(), references, batch)
         return references
 
     def _score(
-        self, scores: CaptionScores, tokens: list[list[int]], references: list[list[list[int]]], batch: CaptionBatch
+        self,
+        scores: CaptionScores,
+        tokens: list[list[int]],
+        references: list[list[list[int]]],
+        batch: CaptionBatch,
+        images: Tensor | slice = slice(None),
     ) -> None:
-        """Adds one caption of each image, up to its end, to the scores."""
+        """Adds one caption, up to its end, of each image of the batch, or of some, to the scores."""
         said = [until_end(row) for row in tokens]
-        judgments = judge(batch.objects, self.attributes, [self.to_text(words) for words in said])
-        scores.update(said, references, judgments, novelty(said, self.taught), batch.unseen)
+        judgments = judge(batch.objects[images], self.attributes, [self.to_text(words) for words in said])
+        scores.update(said, references, judgments, novelty(said, self.taught), batch.unseen[images])
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -337,9 +343,9 @@ class Captioner(LightningModule):
     def on_test_epoch_end(self) -> None:
         found = self._log_scores("test")
         self.by_method = {"greedy": found}
-        for name, scores in self.compared.items():
-            if scores.rows:
-                self.by_method[name] = {key: float(value) for key, value in scores.compute().items()}
+        for name, scores in self.compared.items():  # on every rank, whatever it has seen: they gather
+            if values := scores.compute():
+                self.by_method[name] = {key: float(value) for key, value in values.items()}
         self.compared = nn.ModuleDict()
         for name, values in self.by_method.items():
             self.log_dict({f"test/{name}/{key}": values[key] for key in COMPARED if key in values})
@@ -408,9 +414,9 @@ class Captioner(LightningModule):
 
     def to_text(self, tokens: Sequence[int]) -> str:
         """The words before the first :data:`END` as a sentence."""
-        return " ".join(self.vocab[word] for word in until_end(tokens))
+        return as_sentence(self.vocab[word] for word in until_end(tokens))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def caption(
         self,
         images: Any,

@@ -212,7 +212,7 @@ class CharLM(LightningModule):
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _drawn(
         self,
         primes: Sequence[str],
@@ -295,7 +295,7 @@ class CharLM(LightningModule):
         for codes in self._drawn([prime], length, temperature, top_k, top_p, seed):
             yield self.vocab[int(codes)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, text: str, prime: str = "") -> Tensor:
         """(len(text),): −ln p of each character in nats, given those before it and ``prime``."""
         if not text:

@@ -23,6 +23,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from common.distributed import global_mean
 from common.pictures import Preprocessing, are_several
 from lit_models.networks.batch_norm import GlobalBatchNorm1d, whole_batch_norm
+from lit_models.networks.encoders import RESNETS, Pooled, ResNet, library_weights
 from lit_models.parts.checkpoints import rebuilt, trained_module
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
@@ -41,6 +42,10 @@ class LinearProbe(LightningModule):
         image_shape: (C, H, W).
         num_classes: number of classes.
         checkpoint: of a module of this repository that has ``encode``; may contain ``~`` and environment variables.
+        network: instead of a checkpoint, a network as :func:`lit_models.networks.encoders.image_encoder` takes it:
+            of torchvision or, as ``timm/<name>``, of timm.
+        pretrained: for ``network``: begin with that library's ImageNet weights; else with initial ones, which with
+            ``frozen: false`` is supervised learning from scratch.
         frozen: train only the linear layer; otherwise the encoder too.
         standardize: normalize the features by batch statistics, without a learned scale, before the linear layer, since
             their scale is arbitrary.
@@ -50,10 +55,10 @@ class LinearProbe(LightningModule):
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
-        ValueError: the checkpoint is not of such a module.
+        ValueError: the checkpoint is not of such a module; the data have no classes.
     """
 
-    adjustable: ClassVar = ("checkpoint", "encoder")
+    adjustable: ClassVar = ("checkpoint", "network", "encoder")
     """arguments that may differ from a checkpoint's"""
 
     def __init__(
@@ -61,6 +66,8 @@ class LinearProbe(LightningModule):
         image_shape: Sequence[int],
         num_classes: int,
         checkpoint: str = "",
+        network: str | None = None,
+        pretrained: bool = True,
         frozen: bool = True,
         standardize: bool = True,
         class_names: Sequence[str] | None = None,
@@ -70,10 +77,30 @@ class LinearProbe(LightningModule):
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer),
     ) -> None:
         super().__init__()
+        if network is not None and checkpoint:
+            raise ValueError(f"checkpoint={checkpoint} with network={network!r}: expected one of the two")
+        if network is None and encoder is None and not checkpoint:
+            raise ValueError("checkpoint='' with network=null: expected one of the two")
+        if num_classes == 0:
+            raise ValueError(
+                "num_classes=0: a linear probe learns classes, which these pictures do not have; expected a folder for "
+                "each class, or a labels.csv with file,label in each line"
+            )
         weights = None
-        if encoder is None:
+        if encoder is None and network is not None:
+            arguments: dict[str, Any] = {
+                "image_shape": list(image_shape),
+                "encoder": network,
+                "representation": "random",
+            }
+            if pretrained:
+                arguments |= {"representation": "pretrained", "stem": "imagenet" if network in RESNETS else None}
+            encoder = {"class_path": "lit_models.untrained.Untrained", "init_args": arguments}
+        elif encoder is None:
             encoder, weights = trained_module(checkpoint)
         self.encoder = rebuilt(encoder)
+        if network is not None:  # a checkpoint of this class brings the weights along
+            encoder = {**encoder, "init_args": encoder["init_args"] | {"representation": "random"}}
         if not hasattr(self.encoder, "encode"):
             raise ValueError(f"checkpoint={checkpoint}: contains a {encoder['class_path']}, which has no encode")
         if weights is not None:
@@ -86,7 +113,7 @@ class LinearProbe(LightningModule):
         trained_on = list(getattr(self.encoder, "image_shape", encoder["init_args"].get("image_shape", image_shape)))
         if trained_on != list(image_shape):
             raise ValueError(f"checkpoint={checkpoint}: trained on images of {trained_on}, but these are {image_shape}")
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "pretrained"], logger=False)
         self.hparams["encoder"] = encoder
         self.image_shape, self.frozen = list(image_shape), frozen
         self.preprocess = Preprocessing(self.image_shape, **preprocessing or {})
@@ -104,6 +131,7 @@ class LinearProbe(LightningModule):
     def _train_what_encodes(self, trained: bool) -> int:
         """Makes the parameters that ``encode`` depends on trainable, if any; returns the size of its output."""
         with evaluating(self.encoder), torch.enable_grad():
+            self.encoder.requires_grad_(True)  # an untrained encoder is frozen
             features = self.encoder.encode(torch.zeros(1, *self.image_shape)).flatten(1)  # type: ignore[operator]
             if features.requires_grad:
                 features.sum().backward()
@@ -157,7 +185,7 @@ class LinearProbe(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def classify(self, images: object) -> dict[str, float] | list[dict[str, float]]:
         """The probability of each class by its name, likeliest first; a list of these for several pictures.
 
@@ -169,3 +197,23 @@ class LinearProbe(LightningModule):
         names = self.class_names or [str(i) for i in range(len(probabilities[0]))]
         found = [dict(sorted(zip(names, row, strict=True), key=lambda item: -item[1])) for row in probabilities]
         return found if are_several(images) else found[0]
+
+    def export(self) -> dict[str, Tensor]:
+        """The encoder's weights and the classifier's under torchvision's or timm's names, to be loaded there.
+
+        The features' normalization becomes part of the classifier, which is ``fc`` as in a ResNet: other networks call
+        theirs otherwise.
+
+        Raises:
+            ValueError: the encoder is not one that these libraries know.
+        """
+        encoder = next((part for part in self.encoder.modules() if isinstance(part, (ResNet, Pooled))), None)
+        if encoder is None:
+            raise ValueError(f"encoder={type(self.encoder).__name__}: expected a network of torchvision or timm")
+        weight, bias = self.classifier.weight.detach(), self.classifier.bias.detach()
+        if isinstance(self.norm, GlobalBatchNorm1d):
+            assert self.norm.running_mean is not None
+            assert self.norm.running_var is not None
+            weight = weight / (self.norm.running_var + self.norm.eps).sqrt()
+            bias = bias - weight @ self.norm.running_mean
+        return {**library_weights(encoder), "fc.weight": weight.clone(), "fc.bias": bias.clone()}

@@ -151,11 +151,8 @@ def pairs_of(same: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         Rows of the anchors and of the others of positive pairs, and those of negative pairs.
     """
     size = same.shape[1] + 1
-    found = []
-    for pairs in (same, ~same):
-        group, other = pairs.nonzero().unbind(1)
-        found += [group * size, group * size + 1 + other]
-    return tuple(found)  # type: ignore[return-value]
+    (alike, other_alike), (unlike, other_unlike) = (pairs.nonzero().unbind(1) for pairs in (same, ~same))
+    return alike * size, alike * size + 1 + other_alike, unlike * size, unlike * size + 1 + other_unlike
 
 
 @contextmanager
@@ -236,7 +233,7 @@ class MetricLearning(LightningModule):
         self.seed = torch.initial_seed()  # of seed_everything
 
         self.encoder = image_encoder(encoder, image_shape, stem=stem, width=width, pretrained=pretrained)
-        features = int(self.encoder.out_dim)  # type: ignore[arg-type]
+        features = self.encoder.out_dim
         self.head: nn.Module = nn.Identity()
         if out_dim is not None:
             self.head = projection_head(features, head_dim or features, out_dim, head_layers)
@@ -412,7 +409,7 @@ class MetricLearning(LightningModule):
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embedding(self, image: object) -> Tensor:
         """The embedding (out_dim,) of one picture, or (B, out_dim) of several.
 

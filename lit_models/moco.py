@@ -162,7 +162,7 @@ class MoCo(LightningModule):
         self.seed = torch.initial_seed()  # of seed_everything
 
         network = image_encoder(encoder, image_shape, stem=stem, width=width, pretrained=pretrained)
-        features = int(network.out_dim)  # type: ignore[arg-type]
+        features = network.out_dim
         head = projection_head(features, features, out_dim, head_layers)
         self.query = nn.Sequential(OrderedDict(encoder=network, head=head))
         if bn_splits > 1:

@@ -39,6 +39,7 @@ from common.trainer import datamodule_of
 from datamodules.sequences import SequenceBatch
 from lit_models.networks.sequence_elements import Points, Symbols
 from lit_models.parts.evaluating import evaluating
+from lit_models.parts.latent import as_codes
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.scheduled_sampling import Schedule, forcing_probability
 from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask
@@ -271,6 +272,7 @@ class SequenceAutoencoder(LightningModule):
 
     def decode(self, code: Tensor) -> SequenceBatch:
         """Codes (B, code_dim) → sequences in reading order, each up to its own end, at most ``longest``."""
+        code = as_codes(code, self.code_dim, self.head.weight)
         values, lengths = self.free_running(code, self.longest)
         values = values[:, : int(lengths.max())]
         inside = step_mask(lengths, values.shape[1]).view(*values.shape[:2], *[1] * (values.dim() - 2))
@@ -339,6 +341,7 @@ class SequenceAutoencoder(LightningModule):
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def encode(self, sequences: Any) -> Tensor:
         """Codes (B, code_dim) of sequences.
 
@@ -352,7 +355,7 @@ class SequenceAutoencoder(LightningModule):
         with evaluating(self):
             return self.code_of(*self._batch(sequences))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reconstruct(self, sequences: Any) -> Any:
         """The reconstruction of a sequence from its code, of the same kind; a list if a list is given."""
         is_one = isinstance(sequences, (str, Sketch)) or (isinstance(sequences, Tensor) and sequences.dim() < 3)
@@ -360,7 +363,7 @@ class SequenceAutoencoder(LightningModule):
             made = self._sequences(self.decode(self.encode(sequences)), sequences)
         return made[0] if is_one else made
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def interpolate(self, a: Any, b: Any, steps: int = 8) -> list[Any]:
         """``steps`` sequences on the straight line from the code of ``a`` to that of ``b``, both ends included."""
         at_least(2, steps=steps)

@@ -127,7 +127,7 @@ class SimCLR(LightningModule):
         self.preprocess = Preprocessing(image_shape, **preprocessing or {})
         self.optimizer, self.scheduler = optimizer, scheduler
         self.encoder = image_encoder(encoder, image_shape, stem=stem, width=width, pretrained=pretrained)
-        features = int(self.encoder.out_dim)  # type: ignore[arg-type]
+        features = self.encoder.out_dim
         self.head = projection_head(features, head_dim or features, out_dim, head_layers, head_norm)
         self.scores = ContrastiveScores()
 

@@ -38,7 +38,7 @@ from common.randomness import normal_of_samples
 from lit_models.networks.mixture_density import Mixture, draw_move, log_density, mixture_size, to_mixture
 from lit_models.networks.recurrent import SteppedLSTM
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.latent import gaussian_kl, slerp
+from lit_models.parts.latent import as_codes, gaussian_kl, slerp
 from lit_models.parts.optim import DecayToFloor, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
 from lit_models.parts.sketch import Sketch, to_strokes
@@ -279,19 +279,11 @@ class SketchRNN(LightningModule):
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def encode(
         self, sketches: Sketch | Sequence[Sketch] | SketchBatch, sample: bool = False, seed: int | None = None
     ) -> Tensor:
         """Drawings → codes (B, D), in the batch's order: the posterior's mean, or a draw from it."""
-        self._needs_code("encode")
-        strokes, lengths = self._strokes(sketches)
-        with evaluating(self):
-            mean, log_var = self.posterior_of(strokes, lengths)
-        if not sample:
-            return mean
-        noise = torch.randn(mean.shape, generator=self._generator(seed), device=mean.device, dtype=mean.dtype)
-        return mean + (0.5 * log_var).exp() * noise
+        return self._code(sketches, sample, self._generator(seed))
 
     def decode(
         self, z: Tensor, temperature: float = 0.5, seed: int | None = None, max_points: int | None = None
@@ -308,6 +300,7 @@ class SketchRNN(LightningModule):
             ValueError: an argument out of range.
         """
         self._needs_code("decode")
+        z = as_codes(z, self.latent_dim, self.head.weight)
         return self._drawn(z, None, temperature, self._generator(seed), max_points)
 
     def generate(
@@ -318,13 +311,19 @@ class SketchRNN(LightningModule):
         return self._drawn(self._prior(n, generator), None, temperature, generator, max_points)
 
     def reconstruct(
-        self, sketch: Sketch, temperature: float = 0.5, sample: bool = False, seed: int | None = None
-    ) -> Sketch:
-        """A drawing similar to ``sketch``: from the posterior's mean, or with ``sample`` from a draw of it.
+        self,
+        sketch: Sketch | Sequence[Sketch],
+        temperature: float = 0.5,
+        sample: bool = False,
+        seed: int | None = None,
+    ) -> Sketch | list[Sketch]:
+        """A drawing similar to ``sketch``, or to each of several: from the posterior's mean, or from a draw of it.
 
         Each seed gives a different one; only from the mean at temperature 0 are they all the same.
         """
-        return self.decode(self.encode(sketch, sample, seed), temperature, seed)[0]
+        generator = self._generator(seed)
+        made = self._drawn(self._code(sketch, sample, generator), None, temperature, generator, None)
+        return made[0] if isinstance(sketch, Sketch) else made
 
     def interpolate(
         self, a: Sketch, b: Sketch, steps: int = 8, temperature: float = 0.1, seed: int | None = None
@@ -333,7 +332,7 @@ class SketchRNN(LightningModule):
         first, last = self.encode([a, b])
         return self.decode(slerp(first, last, steps), temperature, seed)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def complete(
         self,
         prefix: Sketch,
@@ -359,7 +358,18 @@ class SketchRNN(LightningModule):
             z = candidates[draw(-(offsets + pen).expand(n, -1), generator=generator)]
         return self._drawn(z, rows, temperature, generator, max_points)
 
-    @torch.inference_mode()
+    @torch.no_grad()
+    def _code(self, sketches: Any, sample: bool, generator: torch.Generator | None) -> Tensor:
+        self._needs_code("encode")
+        strokes, lengths = self._strokes(sketches)
+        with evaluating(self):
+            mean, log_var = self.posterior_of(strokes, lengths)
+        if not sample:
+            return mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + (0.5 * log_var).exp() * noise
+
+    @torch.no_grad()
     def _drawn(
         self,
         z: Tensor,

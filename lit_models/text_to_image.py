@@ -385,7 +385,12 @@ class TextToImageGAN(LightningModule):
             ValueError: ``n`` is below 1; a sentence has no known word.
         """
         at_least(1, n=n)
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if isinstance(text, str) or not isinstance(text, Sequence) else list(text)
+        for each in texts:
+            if not isinstance(each, str):
+                raise TypeError(f"text of type {type(each).__name__}: expected a sentence, or a list of them")
+        if not texts:
+            raise ValueError("text=[]: expected at least one sentence")
         with evaluating(self):
             encoded = self.encode_text(texts)
             noise = self._noise_of_seed(n, seed).repeat(len(texts), 1)

@@ -41,7 +41,7 @@ from common.randomness import normal_of_samples, uniform_of_samples
 from common.vocabulary import encode_chars
 from datamodules.sequences import SequenceBatch
 from lit_models.parts.evaluating import evaluating
-from lit_models.parts.latent import gaussian_kl
+from lit_models.parts.latent import as_codes, gaussian_kl
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
 from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask, with_end
@@ -264,6 +264,7 @@ class TextVAE(LightningModule):
             seed: the same seed gives the same lines on the same device.
         """
         self._needs_code("decode")
+        z = as_codes(z, self.latent_dim, self.head.weight)
         return self._written(z, temperature, self._generator(seed))
 
     def sample(self, n: int = 1, temperature: float = 1.0, seed: int | None = None) -> list[str]:
@@ -290,14 +291,14 @@ class TextVAE(LightningModule):
         t = torch.linspace(0, 1, steps, dtype=first.dtype, device=self.device)[:, None]
         return self._written(torch.lerp(first, last, t), temperature, generator)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _code(self, lines: Any, sample: bool, generator: torch.Generator | None) -> Tensor:
         self._needs_code("encode")
         with evaluating(self):
             mean, log_var = self.posterior_of(*self._tokens(lines))
         return mean + (0.5 * log_var).exp() * self._normal(mean.shape, generator) if sample else mean
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _written(self, z: Tensor, temperature: float, generator: torch.Generator | None) -> list[str]:
         check_sampling(temperature, None, None)
         previous = torch.full((len(z), 1), self.end, device=z.device)

@@ -190,7 +190,7 @@ class VAE(LightningModule):
                 self.encoder = conv_encoder(self.image_shape, channels, 2 * latent_dim)
             else:
                 features = image_encoder(encoder, self.image_shape, width=width)
-                self.encoder = nn.Sequential(features, nn.Linear(int(features.out_dim), 2 * latent_dim))  # type: ignore[arg-type]
+                self.encoder = nn.Sequential(features, nn.Linear(features.out_dim, 2 * latent_dim))
             self.decoder = conv_decoder(self.image_shape, channels, latent_dim)
         else:
             pixels = math.prod(self.image_shape)
@@ -362,27 +362,27 @@ class VAE(LightningModule):
         pixels: Tensor = self.decoder(z)
         return pixels.sigmoid() if self.likelihood == "bernoulli" else pixels.clamp(0, 1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(self, count: int, temperature: float = 1.0, seed: int | None = None) -> Tensor:
         """(count, C, H, W): the expected images of codes from the prior, its deviation times ``temperature``."""
         at_least(1, count=count)
         with evaluating(self):
             return self.decode(temperature * self._normal((count, self.latent_dim), seed))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reconstruct(self, images: object, sample: bool = False, seed: int | None = None) -> Tensor:
         """(B, C, H, W) in 0..1: pictures, as :class:`common.pictures.Preprocessing` takes them, rebuilt."""
         with evaluating(self):
             return self.decode(self.encode(self._batch(images), sample, seed))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def interpolate(self, a: object, b: object, steps: int = 8) -> Tensor:
         """(steps, C, H, W): from one image to another on the great circle between their codes."""
         with evaluating(self):
             first, last = (self.encode(self._batch(image))[0] for image in (a, b))
             return self.decode(slerp(first, last, steps))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def traverse(self, image: object, dimension: int, values: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3)) -> Tensor:
         """(len(values), C, H, W): one dimension of the image's code set to each of the values."""
         if not 0 <= dimension < self.latent_dim:

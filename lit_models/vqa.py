@@ -171,6 +171,8 @@ class VQA(LightningModule):
         image_only: answer from the image alone.
         preprocessing: how the data make pictures of that shape: see :class:`common.pictures.Preprocessing`; by
             default whole pictures are squashed to it.
+        soft_answers: whether several answers may be right, each to some degree, so that each has a probability of its
+            own, which need not sum to 1.
         optimizer, scheduler: callables, as Lightning's CLI makes them.
 
     Raises:
@@ -201,6 +203,7 @@ class VQA(LightningModule):
         blind: bool = False,
         image_only: bool = False,
         preprocessing: dict[str, Any] | None = None,
+        soft_answers: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: WarmupCosine(optimizer, warmup=0.1),
     ) -> None:
@@ -218,7 +221,7 @@ class VQA(LightningModule):
         self.image_shape = list(image_shape)
         self.preprocess = Preprocessing(self.image_shape, **preprocessing or {"fit": "squash"})
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.blind, self.image_only = blind, image_only
+        self.blind, self.image_only, self.soft_answers = blind, image_only, soft_answers
 
         self.embedding = nn.Embedding(len(vocab), embedding_dim, padding_idx=0)
         self.lstm = nn.LSTM(embedding_dim, hidden_dim, lstm_layers, batch_first=True)
@@ -309,7 +312,7 @@ class VQA(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answer(self, image: Any, question: str | Sequence[str], top: int = 3) -> Answers | list[Answers]:
         """The ``top`` answers to a question about an image, with their probabilities, likeliest first.
 
@@ -324,6 +327,8 @@ class VQA(LightningModule):
             TypeError, ValueError: the input is not an image, a question has no word, ``top`` is not positive, or there
                 are not as many images as questions.
         """
+        if not isinstance(top, int):
+            raise TypeError(f"top={top!r}: expected a whole number")
         at_least(1, top=top)
         if isinstance(self.encoder, nn.Identity):
             raise ValueError("encoder='features': expected a model that reads images, not their cached features")
@@ -343,7 +348,8 @@ class VQA(LightningModule):
                 logits = self.classifier(state)[question_index]
             else:
                 logits = self.classifier(self.fact(self.encoder(images), state, image_index, question_index))
-        best = logits.float().softmax(1).topk(min(top, len(self.answers)))
+        probabilities = logits.float().sigmoid() if self.soft_answers else logits.float().softmax(1)
+        best = probabilities.topk(min(top, len(self.answers)))
         found = [
             [(self.answers[i], p) for p, i in zip(*row, strict=True)]
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)

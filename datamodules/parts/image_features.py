@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from common.files import read_json
+from common.files import cache_file, read_json, state_of, write_whole
 from common.pictures import Fit, Preprocessing, decode
+from common.progress import tracked
+from datamodules.parts.decoding import CACHE_SECONDS
+from datamodules.parts.image_files import Broken
 
 
 class ImageSource(Protocol):
@@ -36,6 +43,43 @@ def decode_photograph(path: Path, size: int, fit: Fit, record: str) -> Tensor:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {record} cannot be decoded: {error}") from error
     return torch.from_numpy(Preprocessing([3, size, size], fit).pixels(image))
+
+
+def undecodable(photographs: Sequence[tuple[Path, str]], broken: Broken) -> set[Path]:
+    """The files that cannot be decoded among photographs, each a file and the record that it belongs to.
+
+    Every file is read once, on all cores. What takes long to read is kept as checked until a file changes.
+
+    Raises:
+        ValueError: ``broken`` is "error" and there is one; names the file and the record.
+    """
+    known = cache_file(("photographs", broken, [state_of(file) for file, _ in photographs]), ".json")
+    if known.exists():
+        messages: dict[str, str] = json.loads(known.read_bytes())
+    else:
+        start, messages = time.monotonic(), {}
+
+        def fault(photograph: tuple[Path, str]) -> str | None:
+            try:
+                decode_photograph(photograph[0], 8, "squash", photograph[1])
+            except ValueError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            faults = pool.map(fault, photographs)
+            for file, _ in tracked(photographs, "checking photographs"):
+                if (message := next(faults)) is not None:
+                    messages[str(file)] = message
+        if time.monotonic() - start > CACHE_SECONDS:
+            with suppress(OSError):  # it is only checked again next time
+                write_whole(known, json.dumps(messages))
+    if messages:
+        first = next(iter(messages.values()))
+        if broken == "error":
+            raise ValueError(f"{first}; {len(messages)} in all, which broken='skip' leaves out")
+        rank_zero_warn(f"left out {len(messages)} photographs that cannot be decoded, the first: {first}")
+    return {Path(file) for file in messages}
 
 
 class CachedFeatures:

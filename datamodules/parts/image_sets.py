@@ -36,6 +36,19 @@ class ImageBatch(NamedTuple):
         return ImageBatch(self.images.index_select(0, rows), self.labels[rows])
 
 
+def rearrange(rows: np.ndarray, order: Sequence[int]) -> None:
+    """Puts the row ``order[i]`` at place i, for all of them and where they are: with memory for one more row."""
+    done = [place == source for place, source in enumerate(order)]
+    for start in range(len(order)):
+        if done[start]:
+            continue
+        held, place = rows[start].copy(), start
+        while not done[place]:
+            done[place], source = True, order[place]
+            rows[place] = held if source == start else rows[source]
+            place = source
+
+
 class Part(Protocol):
     """The data of a part: an :class:`ImageBatch` of all its images, or a source that forms such batches."""
 
@@ -47,6 +60,27 @@ class Part(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: Any) -> Any: ...
+
+
+def divided(part: Part, groups: Sequence[Tensor], in_place: bool) -> list[Part]:
+    """The images at each group of rows, in that order.
+
+    Args:
+        groups: no row may be in two of them.
+        in_place: do not copy images that are in memory, since two copies may not fit into it, unless most of them are
+            left out: they are put into this order where they are, and ``part`` is no longer what it was.
+    """
+    order = torch.cat(list(groups))
+    is_held = isinstance(part, ImageBatch) and part.images.is_contiguous()
+    if not (in_place and is_held and 2 * len(order) >= len(part.labels)):
+        return [part.take(rows) for rows in groups]
+    assert isinstance(part, ImageBatch)
+    rest = torch.ones(len(part.labels), dtype=torch.bool)
+    rest[order] = False
+    rearrange(part.images.numpy(), torch.cat([order, rest.nonzero()[:, 0]]).tolist())
+    labels, sizes = part.labels[order], [len(rows) for rows in groups]
+    pieces = zip(part.images[: len(order)].split(sizes), labels.split(sizes), strict=True)
+    return [ImageBatch(*piece) for piece in pieces]
 
 
 def stratified_order(labels: Tensor, *key: int | str, each_first: bool = False) -> Tensor:
@@ -78,8 +112,8 @@ class Images(ImageLoaders):
     Args:
         batch_size: images per rank and batch.
         root: the data folder, by default ``LIT_DATA`` or ``data/``.
-        val_fraction: share of the labeled training images used for validation, the same for each class. The test images
-            are the source's own.
+        val_fraction: share of the labeled training images used for validation, the same for each class; without any
+            label, of all. The test images are the source's own.
         split_seed: seed of the validation split, of ``limit`` and of :meth:`labeled_subset`, independent of the run's.
         limit: train on this many images only, each class in proportion; by default on all.
 
@@ -100,6 +134,8 @@ class Images(ImageLoaders):
 
     shape: ClassVar[tuple[int, ...]] = ()
     names: ClassVar[tuple[str, ...]] = ()
+    reads_anew: ClassVar[bool] = False
+    """whether nobody else holds the images that :meth:`read` returns, so that they may be rearranged"""
 
     def __init__(
         self,
@@ -152,17 +188,18 @@ class Images(ImageLoaders):
             parts = {name: renumbered(part, self._own_names, self.class_names) for name, part in parts.items()}
         self.origins = {name: (name, torch.arange(len(part.labels))) for name, part in parts.items()}
         labels = parts["train"].labels
-        kept = torch.ones(len(labels), dtype=torch.bool)
+        kept, validating = torch.ones(len(labels), dtype=torch.bool), torch.empty(0, dtype=torch.long)
         if "val" not in parts:
-            labeled = (labels >= 0).nonzero()[:, 0]
-            num_val = round(len(labeled) * self.val_fraction)
-            if not 0 < num_val < len(labeled):
+            known = labels >= 0 if (labels >= 0).any() else labels < 0
+            pool = known.nonzero()[:, 0]
+            num_val = round(len(pool) * self.val_fraction)
+            if not 0 < num_val < len(pool):
                 raise ValueError(
-                    f"val_fraction={self.val_fraction}: takes {num_val} of {len(labeled)} images, expected a share "
+                    f"val_fraction={self.val_fraction}: takes {num_val} of {len(pool)} images, expected a share "
                     "that leaves images in both parts"
                 )
-            validating = labeled[stratified_order(labels[labeled], "val", self.split_seed)[:num_val]].sort().values
-            parts["val"] = parts["train"].take(validating)
+            order = stratified_order(labels[pool], "val", self.split_seed)
+            validating = pool[order[:num_val]].sort().values
             kept[validating] = False
             self.origins["val"] = ("train", validating)
         training = kept.nonzero()[:, 0]
@@ -171,10 +208,26 @@ class Images(ImageLoaders):
             training = training[first].sort().values
         self.origins["train"] = ("train", training)
         if len(training) < len(labels):
-            parts["train"] = parts["train"].take(training)
+            parts["train"], held_out = divided(parts["train"], [training, validating], self.reads_anew)
+            parts.setdefault("val", held_out)
         self.training_rows = torch.full_like(labels, -1)
         self.training_rows[training] = torch.arange(len(training))
         self.parts = {name: parts[name] for name in PARTS if name in parts}
+
+    def number_of(self, image: str) -> int:
+        """The place among the training images that :meth:`read` returns, before any validate, of one in a table.
+
+        Args:
+            image: what the table calls it: its number, from 0 on.
+
+        Raises:
+            ValueError: there is no such training image.
+        """
+        self.setup()
+        count = len(self.training_rows)
+        if not image.isdecimal() or int(image) >= count:
+            raise ValueError(f"no image {image!r}, expected a number from 0 to {count - 1}")
+        return int(image)
 
     def part(self, name: str) -> Part:
         """The images of "train", "val" or "test".
@@ -223,9 +276,27 @@ class Images(ImageLoaders):
         for batch in self.plain_loader(part):
             yield self.to_float(move_data_to_device(batch, device))
 
+    def val_dataloader(self) -> TensorLoader:
+        return self._mixed("val")
+
     def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
         self.setup()
+        return self._mixed("test") if "test" in self.parts else []
+
+    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        """The test images in storage order, which is that of :meth:`sample_names`."""
+        self.setup()
         return self.loader("test") if "test" in self.parts else []
+
+    def _mixed(self, part: str) -> TensorLoader:
+        """A part's images for evaluation, where those that are stored by class come in a fixed order of all classes.
+
+        Else batches would be of one class each: the first one, which pictures show, and those of contrastive losses.
+        """
+        loader, labels = self.loader(part), self.part(part).labels
+        if (labels.diff() < 0).any():
+            return loader
+        return loader.in_order(stratified_order(labels, "evaluated", part, self.split_seed))
 
     def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
         """Two views of each image by :data:`YARDSTICK`, as two batches; draws depend only on the place in it."""
@@ -251,8 +322,6 @@ def renumbered(part: Part, names: Sequence[str], wanted: Sequence[str]) -> Part:
 
 def parts_of(tree: Tree, images: np.ndarray, whole: np.ndarray) -> dict[str, Part]:
     """The decoded images (N, C, H, W) of each part of a tree, without those that are not ``whole``, (N,) bool."""
-    parts: dict[str, Part] = {}
-    for name, rows in tree.parts.items():
-        kept = rows[whole[rows]]
-        parts[name] = ImageBatch(torch.from_numpy(images[kept]), torch.from_numpy(tree.labels[kept]))
-    return parts
+    kept = [torch.from_numpy(rows[whole[rows]]) for rows in tree.parts.values()]
+    everything = ImageBatch(torch.from_numpy(images), torch.from_numpy(tree.labels))
+    return dict(zip(tree.parts, divided(everything, kept, in_place=True), strict=True))

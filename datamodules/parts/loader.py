@@ -95,13 +95,20 @@ class TensorLoader:
         self.seed = seed
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.epoch = 0
+        self._fixed: Tensor | None = None  # the order of every epoch
         self._position = 0  # batches of this epoch that were handed out
         self._resumed = False  # the next iterator goes on at _position
 
     def over(self, source: BatchSource | tuple[Tensor, ...]) -> Self:
         """The same loader over another source: some rows of its own, say."""
         loader = copy(self)
-        loader.source, loader.num_samples = source, _num_samples(source)
+        loader.source, loader.num_samples, loader._fixed = source, _num_samples(source), None
+        return loader
+
+    def in_order(self, order: Tensor) -> Self:
+        """The same loader with its samples in the order (N,), in every epoch."""
+        loader = copy(self)
+        loader._fixed = order
         return loader
 
     def in_full_batches(self) -> Self:
@@ -141,6 +148,8 @@ class TensorLoader:
 
     def _order(self) -> Tensor:
         """The samples of this epoch (N,), a function of (seed, epoch), the same on every rank."""
+        if self._fixed is not None:
+            return self._fixed
         if self.shuffle:
             return torch.randperm(self.num_samples, generator=keyed_generator(self.seed, self.epoch))
         return torch.arange(self.num_samples)

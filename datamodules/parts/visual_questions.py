@@ -211,6 +211,8 @@ class VisualQuestions(ImageLoaders):
     image_shape: list[int]
     preprocessing: dict[str, Any] = {"fit": "squash", "stored": None}  # noqa: RUF012 - the object may be at the edge
 
+    soft_answers: bool = False
+    """whether ``answers`` of a batch are (Q, A) scores"""
     draws: int = 0
     """number of uniform draws that :meth:`augment` needs per image; 0 for a source without augmentation"""
 

@@ -10,6 +10,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from common.checks import at_least
+from common.pictures import resized
 from datamodules.parts.image_loaders import FloatImages
 from datamodules.parts.image_sets import ImageBatch, Images, Part
 from datamodules.parts.loader import TensorLoader
@@ -24,7 +25,9 @@ class WrappedImages(FloatImages):
         least: that ``batch_size`` may be.
 
     Attributes:
-        num_classes, class_names, preprocessing: the source's.
+        image_shape: C, H, W of an image as the model takes it; by default the source's.
+        preprocessing: the source's, and its size where the model takes another.
+        num_classes, class_names: the source's.
 
     Raises:
         ValueError: ``batch_size`` is less than that.
@@ -33,7 +36,7 @@ class WrappedImages(FloatImages):
     def __init__(self, source: Images, batch_size: int, least: int = 1) -> None:
         super().__init__()
         at_least(least, batch_size=batch_size)
-        self.source = source
+        self.source, self.image_shape = source, list(source.image_shape)
         self.batch_size = source.batch_size = batch_size
 
     @property
@@ -42,7 +45,8 @@ class WrappedImages(FloatImages):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        return self.source.preprocessing
+        sides = self.source.image_shape[1:]
+        return self.source.preprocessing | {"stored": None if sides == self.image_shape[1:] else sides}
 
     @property
     def class_names(self) -> list[str]:
@@ -87,6 +91,11 @@ class WrappedImages(FloatImages):
         for batch in self.plain_loader(part):
             yield self.to_float(move_data_to_device(batch, device))
 
+    def to_float(self, batch: Any) -> Any:
+        """:meth:`Images.to_float`, and the images as large as the model takes them."""
+        batch = super().to_float(batch)
+        return batch._replace(images=resized(batch.images, self.image_shape[1:]))
+
     def two_views(self, batch: ImageBatch) -> tuple[ImageBatch, ImageBatch]:
         """:meth:`Images.two_views`."""
         return self.source.two_views(self.to_float(batch))
@@ -101,4 +110,4 @@ class WrappedImages(FloatImages):
         return self.source.test_dataloader()
 
     def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
-        return self.test_dataloader()
+        return self.source.predict_dataloader()

@@ -13,9 +13,11 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from common.decompositions import refuse_large
+from common.memory import gigabytes, memory_limit
 from common.modes import modes_kept
 from common.trainer import datamodule_of
 from experiments.callbacks.checkpoints import BestCheckpoint
@@ -50,8 +52,12 @@ class RepresentationProbe(Callback):
     The module needs ``encode(images) -> (B, D)``; the data ``plain_loader(part)``, a TensorLoader of each sample once
     over all ranks, ``to_float(batch)``, ``labeled_subset(fraction)``, which are rows of the training part, and
     ``num_classes``; for the alignment also ``two_views(batch)``, which answers with two augmented batches. Where one of
-    them or every label is missing there is no probe. It changes nothing in the training: weights, modes and random
-    generators are as before.
+    them is missing there is no probe. It changes nothing in the training: weights, modes and random generators are as
+    before.
+
+    There is none either where the data have no labels, where the weights are spread over devices, or where the features
+    are too many and too long; one line says so. If the best checkpoint was to be chosen by one of these metrics, it is
+    chosen by the least ``val/loss`` then, which the line says too.
 
     Each rank encodes its share; the features are then on every rank, and so are the metrics. 50,000 features of
     2,048 dimensions need about 2 GB on the device.
@@ -79,22 +85,33 @@ class RepresentationProbe(Callback):
         self.every_n_epochs = every_n_epochs
         self.k, self.temperature, self.bank_size = k, temperature, bank_size
         self.works = False
+        self.why_off: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data: Any = datamodule_of(trainer)
-        self.works = self.every_n_epochs is not None and isinstance(pl_module, Encodes) and has_labels(data)
+        self.works = self.every_n_epochs is not None and isinstance(pl_module, Encodes)
+        self.works = self.works and isinstance(data, LabeledImages)
+        for checkpoint in chosen_by_probe(trainer) if stage == "fit" and not self.works else ():
+            raise ValueError(
+                f"best.monitor={checkpoint.monitor}: expected a logged metric; the probe is off, the model has no "
+                "encode, or the data are no images with labels"
+            )
         if self.works and (reason := mismatch(pl_module, Encodes)):
-            self.works = False
-            rank_zero_warn(f"no representation probe: {reason}")
+            self._give_up(trainer, reason, rank_zero_warn)
         if self.works and isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
-            self.works = False
-            rank_zero_warn("no representation probe: it does not run while the weights are spread over devices")
-        for checkpoint in trainer.checkpoint_callbacks if stage == "fit" and not self.works else ():
-            if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor in monitors():
-                raise ValueError(
-                    f"best.monitor={checkpoint.monitor}: expected a logged metric; the probe is off, the model has no "
-                    "encode, or the data have no labels"
-                )
+            self._give_up(trainer, "it does not run while the weights are spread over devices", rank_zero_warn)
+        if self.works and not has_labels(data):
+            self._give_up(trainer, "the data have no labels", rank_zero_info)
+
+    def _give_up(self, trainer: Trainer, reason: str, say: Callable[[str], None]) -> None:
+        """Says once why there is no probe, and lets ``val/loss`` choose the best checkpoint if the probe was to."""
+        line = f"no representation probe: {reason}"
+        for checkpoint in chosen_by_probe(trainer):
+            line += f"; best.monitor={checkpoint.monitor} becomes val/loss, with mode=min"
+            checkpoint.monitor, checkpoint.mode, checkpoint.kth_value = "val/loss", "min", torch.tensor(math.inf)
+        if reason != self.why_off:
+            say(line)
+        self.works, self.why_off = False, reason
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name in monitors():  # Lightning keeps what was logged: of an older state, unless measured again
@@ -121,7 +138,13 @@ class RepresentationProbe(Callback):
         return epoch == trainer.max_epochs or bool(self.every_n_epochs and epoch % self.every_n_epochs == 0)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        metrics = self.measure(trainer, pl_module, stage)
+        try:
+            metrics = self.measure(trainer, pl_module, stage)
+        except TooLarge as error:
+            self._give_up(trainer, str(error), rank_zero_warn)
+            return
+        if not metrics:
+            self._give_up(trainer, "the images that validate or test have no labels", rank_zero_warn)
         pl_module.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, part: str) -> dict[str, float]:
@@ -134,7 +157,8 @@ class RepresentationProbe(Callback):
             return features.flatten(1)
 
         with undisturbed(pl_module), torch.no_grad():
-            bank, evaluated = collect(encode, data, "train", rows, trainer), collect(encode, data, part, None, trainer)
+            bank = collect(encode, data, "train", rows, trainer, refuse_too_large)
+            evaluated = collect(encode, data, part, None, trainer)
             selecting = evaluated if part == "val" else collect(encode, data, "val", None, trainer)
             if not (len(evaluated[1]) and len(selecting[1])):
                 return {}
@@ -179,10 +203,34 @@ def monitors() -> list[str]:
     return [f"val/{name}" for name in METRICS]
 
 
-def has_labels(data: Any) -> bool:
-    """Whether a data module has what the probe needs, and a training image with a label."""
-    if not isinstance(data, LabeledImages):
-        return False
+def chosen_by_probe(trainer: Trainer) -> list[ModelCheckpoint]:
+    """The callbacks that keep the checkpoint with the best value of one of the probe's metrics."""
+    found = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    return [each for each in found if each.monitor in monitors()]
+
+
+class TooLarge(ValueError):
+    """The features do not fit into the memory, or their products can't be decomposed."""
+
+
+def refuse_too_large(count: int, dims: int, device: torch.device) -> None:
+    """Raises TooLarge if as many training images have features (count, dims) that can't be probed."""
+    needed = 16 * count * dims
+    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory_limit()
+    remedy = "; a smaller probe.bank_size may help"
+    if needed > there / 2:
+        raise TooLarge(
+            f"{count} features of {dims} numbers need {gigabytes(needed)}, expected at most half of "
+            f"{gigabytes(there)}{remedy}"
+        )
+    try:
+        refuse_large("a linear probe", count, dims)
+    except ValueError as error:
+        raise TooLarge(f"{error}{remedy}") from None
+
+
+def has_labels(data: LabeledImages) -> bool:
+    """Whether a training image has a label."""
     try:
         data.labeled_subset(1.0)
     except ValueError:  # how it says that there are none
@@ -206,6 +254,7 @@ def collect(
     part: str,
     rows: Tensor | None = None,
     trainer: Trainer | None = None,
+    refuse: Callable[[int, int, torch.device], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Features (N, D) float32 and labels (N,) of a part's labeled images, on every rank.
 
@@ -213,16 +262,20 @@ def collect(
         encode: takes a batch as ``to_float`` returns it.
         rows: of the part; by default all.
         trainer: determines the device, the precision and the other ranks; by default none of these.
+        refuse: asked with N, D and the device, as soon as they are known.
     """
     loader = data.plain_loader(part)
     if rows is not None and len(rows) < loader.num_samples:
         loader = loader.over(loader.source.take(rows))
     device = trainer.strategy.root_device if trainer else torch.device("cpu")
-    features, labels = [], []
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
     for batch in loader:
         batch = data.to_float(move_data_to_device(batch, device))
         with trainer.precision_plugin.forward_context() if trainer else nullcontext():
             features.append(encode(batch).float())
+        if refuse is not None and not labels:
+            refuse(loader.num_samples, features[0].shape[1], device)
         labels.append(batch.labels)
     x, y = (from_all_ranks(torch.cat(found), loader.num_samples, trainer) for found in (features, labels))
     return x[y >= 0], y[y >= 0]

@@ -21,9 +21,9 @@ from experiments.run_folder import RunFolder, read_record, write_manifest
 class RunRecord(Callback):
     """Writes ``config.yaml`` and ``manifest.json`` when a run starts and keeps ``summary.json`` up to date.
 
-    In the summary, ``best`` holds the validation metrics of the checkpoint chosen by ``best.monitor``, ``last`` those
-    of the last validation, and ``test`` the test metrics; ``wall_seconds`` counts training and validation over all
-    restarts.
+    In the summary, ``best`` holds the validation metrics of the best checkpoint and ``monitor`` the metric that chose
+    it, which is ``best.monitor`` unless the data have no labels for that one; ``last`` holds those of the last
+    validation, and ``test`` the test metrics; ``wall_seconds`` counts training and validation over all restarts.
 
     Args:
         folder: the run's.
@@ -110,6 +110,8 @@ class RunRecord(Callback):
     @rank_zero_only
     def _write(self, trainer: Trainer) -> None:
         self.values["wall_seconds"] = round(self._wall, 3)
+        if self._fits:
+            self.values["monitor"] = self.best.monitor
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TrainingMetrics) and callback.total_seconds:
                 self.values[f"{callback.unit}_per_second"] = callback.total_samples / callback.total_seconds

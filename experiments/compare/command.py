@@ -35,7 +35,7 @@ def choose_metric(runs: list[Run], asked: str | None) -> str:
         if asked not in known:
             raise Mistake(f"--metric {asked}: no run has it{nearest(asked, sorted(known))}")
         return asked
-    monitors = {str(run.config.get("best.monitor")) for run in runs}
+    monitors = {str(run.summary.get("monitor") or run.config.get("best.monitor")) for run in runs}
     if len(monitors) > 1:
         raise Mistake(f"the runs monitor different metrics ({', '.join(sorted(monitors))}); choose with --metric NAME")
     monitor = monitors.pop()

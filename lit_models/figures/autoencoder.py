@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_models.figures.canvas import Picture
-from lit_models.figures.grids import map_figure, rows_page
+from lit_models.figures.grids import map_figure, names_of_classes, rows_page
 from lit_models.parts.evaluating import evaluating
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def illustrate(model: Autoencoder, batch: ImageBatch) -> dict[str, Picture]:
         return {
             "reconstructions": reconstructions_page(model, batch.images[:COLUMNS]),
             "interpolations": interpolations_page(model, batch.images[:10]),
-            "codes": map_figure(model.encode(batch.images), batch.labels),
+            "codes": map_figure(model.encode(batch.images), batch.labels, names_of_classes(model)),
         }
 
 

@@ -6,6 +6,7 @@ of nothing but pixels several times as long as Pillow.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -86,13 +87,26 @@ def pixels_of(images: Tensor, width: float) -> np.ndarray:
     return (255 * images.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def heated(pixels: np.ndarray, values: Tensor, share: float = 0.6) -> np.ndarray:
-    """Pixels (H, W, 3) with a map of values (h, w), from dark to bright, laid over them."""
-    cells = values.detach().float().cpu().numpy()
-    cells = (cells - cells.min()) / max(float(np.ptp(cells)), 1e-12)
+ATTENTION = "Attention, on one scale: red where it is even, black at 1/8 of that, pale yellow at 8 times that."
+"""what :func:`attended` shows, for the foot of a page"""
+
+
+def attended(pixels: np.ndarray, shares: Tensor, opacity: float = 0.6) -> np.ndarray:
+    """Pixels (H, W, 3) under the shares (h, w) of attention that each cell has, which sum to 1: see ATTENTION."""
+    ratios = shares.detach().float().cpu() * shares.numel()  # 1 everywhere if attention is even
+    cells = (ratios.clamp_min(1e-6).log2() / 6 + 0.5).clamp(0, 1).numpy()
     colors = Image.fromarray(_enlarged(colormaps["inferno"](cells)[..., :3], 1, 1))
     picture = Image.fromarray(pixels)
-    return np.asarray(Image.blend(picture, colors.resize(picture.size, Image.Resampling.NEAREST), share))
+    return np.asarray(Image.blend(picture, colors.resize(picture.size, Image.Resampling.NEAREST), opacity))
+
+
+MOST_NAMED = 100
+"""classes whose names stand at the sides of a matrix"""
+
+
+def shortened(name: str, most: int = 24) -> str:
+    """A name that is not longer than so many letters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 class Captioned(NamedTuple):
@@ -106,8 +120,8 @@ class Captioned(NamedTuple):
     """of what stands below, in bold letters"""
 
 
-def captioned_page(cells: Sequence[Captioned | None], columns: int, framed: bool = True) -> Image.Image:
-    """Pictures of one size, row by row; None leaves a place empty."""
+def captioned_page(cells: Sequence[Captioned | None], columns: int, framed: bool = True, note: str = "") -> Image.Image:
+    """Pictures of one size, row by row; None leaves a place empty; a note explains them at the foot of the page."""
     plain, bold = font(8), font(8, "Sans-Bold")
     given = [cell for cell in cells if cell is not None]
     height, width = given[0].pixels.shape[:2]
@@ -117,7 +131,10 @@ def captioned_page(cells: Sequence[Captioned | None], columns: int, framed: bool
     below = [max((height_of(cell.below, bold) for cell in row if cell), default=0) for row in rows]
     step = widest + MARGIN
     total = sum(above) + sum(below) + len(rows) * (height + MARGIN + 6)
-    page = Image.new("RGB", (MARGIN + columns * step, MARGIN + total), "white")
+    wide = MARGIN + columns * step
+    note = "\n".join(textwrap.wrap(note, max(20, wide // round(plain.getlength("n")))))
+    page = Image.new("RGB", (wide, MARGIN + total + height_of(note, plain)), "white")
+    write(page, (MARGIN, MARGIN + total - MARGIN // 2), note, plain)
     top = MARGIN
     for row, over, under in zip(rows, above, below, strict=True):
         picture_top = top + over + 2
@@ -199,14 +216,18 @@ def _enlarged(colors: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def matrix_page(shares: np.ndarray, names: Sequence[str], title: str, across: str, down: str) -> Image.Image:
-    """Shares (K, K) in 0..1 as shades of blue; where there is room, with numbers in percent and the names of all K.
+    """Shares (K, K) in 0..1 as shades of blue; where there is room, with numbers in percent.
+
+    Up to :data:`MOST_NAMED` classes have their names at the sides; that those of more have none, the title says.
 
     Args:
         across, down: what columns and rows are.
     """
     letters, small = font(8), font(6)
-    side = max(1, min(26, 560 // len(shares)))
-    named = side >= line_height(letters)
+    named = len(shares) <= MOST_NAMED
+    side = max(line_height(letters) if named else 1, min(26, 560 // len(shares)))
+    names = [shortened(name) for name in names]
+    title = title if named else f"{title}; {len(shares)} classes, too many for their names"
     beside = max((width_of(name, letters) for name in names), default=0) if named else 0
     left, top = MARGIN + line_height(letters) + MARGIN + beside + 4, 2 * MARGIN + line_height(letters)
     whole = side * len(shares)
@@ -224,7 +245,7 @@ def matrix_page(shares: np.ndarray, names: Sequence[str], title: str, across: st
         middle = i * side + side // 2
         write(page, (left - 4, top + middle - line_height(letters) / 2), name, letters, align="right")
         write_upwards(page, (left + middle, top + whole + 4), name, letters)
-    for i, j in np.argwhere(shares >= 0.005) if named else ():
+    for i, j in np.argwhere(shares >= 0.005) if side > line_height(letters) else ():
         center, middle = left + j * side + side / 2, top + i * side + side / 2
         color = "white" if shares[i, j] > 0.6 else "black"
         write(page, (center, middle - line_height(small) / 2), f"{100 * shares[i, j]:.0f}", small, color, "center")

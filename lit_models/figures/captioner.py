@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lit_models.captioner import shifted
-from lit_models.figures.canvas import DPI, Captioned, Picture, captioned_page, heated, pixels_of
+from lit_models.figures.canvas import ATTENTION, DPI, Captioned, Picture, attended, captioned_page, pixels_of
 from lit_models.figures.grids import panels
 from lit_models.figures.vqa import RIGHT, WRONG
 from lit_models.networks.caption_decoders import END, until_end
@@ -79,7 +80,8 @@ def captions_page(
         Captioned(picture, textwrap.fill(told[image][0], 32), textwrap.fill(said[image], 28), colors[image])
         for picture, image in zip(pixels, order, strict=True)
     ]
-    return captioned_page(cells, min(columns, len(cells)))
+    note = "Above each picture what a person said, below it the model: green if it is true, red if not."
+    return captioned_page(cells, min(columns, len(cells)), note=note)
 
 
 def attention_page(model: Captioner, batch: CaptionBatch, images: int = 4) -> Image.Image | None:
@@ -98,10 +100,10 @@ def attention_page(model: Captioner, batch: CaptionBatch, images: int = 4) -> Im
         row = [Captioned(pixels)]
         for word, share in zip([*words, END], shares, strict=False):
             row.append(
-                Captioned(heated(pixels, share.view(height, width)), "(end)" if word == END else model.vocab[word])
+                Captioned(attended(pixels, share.view(height, width)), "(end)" if word == END else model.vocab[word])
             )
         cells += [*row, *[None] * (columns - len(row))]
-    return captioned_page(cells, columns)
+    return captioned_page(cells, columns, note=ATTENTION)
 
 
 def length_figure(by_length: ByLength) -> Figure:
@@ -110,7 +112,8 @@ def length_figure(by_length: ByLength) -> Figure:
     figure, (above, below) = panels(6, 4.5, rows=2, margins=margins, sharex=True, height_ratios=(2, 1))
     lengths = list(by_length)
     below.bar(lengths, [count for count, _, _ in by_length.values()], color="gray")
-    below.set(xlabel="words in the caption", ylabel="captions")
+    below.set(xlabel="words in the caption", ylabel="captions", xlim=(lengths[0] - 1, lengths[-1] + 1))
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     known = not any(math.isnan(truthful) for _, _, truthful in by_length.values())
     if known:
         above.plot(lengths, [truthful for _, _, truthful in by_length.values()], "o-", color=RIGHT)

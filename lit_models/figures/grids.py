@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from lightning.pytorch import LightningModule
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor
 
-from lit_models.figures.canvas import DPI, MARGIN, font, height_of, pixels_of, width_of, write
+from common.trainer import datamodule_of
+from lit_models.figures.canvas import DPI, MARGIN, font, height_of, pixels_of, shortened, width_of, write
 
 
 def rows_page(
@@ -71,19 +75,66 @@ def panels(
     return figure, axes.ravel().tolist()
 
 
-def map_figure(features: Tensor, labels: Tensor) -> Figure:
-    """Features (B, D) in two dimensions, by PCA and by t-SNE, colored by class."""
+NAMED = 20
+"""classes that can be told apart by their colors"""
+
+
+def names_of_classes(module: LightningModule) -> list[str]:
+    """Those of the data that a module is evaluated on, in the order of the labels; none where there are none."""
+    trainer = module._trainer  # the property raises where there is none
+    return list(getattr(datamodule_of(trainer), "class_names", ())) if trainer is not None else []
+
+
+def map_figure(features: Tensor, labels: Tensor, names: Sequence[str] = (), scale: str | None = None) -> Figure:
+    """Features (B, D) in two dimensions, by PCA and by t-SNE, colored by class.
+
+    Args:
+        labels: (B,) integers, or -1 for a gray point.
+        names: of the labels; by default their numbers. Of more than :data:`NAMED` the most frequent are colored.
+        scale: what the labels measure, if they are no classes: they are colored from dark to bright.
+    """
     points, classes = features.float().cpu().numpy(), labels.cpu().numpy()
     maps = _maps(points)
-    width = 0.9 + 4.55 * len(maps)
-    figure, axes = panels(width, 4.6, columns=len(maps), margins=(0.1, 0.9, 0.1, 0.35), gaps=(0.1, 0))
+    colors, legend = ({}, []) if scale else _colors(classes, names)
+    longest = max((len(text) for text, _ in legend), default=0)
+    beside = 0.9 if scale else 0.35 + 0.085 * longest if legend else 0.1
+    width = beside + 4.55 * len(maps)
+    figure, axes = panels(width, 4.6, columns=len(maps), margins=(0.1, beside, 0.1, 0.35), gaps=(0.1, 0))
     for axis, (name, flat) in zip(axes, maps.items(), strict=True):
-        scatter = axis.scatter(flat[:, 0], flat[:, 1], c=classes, cmap="tab10", s=9)
+        inks: Any = {"c": classes, "cmap": "viridis"} if scale else {"c": [colors[each] for each in classes.tolist()]}
+        scatter = axis.scatter(flat[:, 0], flat[:, 1], s=9, **inks)
         axis.set(title=name, xticks=[], yticks=[])
-    if len(known := sorted(set(classes.tolist()))) > 1:
-        scale = figure.add_axes((1 - 0.8 / width, 0.1 / 4.6, 0.2 / width, 1 - 0.45 / 4.6))
-        figure.colorbar(scatter, cax=scale, ticks=known[:20], label="class")
+    if scale:
+        bar = figure.add_axes((1 - 0.8 / width, 0.1 / 4.6, 0.2 / width, 1 - 0.45 / 4.6))
+        figure.colorbar(scatter, cax=bar, label=scale)
+    elif legend:
+        marks = [
+            Line2D([], [], label=text, color=color, marker="o", markersize=4, linestyle="") for text, color in legend
+        ]
+        place = (1 - (beside - 0.05) / width, 1 - 0.3 / 4.6)
+        options: Any = {"frameon": False, "fontsize": 8, "handletextpad": 0.1}
+        figure.legend(handles=marks, loc="upper left", bbox_to_anchor=place, **options)
     return figure
+
+
+def _colors(classes: np.ndarray, names: Sequence[str]) -> tuple[dict[int, Any], list[tuple[str, Any]]]:
+    """The color of each class, -1 included, and the entries of a legend, none where there are no classes."""
+    known, counts = np.unique(classes[classes >= 0], return_counts=True)
+    wheel = [colormaps["tab10" if len(known) <= 10 else "tab20"](place) for place in range(NAMED)]
+    first = known
+    if len(known) > NAMED:
+        wheel = [*wheel[:14], *wheel[16:]]  # without the grays, which are the others' here
+        first = np.sort(known[np.argsort(-counts, kind="stable")[: len(wheel)]])
+    colors: dict[int, Any] = dict.fromkeys([-1, *known.tolist()], "lightgray" if len(known) else "tab:blue")
+    legend = []
+    for place, code in enumerate(first.tolist()):
+        colors[code] = wheel[place]
+        legend.append((shortened(names[code] if code < len(names) else str(code)), colors[code]))
+    if len(first) < len(known):
+        legend.append((f"{len(known) - len(first)} other classes", "lightgray"))
+    elif len(known) and (classes < 0).any():
+        legend.append(("no class", "lightgray"))
+    return colors, legend
 
 
 def _maps(points: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_models.figures.canvas import Picture
-from lit_models.figures.grids import map_figure, panels, rows_page
+from lit_models.figures.grids import map_figure, names_of_classes, panels, rows_page
 from lit_models.parts.evaluating import evaluating
 from lit_models.scores.retrieval import Verification
 
@@ -34,7 +34,7 @@ def illustrate(model: MetricLearning, batch: object) -> dict[str, Picture]:
     distances = torch.cdist(z, z)
     return {
         "neighbors": neighbors_page(images, labels, distances),
-        "map": map_figure(z, labels),
+        "map": map_figure(z, labels, names_of_classes(model)),
         "distances": distances_figure(model.verification, float(model.threshold)),
         "hardest_pairs": hardest_pairs_page(images, labels, distances),
     }

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lit_models.figures.canvas import Picture, lines_pictures
-from lit_models.figures.grids import map_figure, panels, rows_page
+from lit_models.figures.grids import map_figure, names_of_classes, panels, rows_page
 from lit_models.figures.sketch_rnn import drawings_figure
 from lit_models.parts.evaluating import evaluating
 
@@ -39,6 +39,8 @@ def illustrate(model: SequenceAutoencoder, batch: SequenceBatch) -> dict[str, Pi
             "codes": map_figure(
                 model.encode(type(batch)(*(part[:MAPPED] for part in batch))),
                 (batch.lengths if model.vocab is not None else batch.labels)[:MAPPED],
+                names_of_classes(model),
+                "characters" if model.vocab is not None else None,
             ),
         }
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_models.figures.canvas import Picture
-from lit_models.figures.grids import map_figure, panels, rows_page
+from lit_models.figures.grids import map_figure, names_of_classes, panels, rows_page
 from lit_models.parts.evaluating import evaluating
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def contrastive_figures(model: Any, batch: ViewBatch, project: Callable[[Tensor]
         return {
             "views": views_page(batch),
             "neighbors": neighbors_page(batch.images, features),
-            "map": map_figure(features, batch.labels),
+            "map": map_figure(features, batch.labels, names_of_classes(model)),
             "similarities": similarities_figure(project(batch.views)),
         }
 

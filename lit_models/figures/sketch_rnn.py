@@ -109,7 +109,7 @@ def codes_figure(model: SketchRNN, drawings: Sequence[Sketch], labels: Tensor) -
     extent = float(places.abs().max().clamp_min(1e-6))
     places = F.pad(places, (0, 2 - places.shape[1])) / extent
     classes = labels.tolist()
-    colors = colormaps["tab10"].colors  # type: ignore[attr-defined]
+    colors = [colormaps["tab10"](place) for place in range(10)]
     figure, (axis,) = panels(8, 8.25, margins=(0.1, 0.1, 0.1, 0.35))
     lines, inks = [], []
     for sketch, (x, y), label in zip(drawings, places.tolist(), classes, strict=True):

@@ -10,9 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_models.figures.canvas import DPI, Captioned, Picture, captioned_page, heated, joined, matrix_page, pixels_of
+from lit_models.figures.canvas import (
+    ATTENTION,
+    DPI,
+    Captioned,
+    Picture,
+    attended,
+    captioned_page,
+    joined,
+    matrix_page,
+    pixels_of,
+)
 from lit_models.parts.evaluating import evaluating
-from lit_models.scores.vqa import score_of
+from lit_models.scores.vqa import score_of, truth_of
 from lit_models.vqa import AttentionFact
 
 if TYPE_CHECKING:
@@ -53,8 +63,9 @@ def questions_page(
 
     Wrong answers come first, since they are the most interesting. ``attention`` (Q, h, w) is laid over the images.
     """
-    truth = batch.answers if batch.answers.dim() == 1 else batch.answers.argmax(1)
-    probabilities = logits.float().softmax(1)
+    truth = truth_of(batch.answers)
+    soft = batch.answers.dim() == 2
+    probabilities = logits.float().sigmoid() if soft else logits.float().softmax(1)
     score = score_of(logits.argmax(1), batch.answers)
     # One question an image, the worst answered, so that the grid shows as many images as it has places.
     chosen: dict[int, int] = {}
@@ -66,17 +77,20 @@ def questions_page(
         row = int(batch.question_index[pair])
         words = [vocab[i] for i in batch.questions[row, : int(batch.lengths[row])].tolist()]
         best = probabilities[pair].topk(min(2, len(answers)))
+        right = answers[int(truth[pair])] if truth[pair] >= 0 else "(none of the answers)"
         cells.append(
             Captioned(
-                pixels if attention is None else heated(pixels, attention[pair], 0.55),
-                f"{textwrap.fill(' '.join(words) + '?', 26)}\ntrue: {answers[int(truth[pair])]}",
+                pixels if attention is None else attended(pixels, attention[pair], 0.55),
+                f"{textwrap.fill(' '.join(words) + '?', 26)}\ntrue: {right}",
                 "  ".join(
                     f"{answers[i]} {p:.0%}" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
                 ),
                 RIGHT if score[pair] >= 0.5 else WRONG,
             )
         )
-    return captioned_page(cells, min(columns, len(cells)))
+    note = "Below each picture the model's two best answers, green if the first is right, red if not."
+    note += "" if attention is None else f" {ATTENTION}"
+    return captioned_page(cells, min(columns, len(cells)), note=note)
 
 
 def confusion_page(

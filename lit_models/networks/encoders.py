@@ -8,6 +8,7 @@ from math import ceil, log2
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from common.checks import at_least, nearest, one_of
@@ -220,14 +221,15 @@ def image_encoder(
     stem: Stem | None = None,
     width: int | None = None,
     pretrained: bool = False,
-) -> nn.Module:
+) -> PooledConv | ResNet | Pooled:
     """A network from images (B, C, H, W) in 0..1 to pooled features (B, D), with D as its ``out_dim``.
 
     Args:
         name: "conv" for :class:`PooledConv`; one of :data:`RESNETS`; any other classifier of torchvision, or
             ``timm/<name>`` of timm, without its last layer.
         image_shape: C, H, W, with C 1 or 3 (any C for "conv").
-        stem: of a ResNet, see :class:`ResNet`; by default "cifar" for images of up to 64 pixels.
+        stem: of a ResNet, see :class:`ResNet`; by default "cifar" for images of up to 64 pixels, and "imagenet" for
+            larger ones and for pretrained weights, which have that.
         width: channels of a ResNet's first stage (64 in the paper; with 16 two CPU cores can train one), or of the
             first layer of "conv" (by default 32).
         pretrained: start from the library's ImageNet weights (downloaded by it).
@@ -249,7 +251,8 @@ def image_encoder(
     if channels not in (1, 3):
         raise ValueError(f"{asked}: expected images of 1 or 3 channels, not {channels}; 'conv' takes any number")
     if name in RESNETS:
-        return ResNet(name, channels, width or 64, stem or ("cifar" if max(size) <= 64 else "imagenet"), pretrained)
+        small = max(size) <= 64 and not pretrained
+        return ResNet(name, channels, width or 64, stem or ("cifar" if small else "imagenet"), pretrained)
     if width is not None:
         raise ValueError(f"width={width}: expected null with {asked}, whose width is in its name")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -367,7 +370,7 @@ class Pooled(nn.Module):
         self.eval()
         try:
             with torch.no_grad():
-                self.out_dim = self(torch.zeros(1, *image_shape)).shape[1]
+                self.out_dim: int = self(torch.zeros(1, *image_shape)).shape[1]
         except (RuntimeError, AssertionError, ValueError) as error:
             shape = "×".join(map(str, image_shape))
             raise ValueError(f"encoder={name!r}: does not take images of {shape} ({error})") from error
@@ -414,7 +417,20 @@ def _fitted(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]
 
 
 def library_weights(encoder: nn.Module) -> dict[str, Tensor]:
-    """The weights of an :func:`image_encoder` under torchvision's or timm's names."""
+    """The weights of an :func:`image_encoder` under torchvision's or timm's names.
+
+    Says, in a line for each, what that library's network must have replaced before it takes them, and how pixels are
+    scaled.
+    """
+    rescale = getattr(encoder, "rescale", None)
+    if isinstance(rescale, Rescale):
+        mean, std = ([round(value, 4) for value in each.flatten().tolist()] for each in (rescale.mean, rescale.std))
+        rank_zero_info(f"These weights take pixels of 0..1 after (pixels - mean) / std with mean {mean}, std {std}.")
+    if isinstance(encoder, ResNet) and (form := encoder.conv1).weight.shape[2] == 3:
+        rank_zero_info(
+            f"Before a ResNet of torchvision or timm loads them: network.conv1 = nn.Conv2d({form.in_channels}, "
+            f"{form.out_channels}, 3, 1, 1, bias=False); network.maxpool = nn.Identity()"
+        )
     network = encoder.body if isinstance(encoder, Pooled) else encoder
     weights = network.state_dict().items()
     return {key: value.detach().clone() for key, value in weights if not key.startswith("rescale.")}

@@ -60,23 +60,29 @@ def spread(z: Tensor) -> Tensor:
     return output
 
 
-class ContrastiveScores(torch.nn.ModuleDict):
+class ContrastiveScores(torch.nn.Module):
     """Running means of the loss, of :func:`similarities` and of :func:`spread` over evaluated batches."""
 
     def __init__(self) -> None:
-        names = ("loss", "positive_similarity", "negative_similarity", "contrastive_accuracy", "projection_std")
-        super().__init__({name: MeanMetric() for name in names})
+        super().__init__()
+        self.loss, self.positive_similarity, self.negative_similarity = MeanMetric(), MeanMetric(), MeanMetric()
+        self.contrastive_accuracy, self.projection_std = MeanMetric(), MeanMetric()
+
+    def means(self) -> dict[str, MeanMetric]:
+        return {name: mean for name, mean in self.named_children() if isinstance(mean, MeanMetric)}
 
     def add(self, scores: dict[str, Tensor]) -> None:
+        means = self.means()
         for name, value in scores.items():
-            self[name].update(value)  # type: ignore[operator]
+            means[name].update(value)
 
     def log(self, module: LightningModule, stage: str) -> None:
         """Logs them as ``val/…`` or ``test/…``, and warns if the projections have collapsed."""
-        found = {name: metric.compute() for name, metric in self.items()}  # type: ignore[operator]
+        means = self.means()
+        found = {name: mean.compute() for name, mean in means.items()}
         module.log_dict({f"{stage}/{name}": value for name, value in found.items()})
-        for metric in self.values():
-            metric.reset()  # type: ignore[operator]
+        for mean in means.values():
+            mean.reset()
         if found["projection_std"] < COLLAPSED:
             rank_zero_warn(
                 f"collapse: the projections of all images are nearly one point (step {module.global_step}, "

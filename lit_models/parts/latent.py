@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from common.checks import at_least
+
+
+def as_codes(z: Any, size: int, like: Tensor) -> Tensor:
+    """Codes (B, size), given as a tensor or an array of numbers, with the device and the precision of a weight.
+
+    Raises:
+        TypeError, ValueError: they are something else, or there are none.
+    """
+    codes = torch.from_numpy(z) if isinstance(z, np.ndarray) and z.dtype.kind in "iuf" else z
+    if not isinstance(codes, Tensor):
+        raise TypeError(f"z of type {type(z).__name__}: expected codes (B, {size}), a tensor or an array of numbers")
+    if codes.dim() != 2 or codes.shape[1] != size or not len(codes):
+        raise ValueError(f"z of shape {tuple(codes.shape)}: expected codes (B, {size})")
+    return codes.to(like.device, like.dtype)
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:

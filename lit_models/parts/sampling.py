@@ -9,8 +9,9 @@ from common.checks import at_least, within
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raises a ValueError for a temperature below 0, a ``top_k`` below 1, or a ``top_p`` outside (0, 1]."""
+    """Raises a ValueError for a temperature below 0 or infinite, a ``top_k`` below 1, or a ``top_p`` outside (0, 1]."""
     at_least(0, "which takes the likeliest symbol", temperature=temperature)
+    within("[0, inf)", temperature=temperature)
     at_least(1, top_k=top_k)
     within("(0, 1]", top_p=top_p)
 

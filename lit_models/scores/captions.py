@@ -68,6 +68,17 @@ def cider_d(said: Sequence[Words], references: Sequence[Sequence[Words]], sigma:
     return totals
 
 
+def bleu(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, float]:
+    """BLEU-1 to BLEU-4 of one caption per image over all of them (Papineni et al. 2002), without smoothing.
+
+    The length of a caption is held against its reference of the nearest length, and of two equally near ones against
+    the shorter, as in coco-caption: torchmetrics takes the first of them, so they are sorted.
+    """
+    lines = [" ".join(map(str, sentence)) for sentence in said]
+    others = [[" ".join(map(str, sentence)) for sentence in sorted(sentences, key=len)] for sentences in references]
+    return {f"bleu_{n}": float(bleu_score(lines, others, n_gram=n)) for n in (1, 2, 3, 4)}
+
+
 def distinct(said: Sequence[Words], n: int) -> float:
     """Number of different n-grams over number of all n-grams of the captions (Li et al. 2016); NaN without any."""
     counts: Counter[Words] = Counter()
@@ -119,7 +130,7 @@ def novelty(said: Sequence[Sequence[int]], taught: Tensor | None) -> Tensor:
 
     1 if it is not among those with the fingerprints ``taught``, 0 if it is, −1 if these are unknown.
     """
-    if taught is None:
+    if taught is None or not said:
         return torch.full((len(said),), -1)
     padded = pad_sequence([torch.tensor([*words, 0]) for words in said], batch_first=True)
     return 1 - torch.isin(fingerprints(padded), taught.cpu()).long()
@@ -136,16 +147,18 @@ def judge(objects: Tensor, attributes: dict[str, list[str]], sentences: Sequence
         return torch.full((len(sentences), 5), -1)
     scenes = zip(objects.cpu(), sentences, strict=True)
     found = [check(scene, sentence, attributes) for scene, sentence in scenes]
-    return torch.tensor([[j.stated, j.true, j.covered, j.coverable, int(j.parsed)] for j in found])
+    return torch.tensor([[j.stated, j.true, j.covered, j.coverable, int(j.parsed)] for j in found]).view(-1, 5)
 
 
 class CaptionScores(Metric):
     """Gathers one caption per image with its references and computes all metrics at the end of an evaluation.
 
-    ``compute`` returns
+    Words of references that the vocabulary lacks count as words, each with an id of its own from the vocabulary's size
+    on: as ``<unk>`` they would all be one word, which is frequent.
 
-    - ``bleu_1`` … ``bleu_4`` (torchmetrics', over the whole set, without smoothing), ``cider_d``, and ``exact_match``,
-      the share that equals one of its references;
+    ``compute`` returns nothing if no caption was added on any rank, and otherwise
+
+    - ``bleu_1`` … ``bleu_4``, ``cider_d``, and ``exact_match``, the share that equals one of its references;
     - repetitiveness and variation: ``distinct_1``, ``distinct_2``, ``self_bleu``, ``unique_share`` (different captions
       over all captions), ``vocabulary_coverage`` (share of the references' words that are ever used), ``length`` (mean
       number of words) and, if training captions are known, ``novel_share``, the share that equals none of them;
@@ -185,7 +198,7 @@ class CaptionScores(Metric):
         novel: Tensor,
         unseen: Tensor,
     ) -> None:
-        """One caption of each of I images.
+        """One caption of each of I images. On several ranks all call it equally often, if need be for no image.
 
         Args:
             said: the ids of its words.
@@ -199,13 +212,14 @@ class CaptionScores(Metric):
         counts = torch.tensor([len(sentence) for sentence in said], device=device)
         of_image = torch.tensor([len(sentences) for sentences in references], device=device)
         columns = [counts, of_image, novel.to(device), unseen.to(device).long(), *judgments.to(device).unbind(1)]
+        columns = [column.long() for column in columns]
         flat = [word for sentence in said for word in sentence]
         others = [sentence for sentences in references for sentence in sentences]
         self.said.append(torch.tensor(flat, dtype=torch.long, device=device))
         self.references.append(
             torch.tensor([word for sentence in others for word in sentence], dtype=torch.long, device=device)
         )
-        self.lengths.append(torch.tensor([len(sentence) for sentence in others], device=device))
+        self.lengths.append(torch.tensor([len(sentence) for sentence in others], dtype=torch.long, device=device))
         self.rows.append(torch.stack(columns, 1))
 
     def sentences(self) -> tuple[list[Words], list[list[Words]], Tensor]:
@@ -220,6 +234,8 @@ class CaptionScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         said, references, columns = self.sentences()
+        if not said:
+            return {}
         columns = columns.cpu()
         novel, unseen, stated, true, covered, coverable, parsed = columns.double().unbind(1)
         lengths = torch.tensor([len(sentence) for sentence in said])
@@ -229,14 +245,14 @@ class CaptionScores(Metric):
         judged = bool((stated >= 0).all())
         shown = truthful if judged else torch.full_like(truthful, math.nan)
         self.by_length = by_length_of(lengths.tolist(), each_cider.tolist(), shown.tolist())
-        result = self.bleu(said, references)
+        result = bleu(said, references)
         result["cider_d"] = mean(each_cider)
         result["exact_match"] = sum(s in r for s, r in zip(said, references, strict=True)) / len(said)
         result |= {f"distinct_{n}": distinct(said, n) for n in (1, 2)}
         result["self_bleu"] = self_bleu(said)
         result["unique_share"] = len(set(said)) / len(said)
         known = {word for sentences in references for sentence in sentences for word in sentence}
-        known -= {0, 1}
+        known &= set(range(2, len(self.vocab)))  # others it cannot say
         spoken = {word for sentence in said for word in sentence}
         result["vocabulary_coverage"] = len(spoken & known) / max(1, len(known))
         result["length"] = float(lengths.double().mean())
@@ -256,16 +272,6 @@ class CaptionScores(Metric):
                 for name, some in (("seen", ~new), ("unseen", new)):
                     result[f"coverage_{name}"] = float(covered[some].sum() / coverable[some].sum())
         return {name: torch.tensor(value, dtype=torch.float) for name, value in result.items()}
-
-    def bleu(self, said: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, float]:
-        """BLEU-1 to BLEU-4 over all captions."""
-
-        def text(sentence: Words) -> str:
-            return " ".join(self.vocab[word] for word in sentence)
-
-        lines = [text(sentence) for sentence in said]
-        others = [[text(sentence) for sentence in sentences] for sentences in references]
-        return {f"bleu_{n}": float(bleu_score(lines, others, n_gram=n)) for n in (1, 2, 3, 4)}
 
 
 def by_length_of(

@@ -1,4 +1,4 @@
-"""Principal components of more images than fit in memory as floats."""
+"""Principal components of more images than fit in memory as floats, or of few large ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.decompositions import MOST, gram, refuse_large
 from common.distributed import world_size
 
 
@@ -47,10 +48,54 @@ def find_components(samples: Iterable[Tensor], mean: Tensor, components: Tensor)
 
     Args:
         mean: (dim,); the sums are kept on its device.
-        components: (K, dim), the strongest ones.
+        components: (K, dim), the strongest ones; where there are fewer, the rest becomes 0.
+
+    Raises:
+        ValueError: the samples and their values are both more than :data:`common.decompositions.MOST`.
     """
-    pca = PCA(len(mean), mean.device)
+    if len(mean) > MOST:
+        found = components_of_few(samples, len(mean), len(components), mean.device)
+    else:
+        pca = PCA(len(mean), mean.device)
+        for batch in samples:
+            pca.update(batch.to(mean.device).flatten(1))
+        found = pca.compute(len(components))
+    for there, values in zip((mean, components), found, strict=True):
+        there.copy_(values)
+
+
+def components_of_few(
+    samples: Iterable[Tensor], dim: int, components: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """:meth:`PCA.compute` of fewer samples than values, by the products of samples, which are smaller than dim².
+
+    X = U S Vᵀ for centered samples X: the components are the rows of Vᵀ = S⁻¹ Uᵀ X.
+    """
+    kept, count = [], 0
     for batch in samples:
-        pca.update(batch.to(mean.device).flatten(1))
-    for there, found in zip((mean, components), pca.compute(len(components)), strict=True):
-        there.copy_(found)
+        kept.append(batch.to(device).flatten(1).float())
+        count += len(batch)
+        refuse_large("principal components", count * world_size(), dim)
+    x = _of_all_ranks(torch.cat(kept))
+    refuse_large("principal components", len(x), dim)
+    mean = x.mean(0, dtype=torch.double)
+    x -= mean
+    squares, left = torch.linalg.eigh(gram(x))
+    there = squares > 1e-10 * squares[-1]  # the rest is rounding: centered samples are dependent
+    strongest = (left[:, there] / squares[there].sqrt()).T.flip(0)[:components].to(x.dtype)
+    found = x.new_zeros(components, dim)
+    found[: len(strongest)] = strongest @ x
+    return mean, found
+
+
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    """(n, …) of each rank → all of them on every rank, in the order of the ranks."""
+    if world_size() == 1:
+        return rows
+    counts = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor(len(rows), device=rows.device))
+    most = max(int(count) for count in counts)
+    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+    found = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(found, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(found, counts, strict=True)])

@@ -23,6 +23,8 @@ class VQAScores(Metric):
       from the true answers, per question type, averaged by the number of questions;
     - ``paired_consistency``: of all pairs of images with the same question and different true answers, the share where
       both are answered right (a blind model gets 0);
+    - ``uncovered_share``: if some questions' true answer is none of the A, their share: nothing is right for them, and
+      they are in none of the metrics that compare the given with the true answers;
     - if some are marked unseen: ``accuracy_seen``, ``accuracy_unseen``, ``gap_seen_unseen`` and the
       ``harmonic_mean`` of the first two.
     """
@@ -48,7 +50,7 @@ class VQAScores(Metric):
         unseen: Tensor,
     ) -> None:
         """Adds answers, all (Q,), as in ``VQABatch``; ``answers`` may be (Q, A) scores; the best is the truth."""
-        truth = answers if answers.dim() == 1 else answers.argmax(1)
+        truth = truth_of(answers)
         scores = [score_of(predicted, answers), score_of(prior_answers, answers)]
         self.rows.append(torch.stack([predicted, truth, question_types, question_ids, unseen.long()], 1))
         self.scores.append(torch.stack(scores, 1))
@@ -73,7 +75,10 @@ class VQAScores(Metric):
         result["answer_entropy_ratio"] = entropy(given.sum(0)) / entropy(true.sum(0))
         result["top_answer_share"] = given.sum(0).max() / given.sum()
         result["answer_kl"] = (kl_divergence(given, true) * given.sum(1)).sum() / given.sum()
-        result["paired_consistency"] = paired_consistency(ids, truth, scores >= 0.5)
+        covered = truth >= 0
+        result["paired_consistency"] = paired_consistency(ids[covered], truth[covered], scores[covered] >= 0.5)
+        if not covered.all():
+            result["uncovered_share"] = 1 - covered.double().mean()
         if unseen.any() and not unseen.all():
             new = unseen.bool()
             seen_accuracy, unseen_accuracy = scores[~new].mean(), scores[new].mean()
@@ -85,10 +90,19 @@ class VQAScores(Metric):
 
     def confusions(self) -> Tensor:
         """(K, A, A): for each question type, how often each answer (column) was given for each true answer (row)."""
-        predicted, truth, kinds, *_ = dim_zero_cat(self.rows).unbind(1)
+        rows = dim_zero_cat(self.rows)
+        predicted, truth, kinds, *_ = rows[rows[:, 1] >= 0].unbind(1)
         kinds_count, n = len(self.question_types), self.num_answers
         cells = torch.bincount((kinds * n + truth) * n + predicted, minlength=kinds_count * n * n)
         return cells.view(kinds_count, n, n)
+
+
+def truth_of(answers: Tensor) -> Tensor:
+    """(Q,) the true answer of hard (Q,) or soft (Q, A) targets; of the latter the best, or -1 if none is right."""
+    if answers.dim() == 1:
+        return answers
+    best, truth = answers.max(1)
+    return truth.where(best > 0, -1)
 
 
 def score_of(chosen: Tensor, answers: Tensor) -> Tensor:
@@ -120,6 +134,8 @@ def paired_consistency(ids: Tensor, truth: Tensor, right: Tensor) -> Tensor:
     They are counted without forming the pairs: with n_a questions of true answer a among those with the same words, the
     number of pairs that differ in their answer is ½((Σ n_a)² − Σ n_a²). NaN if there is no pair.
     """
+    if not len(ids):
+        return torch.tensor(torch.nan, dtype=torch.double)
     cells, cell = torch.stack([ids, truth], 1).unique(dim=0, return_inverse=True)
     _, group = cells[:, 0].unique(return_inverse=True)
     pairs = []

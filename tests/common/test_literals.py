@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -20,6 +21,15 @@ Choices = tuple[str | None, ...]
 
 FACTS: dict[str, Any] = {
     "answers": ["yes", "no"],
+    "batch_size": 2,
+    "captions_per_image": None,
+    "features": None,
+    "fit": "crop",
+    "folder": Path("nowhere"),
+    "image_size": 8,
+    "min_count": 1,
+    "num_workers": 0,
+    "page": "",
     "attributes": {"shape": ["circle", "square"]},
     "image_shape": [3, 32, 32],
     "longest": 5,

@@ -502,7 +502,7 @@ def test_karpathy_parts(root: Path) -> None:
     assert train.images.shape == (2, 3, 8, 8)
     assert train.images.dtype == torch.uint8
     assert grays(train) == [50, 0]
-    assert words(train, data.vocab)[:5] == ["a dog runs", "the dog s ball n5", "dog", "a restval", "a dog"]
+    assert words(train, data.vocab)[:5] == ["a dog runs", "the dog 's ball n5", "dog", "a restval", "a dog"]
     assert grays(data.tables["test"][torch.arange(3)]) == [80, 90, 100]
     assert train.objects.shape == (2, 0, 2)
     assert (data.attributes, data.image_shape, data.longest) == ({}, [3, 8, 8], 5)
@@ -511,7 +511,7 @@ def test_karpathy_parts(root: Path) -> None:
         "dog",
         "runs",
         "the",
-        "s",
+        "'s",
         "ball",
         "train",
         "restval",
@@ -528,9 +528,9 @@ def test_facts_are_there_before_setup(root: Path) -> None:
 
 def test_rare_words_are_unknown_and_those_of_the_test_too(root: Path) -> None:
     data = karpathy(root, min_count=2)
-    assert set(data.vocab[2:]) == {"a", "dog", "runs", "the", "s", "ball", "train"}
+    assert set(data.vocab[2:]) == {"a", "dog", "runs", "the", "'s", "ball", "train"}
     test = words(data.tables["test"][torch.tensor([0])], data.vocab)
-    assert test == ["a dog runs", "the dog s ball <unk>", "dog", "a <unk>", "a dog"]
+    assert test == ["a dog runs", "the dog 's ball <unk>", "dog", "a <unk>", "a dog"]
 
 
 def test_karpathys_coco_has_its_images_in_two_folders(root: Path) -> None:
@@ -732,3 +732,33 @@ def test_argument_out_of_range(root: Path, name: str) -> None:
             make(str(root), **{**OPTIONS, name: -1})
     with pytest.raises(ValueError, match="name='flickr9k'"):
         KarpathyCaptions(str(root), name="flickr9k")
+
+
+def test_given_tokens_are_taken_as_they_are_given(tmp_path: Path) -> None:
+    write_karpathy(tmp_path / "flickr8k")
+    file = tmp_path / "flickr8k" / "dataset_flickr8k.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["sentences"] = [{"tokens": ["A", "T-shirt", "for", "3.5", "u.s.", "dollars", "."]}]
+    file.write_text(json.dumps(content))
+    part = read_karpathy(file)["train"][0]
+    assert part.captions == ["a t-shirt for 3.5 u.s. dollars"]
+    data = karpathy(tmp_path, min_count=1)
+    assert {"t-shirt", "3.5", "u.s."} <= set(data.vocab)
+
+
+def test_photographs_are_looked_at_before_the_first_step(root: Path) -> None:
+    """Also those of the test, which would otherwise end the run after all its training."""
+    file = next(iter((root / "flickr8k" / "images").glob("*")))
+    for photograph in read_karpathy(root / "flickr8k" / "dataset_flickr8k.json")["test"][:1]:
+        file = root / "flickr8k" / "images" / photograph.file
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(
+        ValueError, match=rf"{file.name}: image \d+ cannot be decoded: .*; 1 in all, which broken='skip'"
+    ):
+        KarpathyCaptions(str(root), **OPTIONS).prepare_data()
+    data = KarpathyCaptions(str(root), **OPTIONS, broken="skip")
+    with pytest.warns(UserWarning, match="left out 1 photographs that cannot be decoded, the first: "):
+        data.setup()
+    assert {part: len(table) for part, table in data.tables.items()} == {"train": 6, "val": 2, "test": 2}
+    assert len(data.sample_names("test")["file"]) == 2
+    KarpathyCaptions(str(root), **OPTIONS, check=False).prepare_data()

@@ -24,11 +24,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
+from common.files import write_whole
 from common.pictures import Preprocessing, channels_first, decode
 from datamodules import image_tree
 from datamodules.image_tree import ImageTree
 from datamodules.images import CIFAR10, CIFAR100, MNIST, STL10, Digits, FashionMNIST
-from datamodules.parts import image_files
+from datamodules.parts import archives, decoding, image_files
 from datamodules.parts.image_files import Tree
 from datamodules.parts.image_sets import ImageBatch, Images, stratified_order
 from datamodules.parts.loader import WorkerLoader, checksum
@@ -424,7 +425,7 @@ def test_mnist_is_the_official_one(monkeypatch: pytest.MonkeyPatch, offline: Non
 @pytest.mark.skipif(not (DATA / "cifar10_images.zip").exists(), reason=f"no cifar10_images.zip in {DATA}")
 def test_cifar10_is_read_from_its_jpeg_copy(monkeypatch: pytest.MonkeyPatch, offline: None) -> None:
     monkeypatch.setenv("LIT_DATA", str(DATA))
-    monkeypatch.setattr(image_files, "CACHE_SECONDS", float("inf"))
+    monkeypatch.setattr(decoding, "CACHE_SECONDS", float("inf"))
     cifar = CIFAR10()
     cifar.prepare_data()
     assert cifar.part("train").labels.bincount().tolist() == [4500] * 10
@@ -650,8 +651,8 @@ def test_a_relative_path_is_also_looked_for_in_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"notes.txt": b"hello"}, "tree: no image in it, expected class folders with .jpg"),
-        ({"ape/0.png": png(0), "ape/1.png": png(1)}, "tree: only one class, 'ape'"),
+        ({"notes.txt": b"hello"}, "tree: no image in it, expected files that end in .jpg"),
+        (PARTED | {"train/stray.png": png(0)}, "or labels=none to take all 31 pictures without classes"),
         (FLAT | {"stray.png": png(0)}, "stray.png: no class folder, expected <class>/stray.png"),
         (PARTED | {"train/stray.png": png(0)}, "stray.png: no class folder, expected <class>/stray.png"),
         (PARTED | {"test/dog/0.png": png(0)}, "test/dog/0.png: no class 'dog' in training, but ape, bee, cat"),
@@ -682,9 +683,12 @@ def test_a_class_that_is_missing_in_test_is_told_and_other_files_are_counted(tmp
     folder = write_folder(tmp_path / "tree", files)
     caught = warnings_of(lambda: ImageTree(str(folder)))
     assert [line for line in caught if line == f"{folder}: test has no images of 1 of 3 classes: bee"]
-    assert [line for line in caught if line == f"{folder}: left out 1 files whose names are not those of images"]
     tree = ImageTree(str(folder))
     assert tree.part("test").labels.unique().tolist() == [0, 2]
+    assert tree.found() == (
+        "28 pictures of 3 classes (ape, bee, cat); 22 train, 2 val, 4 test; "
+        "2 files skipped that are no pictures (.md, .txt)"
+    )
     assert tree.num_classes == 3
 
 
@@ -884,7 +888,7 @@ def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
 def test_members_that_are_there_twice_or_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = zip_with(tmp_path / "twice.zip", "ape/0.png", png(9))
     assert "member ape/0.png: occurs twice, expected once" in error_of(lambda: ImageTree(str(path)))
-    monkeypatch.setattr(image_files, "MEMBER_LIMIT", 5000)
+    monkeypatch.setattr(archives, "MEMBER_LIMIT", 5000)
     for path in (
         zip_with(tmp_path / "large.zip", "ape/large.png", bytes(10_000)),
         write_tar(tmp_path / "large.tar.gz", FLAT | {"ape/large.png": bytes(10_000)}),
@@ -943,7 +947,7 @@ def test_cached_images_are_those_decoded(
     decoded = ImageTree(str(path), broken="skip")
     decoded.setup()
     assert not cache.exists()  # quick ones are not kept
-    monkeypatch.setattr(image_files, "CACHE_SECONDS", -1)
+    monkeypatch.setattr(decoding, "CACHE_SECONDS", -1)
     for _ in range(2):
         tree = ImageTree(str(path), broken="skip")
         assert [line for line in warnings_of(tree.setup) if "left out 1 broken images" in line]
@@ -970,7 +974,7 @@ def decode_only_the_first(decode: Callable[..., np.ndarray]) -> Callable[..., np
 
 
 def test_other_files_and_options_are_decoded_anew(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_files, "CACHE_SECONDS", -1)
+    monkeypatch.setattr(decoding, "CACHE_SECONDS", -1)
     path = write_folder(tmp_path / "tree", FLAT)
     for options in ({}, {"size": 8}, {"size": 8, "grayscale": True}, {"size": 8, "broken": "skip"}):
         ImageTree(str(path), **options).setup()
@@ -986,19 +990,26 @@ def test_other_files_and_options_are_decoded_anew(tmp_path: Path, cache: Path, m
 
 
 def test_an_interrupted_decoding_leaves_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_files, "CACHE_SECONDS", -1)
+    monkeypatch.setattr(decoding, "CACHE_SECONDS", -1)
     path = write_folder(tmp_path / "tree", FLAT | {"cat/9.png": b""})
     error_of(lambda: ImageTree(str(path)))
     assert not cache.exists()
 
-    def full(self: np.ndarray, *args: Any) -> None:
-        raise OSError("No space left on device")
+    def half(pieces: Any) -> Any:
+        yield pieces[0]
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
-    with pytest.raises(OSError, match="No space"):
-        ImageTree(str(path), broken="skip").setup()
-    assert not list(cache.glob("*.npy"))
-    monkeypatch.undo()
+    def on_a_full_disk(file: Path, pieces: Any) -> None:
+        write_whole(file, half(pieces) if file.suffix == ".npy" else pieces)
+
+    monkeypatch.setattr(decoding, "write_whole", on_a_full_disk)
+    tree = ImageTree(str(path), broken="skip")
+    (line,) = [line for line in warnings_of(tree.setup) if "not kept" in line]
+    assert line.startswith(
+        f"{path}: what was decoded is not kept and will be decoded again next time ({cache}: No space"
+    )
+    assert len(tree.part("train").labels) == 20
+    assert [file.suffix for file in cache.iterdir()] == [".json"]
 
 
 # Trees too large for memory.
@@ -1007,13 +1018,16 @@ def test_an_interrupted_decoding_leaves_nothing(tmp_path: Path, cache: Path, mon
 def test_a_tree_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_folder(tmp_path / "tree", FLAT)
     needed = 24 * 3 * 8 * 8
-    monkeypatch.setattr(image_tree, "memory_bytes", lambda: 2 * needed)
-    ImageTree(str(path), size=8)
-    monkeypatch.setattr(image_tree, "memory_bytes", lambda: 2 * needed - 2)
-    assert "GB when decoded, expected at most" in error_of(lambda: ImageTree(str(path), size=8))
+    monkeypatch.setattr(image_tree, "memory_limit", lambda: 4 * needed // 3)
+    tree = ImageTree(str(path), size=8)
+    monkeypatch.setattr(image_tree, "memory_limit", lambda: 4 * needed // 3 - 2)
+    assert " MB when decoded, expected at most " in error_of(lambda: ImageTree(str(path), size=8))
+    monkeypatch.setattr(image_tree, "memory_limit", lambda: 2 * 2**30)
+    monkeypatch.setattr(tree.tree, "names", ["x.png"] * (2**31 // 192))
+    message = error_of(lambda: tree._refuse_too_large(2))
+    assert "4.0 GB when decoded in 2 processes, expected at most 1.5 GB of 2.0 GB of memory; use num_w" in message
+    monkeypatch.setattr(image_tree, "memory_limit", lambda: 2)
     ImageTree(str(path), size=8, num_workers=1)
-    monkeypatch.undo()
-    assert 2**28 < image_tree.memory_bytes() < 2**50
 
 
 @pytest.mark.parametrize("where", ["tree", "tree.zip", "tree.tar"])
@@ -1054,15 +1068,22 @@ def test_an_archive_that_was_opened_before_the_workers_is_not_shared_with_them(t
 
 def test_a_broken_image_is_named_by_a_worker_in_one_line(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "tree", PARTED | {"test/bee/broken.jpg": JPEG[:300]})
-    tree = ImageTree(str(path), size=8, num_workers=1)
-    assert error_of(lambda: list(tree.test_dataloader())).startswith(f"{path}/test/bee/broken.jpg: cannot be decoded: ")
+    named = f"{path}/test/bee/broken.jpg: cannot be decoded: "
+    tree = ImageTree(str(path), size=8, num_workers=1, check=False)
+    assert error_of(lambda: list(tree.test_dataloader())).startswith(named)
+    checked = ImageTree(str(path), size=8, num_workers=1)
+    assert error_of(checked.setup).startswith(named), "before the first step"
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("tree", {"num_workers": 1}, "num_workers=1: expected a 'size'"),
-        ("tree", {"num_workers": 1, "size": 8, "broken": "skip"}, "broken='skip': expected 'error' with num_workers=1"),
+        (
+            "tree",
+            {"num_workers": 1, "size": 8, "broken": "skip", "check": False},
+            "broken='skip' with check=false and num_workers=1: expected check=true",
+        ),
         ("tree.tar.gz", {"num_workers": 1, "size": 8}, "an uncompressed .tar, not tree.tar.gz"),
         ("tree", {"num_workers": -1}, "num_workers=-1"),
         ("tree", {"size": 0}, "size=0"),

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from common.pictures import Preprocessing
+from datamodules.image_tree import ImageTree
 from datamodules.images import Digits
 from datamodules.labelled_pairs import ClassBalancedLoader, ExampleBatch, LabelledPairs, draw_groups, read_groups
 from datamodules.parts.augment import Augmentation
 from datamodules.parts.image_sets import ImageBatch
+from tests.datamodules.test_images import FLAT, ids, png, write_folder
 
 Ranks = Callable[[int, int], None]
 
@@ -189,16 +195,23 @@ def test_batches_of_groups(groups: str) -> None:
     assert torch.equal(one.images[0], part.images[rows[5]])
 
 
+def number_below(count: int) -> Callable[[str], int]:
+    data = Digits()
+    data.setup()
+    data.training_rows = torch.empty(count)
+    return data.number_of
+
+
 def test_groups_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "pairs.csv"
     file.write_text("anchor,other,same\n0,3,1\n1,2,0\n")
-    rows, same, lines = read_groups(file, 4)
+    rows, same, lines = read_groups(file, number_below(4))
     assert rows.tolist() == [[0, 3], [1, 2]]
     assert same.tolist() == [[True], [False]]
     assert lines == [2, 3]
     assert digits(groups=str(file)).group_size == 2
     file.write_text("anchor, positive, negative\n0,3,1\n\n2,1,0\n")
-    rows, same, lines = read_groups(file, 4)
+    rows, same, lines = read_groups(file, number_below(4))
     assert rows.tolist() == [[0, 3, 1], [2, 1, 0]]
     assert same.tolist() == [[True, False]] * 2
     assert lines == [2, 4]
@@ -267,8 +280,81 @@ def test_images_that_are_not_trained_on_are_refused_with_their_line(tmp_path: Pa
     count = len(stored.labels)
     assert message(validating) == f"{file}:4: image {validating} validates; expected a training image"
     assert message(other) == f"{file}:4: image {other} is of an unseen class; expected a training image"
-    assert message(count) == f"{file}:4: '{seen},{count},0', expected images from 0 to {count - 1}"
+    assert message(count) == (
+        f"{file}:4: '{seen},{count},0': no image '{count}', expected a number from 0 to {count - 1}"
+    )
     assert "validates, or limit leaves it out; expected" in message(other, limit=100)
+
+
+def test_files_in_a_folder_go_by_their_names(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "set", {f"wrapped/{name}": content for name, content in FLAT.items()})
+    data = LabelledPairs(ImageTree(str(path), split_seed=2), batch_size=2)
+    data.setup()
+    train, val, test = (list(data.source.sample_names(part)["file"]) for part in ("train", "val", "test"))
+    assert train != sorted(FLAT)[: len(train)], "their places are others than in the folder"
+    file = tmp_path / "pairs.csv"
+    short = [name.removeprefix("wrapped/") for name in train]
+    lines = [f"{train[1]},./{short[7]},1", f"{short[19]}, {train[2]} ,0"]
+    file.write_text("\n".join(["anchor,other,same", *lines]))
+    groups = LabelledPairs(ImageTree(str(path), split_seed=2), batch_size=2, groups=str(file))._groups_of(file)
+    shown = [[ids(image[None])[0] for image in images] for images in groups[torch.arange(2)].images]
+    pixels = {
+        name: ids(torch.from_numpy(np.array(Image.open(path / name))).permute(2, 0, 1)[None])[0] for name in train
+    }
+    assert shown == [[pixels[train[1]], pixels[train[7]]], [pixels[train[19]], pixels[train[2]]]]
+    assert groups.same.tolist() == [[True], [False]]
+
+    def message(name: str, **options: Any) -> str:
+        file.write_text(f"anchor,positive,negative\n{train[0]},{train[1]},{name}\n")
+        wrong = LabelledPairs(ImageTree(str(path), split_seed=2, **options), batch_size=2, groups=str(file))
+        start = f"{file}:2: "
+        with pytest.raises(ValueError, match=re.escape(start)) as error:
+            wrong.train_dataloader()
+        assert str(error.value).startswith(start)
+        return str(error.value).removeprefix(start).removeprefix(f"'{train[0]},{train[1]},{name}': ")
+
+    assert message(val[0]) == f"image {val[0]} validates; expected a training image"
+    assert message(test[0]) == f"'{test[0]}' is in the part test; expected a training image"
+    assert message(f"{short[3]}x") == f"no picture '{short[3]}x' in {path}; did you mean '{short[3]}'?"
+    assert message("7") == f"image 7: expected the name of a file, such as '{short[0]}'"
+    table = "file,label\n" + "".join(f"{name},{name[0]}\n" for name in FLAT if name != "bee/4.png")
+    (path / "wrapped" / "labels.csv").write_text(table)
+    assert message("bee/4.png") == "'bee/4.png' is not in the table of labels"
+    (path / "wrapped" / "labels.csv").unlink()
+    (path / train[5]).write_bytes(b"")
+    assert message(train[5], broken="skip", size=8) == f"'{train[5]}' is broken; expected a training image"
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_images_that_are_not_square_have_one_shape_in_training_and_evaluation(augmented: bool, tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "set", {name: png(i, 32, 48) for i, name in enumerate(FLAT)})
+    still = Augmentation(scale=(1, 1), ratio=(1, 1), flip=0.0, jitter_probability=0.0, grayscale=0.0)
+    data = LabelledPairs(ImageTree(str(path)), batch_size=4, augmentation=still if augmented else None)
+    data.trainer = trainer_that_trains(training=True)
+    data.setup()
+    shape = [3, 32, 32] if augmented else [3, 32, 48]
+    assert data.image_shape == shape
+    evaluating = LabelledPairs(data.source, batch_size=4, augmentation=data.augmentation)
+    preprocess = Preprocessing(data.image_shape, **data.preprocessing)
+    for part in ("train", "val", "test"):
+        for batch in data.plain_loader(part):  # type: ignore[arg-type]
+            trained = data.on_after_batch_transfer(batch, 0).images[:, 0]
+            evaluated = evaluating.on_after_batch_transfer(batch, 0).images[:, 0]
+            assert list(trained.shape[1:]) == list(evaluated.shape[1:]) == shape
+            asked = preprocess(batch.images)
+            assert torch.allclose(evaluated, asked, atol=1e-6)
+            if augmented:
+                middle = batch.images[..., 8:40] / 255
+                assert torch.allclose(evaluated, middle, atol=1e-6), "in its own proportions"
+    smaller = LabelledPairs(data.source, augmentation=Augmentation(size=8))
+    assert smaller.image_shape == [3, 8, 8]
+    assert smaller.on_after_batch_transfer(batch, 0).images.shape[2:] == (3, 8, 8)
+
+
+def trainer_that_trains(training: bool) -> Any:
+    loop = SimpleNamespace(batch_idx=0)
+    module = SimpleNamespace(dtype=torch.float32)
+    return SimpleNamespace(training=training, fit_loop=loop, current_epoch=0, lightning_module=module, num_devices=1)
 
 
 @pytest.mark.parametrize(
@@ -277,9 +363,9 @@ def test_images_that_are_not_trained_on_are_refused_with_their_line(tmp_path: Pa
         ("a,b,c\n", "starts with 'a,b,c', expected 'anchor,other,same or anchor,positive,negative'"),
         ("", "starts with ''"),
         ("anchor,other,same\n", "holds no pair"),
-        ("anchor,other,same\n0,1,1\n0,4,1\n", r"pairs.csv:3: '0,4,1', expected images from 0 to 3"),
-        ("anchor,other,same\n0,1,2\n", r"pairs.csv:2: '0,1,2'"),
-        ("anchor,other,same\n0,1\n", r"pairs.csv:2: '0,1'"),
+        ("anchor,other,same\n0,1,1\n0,4,1\n", "pairs.csv:3: '0,4,1': no image '4', expected a number from 0 to 3"),
+        ("anchor,other,same\n0,1,2\n", "pairs.csv:2: '0,1,2': same='2': expected '0' or '1'"),
+        ("anchor,other,same\n0,1\n", "pairs.csv:2: '0,1': 2 values, expected 3"),
         ("anchor,positive,negative\n0,1,x\n", r"pairs.csv:2: '0,1,x'"),
         ("anchor,positive,negative\n0,1,-2\n", r"pairs.csv:2: '0,1,-2'"),
         ("anchor,positive,negative\n\n\n0,1,2\n\n0,1,4\n", r"pairs.csv:6: '0,1,4'"),
@@ -289,7 +375,7 @@ def test_broken_group_files_are_named(tmp_path: Path, content: str, message: str
     file = tmp_path / "pairs.csv"
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_groups(file, 4)
+        read_groups(file, number_below(4))
 
 
 # Parts.
@@ -390,7 +476,6 @@ def test_augmentation_is_of_training_images_and_of_each_by_itself() -> None:
         ({"unseen_classes": list(range(9))}, "expected to leave at least two classes"),
         ({"unseen_classes": ["9"]}, r"unseen_classes=\['9'\]: expected at least two"),
         ({"unseen_classes": ["9", 9]}, "expected at least two for the test to tell apart, or none"),
-        ({"augmentation": Augmentation(size=4)}, "augmentation.size=4: expected null"),
     ],
 )
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:

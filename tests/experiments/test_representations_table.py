@@ -129,7 +129,7 @@ def test_what_is_untrained_stays_as_it_is(fit: Callable[..., CLI], tmp_path: Pat
         assert torch.equal(cli.model.state_dict()[name], weights), name
     other = build(["fit", "-c", str(tmp_path / "random.yaml"), "--seed_everything", "1"]).model
     assert not torch.equal(other.encoder[1].weight, fresh.encoder[1].weight)
-    with pytest.raises(ValueError, match="representation='noise': expected 'pixels', 'pca' or 'random'"):
+    with pytest.raises(ValueError, match="representation='noise': expected 'pixels', 'pca', 'random' or 'pretrained'"):
         Untrained([1, 8, 8], "noise")  # type: ignore[arg-type]
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 
-from datamodules.captions import CaptionBatch, CaptionTable
+from datamodules.captions import CaptionBatch, CaptionTable, choose_captions
 from datamodules.parts.loader import TensorLoader
 from lit_models.captioner import Captioner, doubly_stochastic, shifted
 from lit_models.figures.canvas import captioned_page
@@ -24,7 +25,8 @@ from lit_models.figures.captioner import illustrate
 from lit_models.networks.caption_decoders import END, rows, until_end
 from lit_models.parts.beam_search import State, beam_search
 from lit_models.parts.sampling import inverse_cdf
-from lit_models.scores.captions import COMPARED, judge
+from lit_models.scores.captions import COMPARED, CaptionScores, judge
+from tests.two_ranks import on_two_ranks
 
 VOCAB = ["<pad>", "<unk>", "a", "red", "blue", "circle", "square", "small", "large"]
 SENTENCES = ["a red circle", "a blue square", "a small red square", "a large blue circle"]
@@ -61,6 +63,7 @@ def made_up(seed: int = 0) -> CaptionBatch:
         objects=torch.zeros(3, 0, 2, dtype=torch.long),
         stated=torch.zeros(6, 0, dtype=torch.long),
         unseen=torch.zeros(3, dtype=torch.bool),
+        references=captions,
     )
 
 
@@ -638,6 +641,52 @@ def test_people_are_scored_by_their_first_caption_against_their_others(tmp_path:
     assert "test/people/novel_share" not in found  # of a model that was not trained here
 
 
+def scores_of_people(captions: list[list[str]], batch_size: int) -> dict[str, float]:
+    data = Pictures()
+    table = data.tables["train"] = CaptionTable(pixels(), captions, VOCAB)
+    data.test_dataloader = lambda: TensorLoader(table, batch_size)  # type: ignore[method-assign]
+    found = trainer(Path.cwd()).test(model(), datamodule=data, verbose=False)[0]
+    return {name: value for name, value in found.items() if name.startswith("test/people")}
+
+
+def test_people_are_scored_wherever_there_are_others() -> None:
+    """Also beside images with a single caption, whatever the batches."""
+    captions = [[s, "a square"] if place % 2 else [s] for place, s in enumerate(SENTENCES)]
+    found = scores_of_people(captions, 4)
+    assert found
+    assert scores_of_people(captions, 1) == pytest.approx(found)
+
+
+def people_on_a_rank(rank_captions: list[list[list[str]]]) -> dict[str, float]:
+    """Of a metric to which this rank adds its own images only."""
+    scores = CaptionScores(VOCAB)
+    for captions in rank_captions[dist.get_rank()]:
+        several = [[tuple(map(VOCAB.index, s.split())) for s in captions]] if len(captions) > 1 else []
+        said, references = [each[0] for each in several], [each[1:] for each in several]
+        nothing = torch.full((len(said), 5), -1)
+        scores.update(said, references, nothing, nothing[:, 0], torch.zeros(len(said), dtype=torch.bool))
+    return {name: float(value) for name, value in scores.compute().items()}
+
+
+def test_a_rank_without_anybody_to_compare_does_not_leave_the_other_waiting() -> None:
+    alone, in_company = [[SENTENCES[0]]] * 2, [[SENTENCES[1], SENTENCES[2]]] * 2
+    first, second = on_two_ranks(people_on_a_rank, [alone, in_company])
+    assert first == pytest.approx(second, nan_ok=True)
+    assert first["length"] > 0
+    assert on_two_ranks(people_on_a_rank, [alone, alone]) == [{}, {}]
+
+
+def test_words_that_the_vocabulary_lacks_are_words_of_their_own_in_references() -> None:
+    table = CaptionTable(pixels(2), [["a zebra", "a square"], ["a yak", "zebra"]], VOCAB)
+    batch = table[torch.arange(2)]
+    a, unknown = VOCAB.index("a"), VOCAB.index("<unk>")
+    assert batch.captions.tolist() == [[a, unknown], [a, VOCAB.index("square")], [a, unknown], [unknown, 0]]
+    yak, zebra = len(VOCAB), len(VOCAB) + 1
+    assert batch.references.tolist() == [[a, zebra], [a, VOCAB.index("square")], [a, yak], [zebra, 0]]
+    chosen = choose_captions(batch, torch.tensor([[0.9, 0.1], [0.1, 0.9]]), 1)
+    assert chosen.references.tolist() == [[a, VOCAB.index("square")], [a, yak]]
+
+
 def test_nats_are_the_mean_over_all_tokens(tmp_path: Path) -> None:
     captioner = model()
     found = trainer(tmp_path).test(captioner, datamodule=Pictures(), verbose=False)[0]
@@ -686,9 +735,9 @@ def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(
 ) -> None:
     pages: list[Any] = []
 
-    def watched(cells: Any, columns: int) -> Image.Image:
+    def watched(cells: Any, columns: int, note: str) -> Image.Image:
         pages.append(cells)
-        return captioned_page(cells, columns)
+        return captioned_page(cells, columns, note=note)
 
     monkeypatch.setattr("lit_models.figures.captioner.captioned_page", watched)
     captioner, data = model(dropout=0.5, **options), Pictures()

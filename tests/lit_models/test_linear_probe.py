@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision import models
 
 from experiments.cli import CLI, build
 from lit_models.linear_probe import LinearProbe
 from lit_models.simclr import SimCLR
-from tests.conftest import NO_PROBE, REPOSITORY
+from tests.conftest import NO_PROBE, QUIET, REPOSITORY
 from tests.contracts.encoder_checkpoint import prepare
+from tests.lit_models.networks.test_encoders import fake_weights
 
 CONFIG = ["-c", str(REPOSITORY / "configs/linear_probe/digits.yaml"), *NO_PROBE]
 
@@ -127,8 +130,6 @@ def test_variables_in_the_path(checkpoint: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_mistakes_are_named(tmp_path: Path, checkpoint: str) -> None:
-    with pytest.raises(ValueError, match="checkpoint='': expected a checkpoint of a trained module"):
-        LinearProbe([1, 8, 8], 10)
     with pytest.raises(FileNotFoundError, match=r"checkpoint=.*encodr.ckpt: no such file; .*encoder.ckpt'\?"):
         LinearProbe([1, 8, 8], 10, checkpoint.replace("encoder", "encodr"))
     with pytest.raises(ValueError, match=r"trained on images of \[1, 8, 8\], but these are \[3, 32, 32\]"):
@@ -150,3 +151,95 @@ def test_mistakes_are_named(tmp_path: Path, checkpoint: str) -> None:
     torch.save(content, tmp_path / "text_model.ckpt")
     with pytest.raises(ValueError, match=r"contains a lit_models.char_lm.CharLM, which has no encode"):
         LinearProbe([1, 8, 8], 10, str(tmp_path / "text_model.ckpt"))
+
+
+# Weights from a library.
+
+
+def fetches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Networks whose weights are fetched from now on; the weights are random."""
+    fake_weights(monkeypatch, "resnet18")
+    weights = type(models.get_model_weights("resnet18")["DEFAULT"])
+    made, fetched = weights.get_state_dict, []
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        fetched.append(str(self))
+        return made(self, *args, **options)
+
+    monkeypatch.setattr(weights, "get_state_dict", counted)
+    return fetched
+
+
+def test_pretrained_encoders_keep_their_scale_of_pixels_and_are_fetched_once(
+    fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = fetches(monkeypatch)
+    options = ("--model.encoder", "resnet18", "--model.stem", "imagenet", "--model.width", "null")
+    simclr = ("-c", str(REPOSITORY / "configs/simclr/digits.yaml"), *options, "--model.pretrained", "true", *NO_PROBE)
+    small = ("--data.source.limit", "40", "--data.batch_size", "20", "--trainer.max_epochs", "1")
+    best = ("--best.monitor", "val/loss", "--best.mode", "min")
+    cli = fit(*simclr, *small, *best)
+    assert len(fetched) == 1
+    checkpoint = str(cli.folder.best_checkpoint())
+    images = torch.rand(4, 1, 8, 8)
+    expected = cli.model.eval().encode(images)
+    assert float(cli.model.encoder.rescale.mean) == pytest.approx((0.485 + 0.456 + 0.406) / 3)
+
+    probe = LinearProbe([1, 8, 8], 10, checkpoint)
+    torch.testing.assert_close(probe.encoder.encode(images), expected)
+    loaded = SimCLR.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    torch.testing.assert_close(loaded.encode(images), expected)
+    tested = build(["test", "--ckpt_path", checkpoint, *NO_PROBE, *QUIET])
+    tested.execute()
+    torch.testing.assert_close(tested.model.eval().encode(images), expected)
+    assert len(fetched) == 1, "a checkpoint brings the weights along"
+
+
+def test_weights_that_cannot_be_fetched_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def offline(*args: Any, **options: Any) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(type(models.get_model_weights("resnet18")["DEFAULT"]), "get_state_dict", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"weights of resnet18 could not be fetched \(no network\); get https://.*pth"):
+        SimCLR([3, 96, 96], "resnet18", pretrained=True)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_network_of_a_library_needs_no_checkpoint(
+    pretrained: bool, fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = fetches(monkeypatch)
+    options = ("--model.network", "resnet18", "--model.pretrained", str(pretrained), "--model.frozen", "false")
+    small = ("--data.source.limit", "40", "--data.batch_size", "20", "--trainer.max_epochs", "1")
+    cli = fit(*CONFIG, "--model.checkpoint", "", *options, *small)
+    assert len(fetched) == pretrained
+    images = torch.rand(4, 1, 8, 8)
+    best = cli.folder.best_checkpoint()
+    loaded = LinearProbe.load_from_checkpoint(best, map_location="cpu", weights_only=True).eval()
+    torch.testing.assert_close(loaded(images), cli.model.eval()(images))
+    assert len(fetched) == pretrained
+    assert all(parameter.requires_grad for parameter in loaded.encoder.encoder.parameters()), "it was fine-tuned"
+
+
+def test_either_a_checkpoint_or_a_network(checkpoint: str) -> None:
+    with pytest.raises(ValueError, match="with network='resnet18': expected one of the two"):
+        LinearProbe([1, 8, 8], 10, checkpoint, network="resnet18")
+    with pytest.raises(ValueError, match="checkpoint='' with network=null: expected one of the two"):
+        LinearProbe([1, 8, 8], 10)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_a_classifier_is_exported_to_torchvision(standardize: bool) -> None:
+    torch.manual_seed(0)
+    probe = LinearProbe([3, 32, 32], 5, network="resnet18", pretrained=False, standardize=standardize)
+    if standardize:
+        probe.norm.running_mean.uniform_(0, 1)
+        probe.norm.running_var.uniform_(0.5, 2)
+    network = models.resnet18(num_classes=5)
+    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()  # as export says
+    network.load_state_dict(probe.export())
+    images = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(network.eval()(2 * images - 1), probe.eval()(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="encoder=Untrained: expected a network of torchvision or timm"):
+        LinearProbe([3, 32, 32], 5, network="conv", pretrained=False).export()

@@ -571,6 +571,11 @@ def test_interpolation_goes_from_one_to_the_other() -> None:
     assert len(between) == 5
     assert same(between[0], model.reconstruct(a, temperature=0))
     assert same(between[-1], model.reconstruct(b, temperature=0))
+    both = model.reconstruct([a, b], temperature=0)
+    assert isinstance(both, list), "as many as it got"
+    assert same(both[0], between[0])
+    assert same(both[1], between[-1])
+    model.encode(a).requires_grad_()  # codes can be moved by gradients
 
 
 @KINDS

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from datamodules.parts.loader import TensorLoader
 from datamodules.parts.visual_questions import VQABatch
 from lit_models.figures import vqa as figures
-from lit_models.figures.canvas import Captioned, captioned_page, heated, matrix_page
+from lit_models.figures.canvas import Captioned, attended, captioned_page, matrix_page
 from lit_models.vqa import (
     VQA,
     AttentionFact,
@@ -403,6 +403,13 @@ def test_a_picture_is_answered_alike_in_whatever_form_it_comes(pixels: np.ndarra
     assert same(asked[1], vqa.answer(pixels, "what zzz it", 4))
 
 
+def test_each_of_soft_answers_has_a_probability_of_its_own(pixels: np.ndarray) -> None:
+    vqa = model(soft_answers=True)
+    with torch.no_grad():
+        vqa.classifier[-1].bias += 20  # all of them are right
+    assert [p > 0.99 for _, p in vqa.answer(pixels, QUESTION, 4)] == [True] * 4
+
+
 def test_gray_and_palette_pictures_count_as_the_colors_they_show(pixels: np.ndarray) -> None:
     vqa = model()
     gray = pixels[:, :, 0]
@@ -480,6 +487,7 @@ def test_blind_model_answers_too(pixels: np.ndarray) -> None:
         ({"question": 3}, TypeError, "question of type int"),
         ({"question": None}, TypeError, "question of type NoneType"),
         ({"top": 0}, ValueError, "top=0"),
+        ({"top": None}, TypeError, "top=None: expected a whole number"),
         ({"image": "cat.jpg"}, FileNotFoundError, "image=cat.jpg: no such file"),
         ({"image": None}, TypeError, "image of type NoneType"),
         ({"image": np.full((4, 4), np.nan)}, ValueError, "nan"),
@@ -537,9 +545,9 @@ def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(
     asked: list[list[Captioned]] = []
     titles: list[str] = []
 
-    def watched_page(cells: list[Captioned], columns: int) -> Image.Image:
+    def watched_page(cells: list[Captioned], columns: int, note: str) -> Image.Image:
         asked.append(cells)
-        return captioned_page(cells, columns)
+        return captioned_page(cells, columns, note=note)
 
     def watched_matrix(shares: Any, names: Any, title: str, *words: str) -> Image.Image:
         titles.append(title.split(":")[0])
@@ -547,8 +555,8 @@ def test_illustrating_gives_figures_and_leaves_mode_and_generator_alone(
 
     monkeypatch.setattr(figures, "captioned_page", watched_page)
     monkeypatch.setattr(figures, "matrix_page", watched_matrix)
-    heat = Mock(wraps=heated)
-    monkeypatch.setattr(figures, "heated", heat)
+    heat = Mock(wraps=attended)
+    monkeypatch.setattr(figures, "attended", heat)
     vqa = model(dropout=0.5, **options)
     trainer(tmp_path).validate(vqa, TensorLoader(Batches(soft), 1), verbose=False)
     for mode in (True, False):

@@ -22,6 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from common import decompositions
 from datamodules.images import Digits
 from datamodules.parts.image_sets import ImageBatch, Part
 from experiments import representations
@@ -607,8 +608,99 @@ def test_off_where_there_is_nothing_to_probe(lacks: str, config: list[str], mist
     cli = start(config, *options)
     assert not probed(summary(cli)["last"], "val")
     assert not probed(summary(cli)["test"], "test")
-    line = mistake("fit", *config, *options, *QUIET, "--best.monitor", "val/probe_accuracy", "--best.mode", "max")
-    assert "best.monitor=val/probe_accuracy" in line
+    by_probe = ("--best.monitor", "val/probe_accuracy", "--best.mode", "max")
+    if lacks == "encode":
+        assert "best.monitor=val/probe_accuracy" in mistake("fit", *config, *options, *QUIET, *by_probe)
+
+
+def test_without_labels_the_loss_chooses_which_one_line_says_and_a_resumed_run_too(
+    config: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ["--data", f"{__name__}.Unlabeled", "--best.monitor", "val/knn_accuracy", "--best.mode", "max"]
+    options += ["--trainer.max_epochs", "2", "--probe.every_n_epochs", "1"]
+    with caplog.at_level("INFO"):
+        cli = start(config, *options)
+    said = [record.getMessage() for record in caplog.records if "probe" in record.getMessage()]
+    assert said == [
+        "no representation probe: the data have no labels; best.monitor=val/knn_accuracy becomes val/loss, with "
+        "mode=min"
+    ]
+    found = summary(cli)
+    assert found["monitor"] == "val/loss"
+    losses = [float(row["val/loss"]) for row in rows(cli.folder) if row.get("val/loss")]
+    assert found["best"]["val/loss"] == min(losses)
+    assert cli.folder.best_checkpoint() is not None
+    longer = [*options[:-3], "4", "--probe.every_n_epochs", "1", "--ckpt_path", "last", "--run.id", cli.folder.id]
+    resumed = start(config, *longer)
+    best: Any = resumed.trainer.checkpoint_callbacks[0]
+    losses = [float(row["val/loss"]) for row in rows(cli.folder) if row.get("val/loss")]
+    assert len(losses) == 4
+    assert (best.monitor, best.mode, float(best.best_model_score)) == ("val/loss", "min", min(losses))
+
+
+@pytest.mark.parametrize(
+    ("memory", "most", "reason"),
+    [
+        (
+            100_000,
+            8192,
+            "301 features of 32 numbers need 0.1 MB, expected at most half of 0.1 MB; a smaller",
+        ),
+        (2**40, 31, "a linear probe of 301 rows of 32 numbers: needs the eigenvectors of 32×32 products, about 0.0 MB"),
+    ],
+)
+def test_too_large_to_probe_does_not_end_the_training(
+    memory: int, most: int, reason: str, config: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(representation_probe, "memory_limit", lambda: memory)
+    monkeypatch.setattr(decompositions, "MOST", most)
+    options = ("--best.monitor", "val/knn_accuracy", "--best.mode", "max", "--trainer.max_epochs", 2)
+    with pytest.warns(UserWarning, match="no representation probe") as caught:
+        cli = start(config, *options, "--model.latent_dim", 32, "--probe.every_n_epochs", 1)
+    (line,) = [str(each.message) for each in caught if "no representation probe" in str(each.message)]
+    assert line.startswith(f"no representation probe: {reason}")
+    assert line.endswith("; best.monitor=val/knn_accuracy becomes val/loss, with mode=min")
+    assert summary(cli)["monitor"] == "val/loss"
+    assert "val/loss" in summary(cli)["best"]
+    assert not probed(summary(cli)["last"], "val")
+
+
+def test_where_only_the_training_has_labels_the_loss_chooses_too(config: list[str]) -> None:
+    options = ("--data", f"{__name__}.UnlabeledValidation", "--best.monitor", "val/knn_accuracy", "--best.mode", "max")
+    with pytest.warns(UserWarning, match="no labels; best.monitor=val/knn_accuracy becomes val/loss, with mode=min"):
+        cli = start(config, *options, "--trainer.max_epochs", 1, "--probe.every_n_epochs", 1)
+    assert summary(cli)["monitor"] == "val/loss"
+    assert cli.folder.best_checkpoint() is not None
+
+
+def test_fewer_features_than_dimensions_are_fitted_in_their_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = clusters(40, 3000, noise=4.0)
+    (x,) = standardize(features)
+    assert {len(p.weight) for p in fit_linear_probes(x, labels, 4)} == {3000}
+    monkeypatch.setattr(torch.linalg, "eigh", refuse_more_than(40, torch.linalg.eigh))
+    for found in fit_linear_probes(x.float(), labels, 4, [0.1, 1e-3], tolerance=1e-9):
+        assert found.weight.dtype == torch.double
+        golden = LogisticRegression(C=1 / (0.1 * 40), solver="newton-cg", tol=1e-9, max_iter=1000)
+        golden.fit(x.numpy(), labels.numpy())
+        assert found.weight.T.numpy() == pytest.approx(golden.coef_, abs=1e-4)
+        break
+    assert next(iter(fit_linear_probes(torch.zeros(5, 9), labels[:5], 4))).weight.abs().max() == 0
+
+
+def refuse_more_than(most: int, decompose: Any) -> Any:
+    def watched(matrix: Tensor) -> Any:
+        assert len(matrix) <= most
+        return decompose(matrix)
+
+    return watched
+
+
+def test_what_is_too_large_on_both_sides_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompositions, "MOST", 20)
+    for count, dims in ((21, 30), (30, 21)):
+        features, labels = clusters(count, dims)
+        with pytest.raises(ValueError, match=f"a linear probe of {count} rows of {dims} numbers: needs"):
+            list(fit_linear_probes(features, labels, 4))
 
 
 def test_off_without_images_and_where_weights_are_spread() -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
+from torch import Tensor
 
 from lit_models.figures.canvas import (
     Captioned,
+    attended,
     captioned_page,
     font,
-    heated,
     joined,
+    line_height,
     lines_pictures,
     matrix_page,
     pixels_of,
@@ -66,13 +73,25 @@ def test_captions_stand_by_their_pictures_and_places_can_be_empty() -> None:
 
 
 def test_a_map_lies_over_the_pixels() -> None:
-    over = heated(plain((255, 255, 255)), torch.tensor([[0.0, 1.0]]), 0.5)
+    over = attended(plain((255, 255, 255)), torch.tensor([[0.0, 1.0]]), 0.5)
     assert over.shape == (20, 20, 3)
     left, right = over[:, :10].reshape(-1, 3), over[:, 10:].reshape(-1, 3)
     assert (left == left[0]).all()
     assert (right == right[0]).all()
     assert left[0].sum() < right[0].sum()
-    assert heated(plain(RED), torch.ones(2, 2)).shape == (20, 20, 3), "the same everywhere"
+
+
+def test_attention_is_drawn_on_one_scale() -> None:
+    """A hair off an even share looks even, and the same share looks the same beside any other."""
+    white = plain((255, 255, 255))
+    even = attended(white, torch.full((2, 2), 0.25))
+    almost = attended(white, torch.tensor([[0.2501, 0.2499], [0.25, 0.25]]))
+    assert np.abs(even.astype(int) - almost).max() <= 2
+    decided = attended(white, torch.tensor([[0.25, 0.7], [0.04, 0.01]]))
+    assert (decided[0, 0] == even[0, 0]).all()
+    brightness = decided[[0, 0, -1, -1], [-1, 0, 0, -1]].sum(1).tolist()
+    assert brightness == sorted(brightness, reverse=True)
+    assert np.abs(decided.astype(int) - even).max() > 50
 
 
 def test_lines_are_a_picture_and_a_text() -> None:
@@ -110,13 +129,20 @@ def test_text_is_laid_out_in_lines_of_limited_length() -> None:
     assert laid_out("", np.zeros(0))[0] == [""]
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+@pytest.mark.parametrize("classes", [2, 10, 100, 101, 1000])
 def test_confusions_of_few_and_of_many_classes(classes: int) -> None:
-    page = matrix_page(np.eye(classes), [f"class {i}" for i in range(classes)], "title", "given", "true")
-    assert max(page.size) < 1300
+    names = [f"class {i}" for i in range(classes)]
+    page = matrix_page(np.eye(classes), names, "title", "given", "true")
+    assert max(page.size) < 1700
     dark = count(page, (8, 48, 107))  # the end of this color map: the diagonal, less the numbers on it
-    side = max(1, min(26, 560 // classes))
+    least = line_height(font(8)) if classes <= 100 else 1  # a name stands beside its own row
+    side = max(least, min(26, 560 // classes))
     assert 0.5 * classes * side**2 < dark <= classes * side**2
+    bare = matrix_page(np.eye(classes), [""] * classes, "title", "given", "true")
+    beside = [page.width - bare.width, page.height - bare.height]
+    assert beside == ([width_of(names[-1], font(8))] * 2 if classes <= 100 else [0, 0])
+    long = matrix_page(np.eye(2), ["x" * 500, "y"], "title", "given", "true")
+    assert max(long.size) < 500
 
 
 def test_rows_of_images_with_and_without_words() -> None:
@@ -141,3 +167,43 @@ def test_pages_beside_and_below_each_other() -> None:
 def test_a_map_needs_some_points(count: int, titles: list[str]) -> None:
     axes = map_figure(torch.rand(count, 5), torch.arange(count) % 3).axes
     assert [axis.get_title() for axis in axes if axis.get_title()] == titles
+
+
+def legend_of(labels: Tensor, names: Sequence[str] = (), **options: Any) -> tuple[list[str], list[str], list[str]]:
+    """What the legend of a map says, its colors, and those of the points."""
+    figure = map_figure(torch.rand(len(labels), 5), labels, names, **options)
+    figure.savefig(io.BytesIO())  # draws it
+    points = [to_hex(color) for color in figure.axes[0].collections[0].get_facecolors()]  # type: ignore[attr-defined]
+    if not figure.legends:
+        return [], [], points
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    return texts, [to_hex(mark.get_color()) for mark in figure.legends[0].get_lines()], points
+
+
+def test_a_map_says_which_color_is_which_class() -> None:
+    labels = torch.tensor([2, 0, 2, 5, -1])
+    names = ["ant", "bee", "cat", "dog", "eel", "a very long name that no page has room for"]
+    texts, marks, points = legend_of(labels, names)
+    assert texts == ["ant", "cat", "a very long name that n…", "no class"]
+    assert points == [marks[1], marks[0], marks[1], marks[2], marks[3]]
+    assert len(set(marks)) == 4
+    assert legend_of(labels)[0] == ["0", "2", "5", "no class"]
+    assert legend_of(torch.full((5,), -1))[:2] == ([], [])
+    assert len(set(legend_of(torch.full((5,), -1))[2])) == 1
+    texts, marks, points = legend_of(torch.arange(20))
+    assert len(set(marks)) == 20 == len(set(points))
+
+
+def test_a_map_of_many_classes_names_the_most_frequent() -> None:
+    labels = torch.cat([torch.arange(100), torch.arange(70, 88)])
+    texts, marks, points = legend_of(labels, [f"class {i}" for i in range(100)])
+    assert texts == [*(f"class {i}" for i in range(70, 88)), "82 other classes"]
+    assert len(set(marks)) == 19
+    assert [points[i] for i in (70, 87)] == [marks[0], marks[17]]
+    assert {points[i] for i in (0, 69, 88)} == {marks[-1]}
+
+
+def test_a_map_by_a_measure_has_a_scale() -> None:
+    figure = map_figure(torch.rand(5, 3), torch.tensor([3, 9, 4, 20, 7]), scale="characters")
+    assert figure.axes[-1].get_ylabel() == "characters"
+    assert not figure.legends

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchmetrics.functional.text import bleu_score
 
-from lit_models.scores.captions import CaptionScores, cider_d, distinct, fingerprints, self_bleu
+from lit_models.scores.captions import CaptionScores, bleu, cider_d, distinct, fingerprints, self_bleu
 
 REFERENCES = [
     ["a red circle left of a blue square", "there is a red circle and a blue square", "two objects"],
@@ -128,6 +128,16 @@ def test_fingerprints_tell_sentences_apart_and_do_not_see_padding() -> None:
     many = {sentence for sentence in some_sentences(5000, 0)}
     padded = torch.tensor([[*sentence, *[0] * (9 - len(sentence))] for sentence in many])
     assert len(fingerprints(padded).unique()) == len(many)
+
+
+def test_of_two_references_equally_near_the_shorter_counts() -> None:
+    """As in coco-caption, so that the order of references does not matter."""
+    said = [tuple(range(6))] * 20
+    references = [[(0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 4)]] * 20
+    for order in (references, [sentences[::-1] for sentences in references]):
+        found = bleu(said, order)
+        assert found["bleu_1"] == pytest.approx(1)
+        assert found["bleu_4"] == pytest.approx(1)
 
 
 # The metric.

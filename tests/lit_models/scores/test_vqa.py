@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lit_models.scores.vqa import VQAScores, entropy, kl_divergence, paired_consistency, score_of
+from lit_models.scores.vqa import VQAScores, entropy, kl_divergence, paired_consistency, score_of, truth_of
 from tests.two_ranks import on_two_ranks
 
 TYPES = ["color", "rel/near", "rel/far", "flat/one"]
@@ -227,3 +227,24 @@ def test_scores_on_two_ranks_are_those_of_all_answers(split: str) -> None:
     assert "harmonic_mean" in expected
     for found in on_two_ranks(scores_on_a_rank, SPLITS[split]):
         assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_questions_without_a_true_answer_are_counted_and_kept_out_of_comparisons() -> None:
+    given = made_up(60, soft=True, seed=3)
+    answers = given.answers.clone()
+    answers[::4] = 0  # what is right is none of the answers
+    assert truth_of(answers)[::4].tolist() == [-1] * 15
+    scores = VQAScores(TYPES, answers.shape[1])
+    scores.update(*given._replace(answers=answers))
+    found = scores.compute()
+    assert float(found["uncovered_share"]) == pytest.approx(0.25)
+    kept = torch.ones(60, dtype=torch.bool)
+    kept[::4] = False
+    others = VQAScores(TYPES, answers.shape[1])
+    others.update(*(field[kept] for field in given))
+    expected = others.compute()
+    assert "uncovered_share" not in expected
+    assert float(found["accuracy"]) == pytest.approx(0.75 * float(expected["accuracy"]))  # nothing is right for them
+    for name in ("answer_entropy_ratio", "answer_kl", "paired_consistency", "top_answer_share"):
+        assert float(found[name]) == pytest.approx(float(expected[name]), nan_ok=True)
+    assert torch.equal(scores.confusions(), others.confusions())

@@ -1,0 +1,69 @@
+"""Every command and every line of Python of docs/your_data.md, on pictures of one's own, in short trainings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.cli import main
+from tests.conftest import REPOSITORY
+
+PAGE = (REPOSITORY / "docs" / "your_data.md").read_text()
+BLOCKS = re.findall(r"^```(bash|python|)\n(.*?)^```$", PAGE, re.M | re.S)
+IN_SHORT = [
+    *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"),
+    *("--trainer.limit_test_batches", "2", "--figures.every_n_epochs", "null", "--trainer.accelerator", "cpu"),
+]
+SMALLER = {"vae": ["--model.test_samples", "4"], "deep_image_prior": ["--data.iterations_per_epoch", "2"]}
+
+
+def paint(file: Path, seed: int, red: float) -> None:
+    """A picture of some size, more or less red."""
+    generator = np.random.default_rng(seed)
+    height, width = generator.integers(40, 120, 2)
+    pixels = generator.random((height, width, 3)) * [red, 0.5, 1 - red] * 255
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(file)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> None:
+    for number in range(100):
+        paint(tmp_path / "photos" / f"{number:03}.jpg", number, number % 7 / 6)
+    for place, (animal, vehicle) in enumerate((("cat", "bus"), ("dog", "car"))):
+        for number in range(40):
+            paint(tmp_path / "animals" / animal / f"{number:02}.jpg", number, place)
+            paint(tmp_path / "vehicles" / vehicle / f"{number:02}.jpg", number, place)
+            for part in ("train", "val")[: 1 + (number < 9)]:
+                paint(tmp_path / "judged" / part / animal / f"{number:02}.jpg", number, place)
+    paint(tmp_path / "new.jpg", 0, 0.9)
+    paint(tmp_path / "other.png", 1, 0.1)
+
+
+@pytest.mark.slow
+def test_the_page_can_be_followed(folders: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIT_RUNS")
+    names: dict[str, object] = {}
+    commands = 0
+    for language, block in BLOCKS:
+        if language == "python":
+            exec(block, names)
+        elif language == "bash":
+            for line in block.splitlines():
+                call = shlex.split(line)
+                assert call[:2] == ["python", "train.py"]
+                call = [str(REPOSITORY / part) if part.startswith("configs/") else part for part in call[2:]]
+                if call[0] == "fit":
+                    call += IN_SHORT + next((more for name, more in SMALLER.items() if name in line), [])
+                monkeypatch.setattr(sys, "argv", ["train.py", *call])
+                main()
+                commands += 1
+        else:
+            (tmp_path / "pairs.csv").write_text(block)
+    assert commands == 12
