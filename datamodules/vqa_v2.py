@@ -6,19 +6,22 @@ against all ten, so targets are soft: :func:`soft_scores`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from common.checks import at_least, one_of
 from common.files import data_root, read_json, require
-from common.pictures import Fit
+from common.pictures import EXTENSIONS, Fit
 from common.vocabulary import build_vocab, tokenize
 from datamodules.parts.image_features import CachedFeatures, decode_photograph, undecodable, write_features
 from datamodules.parts.image_files import Broken
@@ -31,7 +34,7 @@ from datamodules.parts.visual_questions import (
     language_prior,
     split_images,
 )
-from datamodules.parts.vqa_accuracy import NUM_HUMANS, normalize_answer, soft_scores
+from datamodules.parts.vqa_accuracy import normalize_answer, soft_scores
 
 DOWNLOAD_PAGE = "https://visualqa.org/download.html"
 ANSWER_TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
@@ -70,23 +73,33 @@ def read_questions(questions_path: Path, annotations_path: Path | None) -> list[
         if not isinstance(text, str) or not tokenize(text):
             raise _malformed(questions_path, question_id, "words as 'question'")
         if annotation is None or annotations_path is None:
-            questions.append(RatedQuestion(image, text, "", "other", False, question_id, scores={}))
+            questions.append(RatedQuestion(image, text, "", "other", "", False, question_id, scores={}))
             continue
         if annotation.get("image_id") != image:
             raise _malformed(annotations_path, question_id, f"image_id {image}, as in {questions_path.name}")
-        kind, answer = str(annotation.get("answer_type")), annotation.get("multiple_choice_answer")
-        if kind not in ANSWER_TYPES:
-            raise _malformed(annotations_path, question_id, f"one of {list(ANSWER_TYPES)} as 'answer_type'")
+        kind, answer = annotation.get("answer_type", "other"), annotation.get("multiple_choice_answer")
+        if not isinstance(kind, str) or not kind.strip():
+            raise _malformed(annotations_path, question_id, "a text as 'answer_type', such as 'yes/no'")
         if not isinstance(answer, str):
             raise _malformed(annotations_path, question_id, "a text as 'multiple_choice_answer'")
         given = annotation.get("answers")
         entries = given if isinstance(given, list) else []
         texts: list[Any] = [entry.get("answer") if isinstance(entry, dict) else None for entry in entries]
-        if len(texts) != NUM_HUMANS or not all(isinstance(answer, str) for answer in texts):
-            raise _malformed(annotations_path, question_id, f"{NUM_HUMANS} 'answers', each with a text as 'answer'")
-        scores = soft_scores(texts)
+        if not texts or not all(isinstance(answer, str) for answer in texts):
+            raise _malformed(annotations_path, question_id, "one or more 'answers', each with a text as 'answer'")
+        # Also where all said the same, which the evaluation then leaves as it is: what is learned is normalized.
+        scores = {normalize_answer(answer): score for answer, score in soft_scores(texts).items()}
         questions.append(
-            RatedQuestion(image, text, normalize_answer(answer), ANSWER_TYPES[kind], False, question_id, scores=scores)
+            RatedQuestion(
+                image,
+                text,
+                normalize_answer(answer),
+                ANSWER_TYPES.get(kind, re.sub(r"\W+", "_", kind.strip().lower())),
+                str(annotation.get("question_type", "")),
+                False,
+                question_id,
+                scores=scores,
+            )
         )
     return questions
 
@@ -125,12 +138,28 @@ class CocoImages:
         require(folder, DOWNLOAD_PAGE)
         self.folder, self.size, self.fit = folder, size, fit
 
+    @cached_property
+    def files(self) -> dict[int, Path]:
+        """The image of each id, the number at the end of its name, in ascending order."""
+        found: dict[int, Path] = {}
+        for path in sorted(self.folder.iterdir()):
+            number = re.search(r"\d+$", path.stem)
+            if number is None or path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+                continue
+            if (image_id := int(number[0])) in found:
+                raise ValueError(
+                    f"{path}: image_id {image_id} is also that of {found[image_id].name}; expected one file"
+                )
+            found[image_id] = path
+        return dict(sorted(found.items()))
+
     def path(self, image_id: int) -> Path:
-        return self.folder / f"COCO_{self.folder.name}_{image_id:012d}.jpg"
+        """The image's file, or what it would be called in COCO."""
+        return self.files.get(image_id, self.folder / f"COCO_{self.folder.name}_{image_id:012d}.jpg")
 
     def ids(self) -> list[int]:
         """The ids of all images in the folder, in ascending order."""
-        return sorted(int(path.stem[-12:]) for path in self.folder.glob(f"COCO_{self.folder.name}_{'[0-9]' * 12}.jpg"))
+        return list(self.files)
 
     def check(self, image_ids: Iterable[int]) -> None:
         """Raises FileNotFoundError at the first missing image."""
@@ -161,7 +190,7 @@ def cache_features(
 class RatedQuestionTable(QuestionTable):
     """A :class:`QuestionTable` that loads its images when a batch is formed, and whose ``answers`` are (Q, A) scores.
 
-    ``questions`` refer to their images by id. At most ten scores are kept per question: all scores of VQA v2's training
+    ``questions`` refer to their images by id. Only the scores of given answers are kept: all those of VQA v2's training
     questions would take 1.8 GB.
     """
 
@@ -177,8 +206,9 @@ class RatedQuestionTable(QuestionTable):
         images.check(ids)
         row = {image_id: i for i, image_id in enumerate(ids)}
         column = {answer: i for i, answer in enumerate(answers)}
-        columns = np.zeros((len(questions), NUM_HUMANS), np.int64)
-        scores = np.zeros((len(questions), NUM_HUMANS), np.float32)
+        most = max((len(question.scores) for question in questions), default=0)
+        columns = np.zeros((len(questions), most), np.int64)
+        scores = np.zeros((len(questions), most), np.float32)
         for i, question in enumerate(questions):
             for j, answer in enumerate(answer for answer in question.scores if answer in column):
                 columns[i, j], scores[i, j] = column[answer], question.scores[answer]
@@ -211,8 +241,9 @@ class VQAv2(VisualQuestions):
 
     Trains on train2014 without a validation split of its *images*, and tests on val2014, since the test set's answers
     are not public. The candidate answers are the most frequent ``multiple_choice_answer`` of the training part, and the
-    vocabulary is that of its questions. Training questions without a candidate answer are left out; validation and test
-    keep theirs, for which any prediction is wrong. ``question_types`` are the official answer types.
+    vocabulary is that of its questions. Training questions without a candidate answer are left out, which is said;
+    validation and test keep theirs, for which any prediction is wrong. ``question_types`` are the files' answer types,
+    the official ones first. A question may have been answered by any number of people.
 
     Args:
         root: the data folder, by default ``LIT_DATA`` or ``data/``; the files are in its folder ``vqa_v2/``. The paths
@@ -220,7 +251,7 @@ class VQAv2(VisualQuestions):
         train_questions, train_annotations, test_questions, test_annotations: official files of VQA v2. Those of v1 are
             ``OpenEnded_mscoco_train2014_questions.json``, ``mscoco_train2014_annotations.json`` and so on. Without
             ``test_annotations`` (null) there is no test, but the questions can be predicted.
-        train_images, test_images: COCO folders; the images are ``<folder>/COCO_<folder>_<12 digits>.jpg``.
+        train_images, test_images: folders of the images, whose names end in their ids, as COCO's do, or ``7.png``.
         features: ``<prefix>`` of the image features to use instead, for both folders together: see
             :class:`CachedFeatures`. ``null`` decodes the images.
         image_size: height and width that images are brought to.
@@ -290,7 +321,8 @@ class VQAv2(VisualQuestions):
         self._questions = {"train": train, "val": [q for q in questions if q.image in val_images]}
         self._choose()
         self.vocab = build_vocab((question.text for question in self._questions["train"]), min_count)
-        self.question_types = list(ANSWER_TYPES.values())
+        kinds = {question.kind for part in self._questions.values() for question in part}
+        self.question_types = [*ANSWER_TYPES.values(), *sorted(kinds - set(ANSWER_TYPES.values()))]
         self.preprocessing = {"fit": fit, "stored": None}
         self.image_shape = [3, image_size, image_size] if self.features is None else CachedFeatures(self.features).shape
 
@@ -298,7 +330,12 @@ class VQAv2(VisualQuestions):
         """Leaves out the training questions without a candidate answer, and learns what language alone suggests."""
         candidates = set(self.answers)
         train = self._questions["train"]
-        self._questions["train"] = [question for question in train if not candidates.isdisjoint(question.scores)]
+        kept = [question for question in train if not candidates.isdisjoint(question.scores)]
+        if not kept:
+            raise ValueError(f"num_answers={len(candidates)}: no training question has one of these answers")
+        if len(kept) < len(train):
+            rank_zero_info(f"left out {len(train) - len(kept)} of {len(train)} training questions: no candidate answer")
+        self._questions["train"] = kept
         self._prior = language_prior([q for q in self._questions["train"] if q.answer in candidates])
 
     def adopt(self, facts: Mapping[str, Any]) -> set[str]:

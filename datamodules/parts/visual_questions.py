@@ -62,7 +62,9 @@ class Question:
     text: str
     answer: str
     kind: str
-    """the question's type"""
+    """the question's type, for the metrics"""
+    asked: str | None = None
+    """its type as far as the words of the question tell it; by default ``kind``"""
     unseen: bool = False
     number: int | None = None
     """by which the data set knows it"""
@@ -72,17 +74,22 @@ LanguagePrior = tuple[dict[str, str], dict[str, str]]
 """the most frequent answer to a question's words, and to a question's type"""
 
 
+def asked(question: Question) -> str:
+    """The type of a question as far as its words tell it."""
+    return question.kind if question.asked is None else question.asked
+
+
 def language_prior(train: Sequence[Question]) -> LanguagePrior:
     """The most frequent training answer to each question's words, and to each question type.
 
-    This is the best that a *blind* model can do on the training set; on new words it falls back on the type. Ties go
-    to the alphabetically first answer.
+    This is the best that a *blind* model can do on the training set; on new words it falls back on the type, as far as
+    the words tell it, and then on the most frequent answer of all. Ties go to the alphabetically first answer.
     """
     by_text: dict[str, Counter[str]] = defaultdict(Counter)
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     for question in train:
         by_text[question.text][question.answer] += 1
-        by_kind[question.kind][question.answer] += 1
+        by_kind[asked(question)][question.answer] += 1
 
     def first(counts: Counter[str]) -> str:
         return min(counts, key=lambda answer: (-counts[answer], answer))
@@ -143,7 +150,7 @@ class QuestionTable:
         self.answers = torch.tensor([answer_ids[question.answer] for question in questions])
         self.kinds = torch.tensor([type_ids[question.kind] for question in questions])
         self.prior = torch.tensor(
-            [answer_ids[by_text.get(question.text, by_kind.get(question.kind, answers[0]))] for question in questions]
+            [answer_ids[by_text.get(question.text, by_kind.get(asked(question), answers[0]))] for question in questions]
         )
         self.unseen = torch.tensor([question.unseen for question in questions])
 

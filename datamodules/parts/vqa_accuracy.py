@@ -64,6 +64,8 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     0.3, 0.6, 0.9 and 1 for one, two, three and more people. Answers are normalized first, *unless all ten are the
     same*: then the evaluation normalizes neither them nor the prediction, and "0" does not match ten times "none".
 
+    Of fewer people than ten each counts for more: n of N for 10 n/N of ten. So one alone is right.
+
     Source: Antol et al. 2015 and the public VQA evaluation code. Versions of that code differ: an early one normalizes
     every prediction, and of the ten answers, unless all are the same, only the punctuation.
     """
@@ -71,6 +73,8 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     if len(set(answers)) > 1:
         answers = [normalize_answer(answer) for answer in answers]
     people = len(answers)
+    if people < NUM_HUMANS:
+        return {answer: min(1.0, n * NUM_HUMANS / people / 3) for answer, n in Counter(answers).items()}
     return {
         # Of the subsets, n leave out one who gave this answer.
         answer: (n * min((n - 1) / 3, 1) + (people - n) * min(n / 3, 1)) / people
