@@ -6,7 +6,9 @@ data take the checkpoint's facts over by name (:class:`~experiments.technique.Ad
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Set
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import yaml
 
 from common.facts import difference, plain
 from common.files import read_checkpoint
+from experiments.facts import classes_asked_for, shared_facts
 from experiments.mistakes import Mistake
 from experiments.run_folder import folder_of_checkpoint, is_first_process
 from experiments.technique import AdoptsFacts, Fingerprinted
@@ -26,6 +29,25 @@ def saved_facts(checkpoint: Path, facts: Set[str]) -> dict[str, Any]:
     """Those of the model's arguments that came from the data, as a checkpoint has them; some may be missing."""
     saved = read_checkpoint(checkpoint).get("hyper_parameters", {})
     return {name: saved[name] for name in sorted(facts) if name in saved}
+
+
+def own_facts(args: list[str], model: type, facts: Set[str], base: Path) -> list[str]:
+    """Options for the facts that the data of a checkpoint's run had, and that the data of a command line don't have.
+
+    So a captioner describes a folder of pictures, which has no words.
+
+    Args:
+        facts: those that the data of the command line have.
+        base: the configuration that is always underneath.
+    """
+    given = dict(pairwise(args)) | dict(arg.split("=", 1) for arg in args if arg.startswith("--") and "=" in arg)
+    checkpoint = Path(given.get("--ckpt_path", ""))
+    if not checkpoint.is_file() or (origin := folder_of_checkpoint(checkpoint)) is None:
+        return []
+    _, before = classes_asked_for([args[0], "-c", str(origin.config)], base)
+    lacking = (shared_facts(model, before) if before else set()) - facts
+    saved = saved_facts(checkpoint, {name for name in lacking if f"--model.{name}" not in given})
+    return [part for name, value in saved.items() for part in (f"--model.{name}", json.dumps(value))]
 
 
 def adopt(data: Any, saved: Mapping[str, Any], checkpoint: Path) -> list[str]:

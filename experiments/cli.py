@@ -26,7 +26,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from experiments.adopting import adopt, are_others, other_arguments, saved_facts
+from experiments.adopting import adopt, are_others, other_arguments, own_facts, saved_facts
 from experiments.arguments import run_command
 from experiments.callbacks.checkpoints import RecoveryCheckpoint
 from experiments.callbacks.empty_hooks import leave_out_empty_hooks
@@ -70,6 +70,8 @@ class CLI(LightningCLI):
         _check_yaml(self.command_line)
         model, data = classes_asked_for(self.command_line, BASE_CONFIG)
         self.facts = shared_facts(model, data) if model and data else set()
+        if model and args[:1] == ["predict"]:
+            self.command_line += own_facts(self.command_line, model, self.facts, BASE_CONFIG)
         # Building a parser takes a while: only the one that is asked for is built.
         known = LightningCLI.subcommands()
         asked = args[0] if args else ""

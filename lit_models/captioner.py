@@ -49,6 +49,7 @@ from lit_models.scores.captions import COMPARED, CaptionScores, fingerprints, ju
 
 if TYPE_CHECKING:
     from datamodules.captions import CaptionBatch
+    from datamodules.parts.image_sets import ImageBatch
 
 Method = Literal["greedy", "beam", "nucleus", "sample"]
 
@@ -460,6 +461,6 @@ class Captioner(LightningModule):
             tokens = self.decode(batch, method, n, beam_size, temperature, top_p, length_penalty, draws)
         return [[self.to_text(row) for row in rows_of_image] for rows_of_image in tokens.tolist()]
 
-    def predict_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, list[str]]:
+    def predict_step(self, batch: CaptionBatch | ImageBatch, batch_idx: int) -> dict[str, list[str]]:
         """The greedy caption of each image of the batch."""
         return {"caption": [self.to_text(tokens) for tokens in self.decode(batch.images)[:, 0].tolist()]}

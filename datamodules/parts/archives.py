@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import nearest_path, state_of
+from common.pictures import EXTENSIONS
 
 MEMBER_LIMIT = 2**28
 """bytes that one file of an archive may unpack to"""
@@ -73,6 +74,20 @@ class Folder(Files):
 
     def state(self) -> object:
         return [state_of(self.path / name) for name in sorted(self.sizes) if (self.path / name).exists()]
+
+
+class Single(Files):
+    """One file by itself."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.sizes, self.folders = {path.name: path.stat().st_size}, []
+
+    def where(self, name: str) -> str:
+        return str(self.path)
+
+    def read(self, name: str) -> bytes:
+        return self.path.read_bytes()
 
 
 class Archive(Files):
@@ -159,7 +174,10 @@ def files_in(path: Path) -> Files:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder, .zip or .tar{nearest_path(path)}")
-    return Folder(path) if path.is_dir() else Archive(path)
+    if path.is_dir():
+        return Folder(path)
+    is_picture = path.is_file() and path.suffix.lower() in EXTENSIONS
+    return Single(path) if is_picture else Archive(path)
 
 
 def is_hidden(name: str) -> bool:

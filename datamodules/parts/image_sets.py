@@ -155,6 +155,7 @@ class Images(ImageLoaders):
         self.parts: dict[str, Part] = {}
         self.training_rows = torch.empty(0, dtype=torch.long)
         self.origins: dict[str, tuple[str, Tensor]] = {}
+        self._unsplit: str | None = None  # why there is no validation part
         self._own_names: list[str] | None = None  # of the classes, where they are counted in another order than here
 
     @property
@@ -193,15 +194,17 @@ class Images(ImageLoaders):
             known = labels >= 0 if (labels >= 0).any() else labels < 0
             pool = known.nonzero()[:, 0]
             num_val = round(len(pool) * self.val_fraction)
-            if not 0 < num_val < len(pool):
-                raise ValueError(
-                    f"val_fraction={self.val_fraction}: takes {num_val} of {len(pool)} images, expected a share "
-                    "that leaves images in both parts"
+            if not 0 < num_val < len(pool):  # a few new pictures can be predicted all the same
+                self._unsplit = (
+                    f"val_fraction={self.val_fraction}: takes {num_val} of {len(pool)} images, expected a share that "
+                    "leaves images in both parts"
                 )
+                num_val = 0
             order = stratified_order(labels[pool], "val", self.split_seed)
             validating = pool[order[:num_val]].sort().values
             kept[validating] = False
-            self.origins["val"] = ("train", validating)
+            if num_val:
+                self.origins["val"] = ("train", validating)
         training = kept.nonzero()[:, 0]
         if self.limit is not None:
             first = stratified_order(labels[training], "limit", self.split_seed)[: self.limit]
@@ -209,7 +212,8 @@ class Images(ImageLoaders):
         self.origins["train"] = ("train", training)
         if len(training) < len(labels):
             parts["train"], held_out = divided(parts["train"], [training, validating], self.reads_anew)
-            parts.setdefault("val", held_out)
+            if len(held_out.labels):
+                parts.setdefault("val", held_out)
         self.training_rows = torch.full_like(labels, -1)
         self.training_rows[training] = torch.arange(len(training))
         self.parts = {name: parts[name] for name in PARTS if name in parts}
@@ -236,6 +240,8 @@ class Images(ImageLoaders):
             ValueError: there is no such part.
         """
         self.setup()
+        if name == "val" and self._unsplit:
+            raise ValueError(self._unsplit)
         one_of(self.parts, part=name)
         return self.parts[name]
 

@@ -107,6 +107,7 @@ def error_of(make: Callable[[], Any]) -> str:
         made = make()
         if isinstance(made, Images):
             made.setup()
+            made.val_dataloader()
 
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -277,3 +278,26 @@ def test_pictures_without_classes_stay_without() -> None:
     assert (data.class_names, data.num_classes) == (["a", "b"], 2)
     assert set(data.part("test").labels.tolist()) == {-1}
     assert data.sample_names("test").keys() == {"row"}
+
+
+def test_a_captioner_describes_a_folder_of_a_few_pictures(
+    fit: Callable[..., CLI], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words are the checkpoint's; three pictures, or one, are too few to hold some back for validation."""
+    generator = np.random.default_rng(0)
+    for name in ("one.png", "two.jpg", "three.png"):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (50, 90, 3), np.uint8)).save(tmp_path / "new" / name)
+    config = ["-c", str(REPOSITORY / "configs/captioner/scenes.yaml")]
+    config += ["-c", str(REPOSITORY / "tests/contracts/shrink/captioner/scenes.yaml")]
+    cli = fit(*config, "--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--test_after_fit", "false")
+    checkpoint = str(cli.folder.recovery_checkpoints()[0])
+    for path, count in ((tmp_path / "new", 3), (tmp_path / "new" / "two.jpg", 1)):
+        data = ["--data", "datamodules.image_tree.ImageTree", "--data.path", str(path)]
+        predicted = build(["predict", "--ckpt_path", checkpoint, *data, *QUIET])
+        predicted.execute()
+        table = max(cli.folder.path.glob("other_data/*/predictions/*.csv"), key=lambda file: file.stat().st_mtime)
+        rows = list(csv.DictReader(table.open()))
+        assert len(rows) == count
+        files = [tmp_path / "new" / row["file"] for row in rows]
+        assert [row["caption"] for row in rows] == [each[0] for each in cli.model.caption(files)]
