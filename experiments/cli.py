@@ -57,6 +57,7 @@ class CLI(LightningCLI):
 
     folder: RunFolder
     stop: GracefulStop | None = None  # where there is a state to save
+    _fetching: Any = None  # arguments of a model that would fetch weights which a checkpoint replaces
     _are_others = False  # whether a checkpoint is used on other data than those of its run
     _adopted: list[str] | None = None  # the facts that the data took over from the checkpoint
 
@@ -162,12 +163,9 @@ class CLI(LightningCLI):
         """Makes model, data and trainer; without fetching weights that those of a checkpoint replace."""
         config = self.config[self.subcommand]
         arguments = config.model.get("init_args", {})
-        fetches = config.ckpt_path is not None and "pretrained" in arguments
-        if fetches:
-            wanted, arguments.pretrained = arguments.pretrained, False
+        if config.ckpt_path is not None and arguments.get("pretrained"):
+            self._fetching, arguments.pretrained = arguments, False
         super().instantiate_classes()
-        if fetches:  # as it was asked for, for the run's record
-            arguments.pretrained = wanted
 
     def _look_at_the_data(self) -> None:
         """What a model says about other data than those of its run is kept apart from the run's own record."""
@@ -185,6 +183,8 @@ class CLI(LightningCLI):
             print(f"other data than those that the model was trained on ({how}){taken}; kept in {self.folder.path}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self._fetching is not None:  # the model is made: from here on as it was asked for, for the run's record
+            self._fetching.pretrained = True
         self._look_at_the_data()
         config, options = self._get(self.config_init, "trainer"), self._get(self.config_init, "run")
         best, recovery, figures = (self._get(self.config_init, key) for key in ("best", "checkpoint", "figures"))

@@ -34,8 +34,8 @@ NO_PICTURES = ["--figures.every_n_epochs", "null"]
 NO_PROBE = ["--probe.every_n_epochs", "null"]
 
 
-SHARED = r"tests/bolts/|tests/slurm/|two_ranks"
-"""in the names of tests that share lightning-bolts, SLURM's daemons, or the server of two ranks"""
+SHARED = r"tests/bolts/|tests/slurm/|two_ranks|tests/datamodules/test_easy_vqa"
+"""in the names of tests that share lightning-bolts, SLURM's daemons, the server of two ranks, or easy-VQA's images"""
 
 LEFT = pytest.StashKey[int]()
 """how many tests the fast tier has left to the other"""

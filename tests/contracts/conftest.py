@@ -76,6 +76,8 @@ def first_of_each(*parts: str) -> list[str]:
 
 ONE_OF_EACH = first_of_each("model", "data", "source")
 TECHNIQUES = first_of_each("model")
+BY_TECHNIQUE = [name if name in TECHNIQUES else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+"""for contracts that do not depend on the data: in the fast tier each technique once"""
 
 
 @pytest.fixture(

@@ -16,7 +16,7 @@ from experiments.callbacks.exact_resume import generator_states
 from experiments.callbacks.figures import Figures
 from experiments.cli import CLI, build
 from tests.conftest import QUIET
-from tests.contracts.conftest import CONFIGS
+from tests.contracts.conftest import BY_TECHNIQUE, CONFIGS
 from tests.contracts.test_resume import assert_equal
 
 STEPS = 3
@@ -94,6 +94,7 @@ def test_a_tiny_run_leaves_everything(config: list[str]) -> None:
     assert_equal(after.seen, before.seen, "after the pictures")
 
 
+@pytest.mark.parametrize("config", BY_TECHNIQUE, indirect=True)
 def test_a_loaded_checkpoint_is_the_same_model(bare: list[str], fit: Callable[..., CLI]) -> None:
     cli = fit(*bare, *TINY, "--test_after_fit", "false")
     checkpoint = cli.folder.recovery_checkpoints()[0]
@@ -109,6 +110,7 @@ def test_a_loaded_checkpoint_is_the_same_model(bare: list[str], fit: Callable[..
     assert found == pytest.approx(expected, nan_ok=True)
 
 
+@pytest.mark.parametrize("config", BY_TECHNIQUE, indirect=True)
 def test_trains_in_mixed_precision(bare: list[str], fit: Callable[..., CLI]) -> None:
     cli = fit(*bare, *TINY, "--trainer.precision", "bf16-mixed")
     with cli.folder.metrics.open() as file:
@@ -133,6 +135,7 @@ class Repeated:
         return iter([self.batch] * self.times)
 
 
+@pytest.mark.parametrize("config", BY_TECHNIQUE, indirect=True)
 def test_overfits_one_batch(bare: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 60
     # A schedule that decays over the whole of a real training would hardly move in so few steps, or start too slowly.

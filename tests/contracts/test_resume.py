@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.cli import CLI, build
 from experiments.run_folder import RunFolder
 from tests.conftest import QUIET
-from tests.contracts.conftest import TECHNIQUES
+from tests.contracts.conftest import BY_TECHNIQUE, TECHNIQUES
 
 EPOCHS, STEPS = 2, 4
 KILLED_AFTER = [(1,), (3,), (4,), (5,), (7,)]
@@ -113,6 +113,7 @@ def test_pictures_change_no_training(bare: list[str]) -> None:
     assert_same_run(with_pictures, run(bare, "none"), "with pictures")
 
 
+@pytest.mark.parametrize("config", BY_TECHNIQUE, indirect=True)
 def test_data_that_changed_are_refused(bare: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run(bare, "changed", kill_after=3)
     monkeypatch.setattr("datamodules.parts.loader.checksum", lambda tensors: 1)

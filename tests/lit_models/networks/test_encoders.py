@@ -110,7 +110,10 @@ def test_stem_follows_from_the_size_unless_it_is_given() -> None:
     assert kernel(224, stem="cifar") == (3, 3)
 
 
-@pytest.mark.parametrize("name", list(RESNETS))
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("resnet18", "resnet50") else pytest.param(name, marks=pytest.mark.slow) for name in RESNETS],
+)
 def test_resnets_are_torchvisions_under_the_same_names(name: str) -> None:
     torch.manual_seed(0)
     theirs, ours = models.get_model(name), ResNet(name, stem="imagenet")
