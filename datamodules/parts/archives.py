@@ -54,12 +54,13 @@ class Folder(Files):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.sizes, self.folders = {}, []
-        seen = set()  # a link to a folder above it would be followed for ever
+        around: dict[str, set[str]] = {}  # a link to a folder above it would be followed for ever
         for place, folders, files in os.walk(path, followlinks=True):
-            if os.path.realpath(place) in seen:
+            real, above_it = os.path.realpath(place), around.get(os.path.dirname(place), set())
+            if real in above_it:
                 folders.clear()
                 continue
-            seen.add(os.path.realpath(place))
+            around[place] = above_it | {real}
             above = Path(place).relative_to(path)
             self.folders += [(above / folder).as_posix() for folder in folders]
             for file in files:

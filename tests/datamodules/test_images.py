@@ -703,6 +703,15 @@ def test_folders_that_link_to_one_above_end(tmp_path: Path) -> None:
     assert len(tree.tree.names) == 25
 
 
+def test_a_folder_with_two_names_is_there_twice(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tree", FLAT)
+    for name in ("aardvark", "zebra"):
+        (folder / name).symlink_to(folder / "bee")
+    tree = ImageTree(str(folder)).tree
+    assert tree.class_names == ["aardvark", "ape", "bee", "cat", "zebra"]
+    assert (tree.labels == 0).sum() == (tree.labels == 2).sum() == (tree.labels == 4).sum() > 0
+
+
 # Sizes and modes.
 
 
