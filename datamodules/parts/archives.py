@@ -71,7 +71,10 @@ class Folder(Files):
         return str(self.path / name)
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        file = self.path / name
+        if file.exists() and not file.is_file():
+            raise OSError("a pipe or a device, expected a file")  # which could be waited for without end
+        return file.read_bytes()
 
     def state(self) -> object:
         return [state_of(self.path / name) for name in sorted(self.sizes) if (self.path / name).exists()]

@@ -853,6 +853,15 @@ def test_a_damaged_member_of_a_zip_is_named(tmp_path: Path) -> None:
     assert "member cat/3.png: cannot be decoded: Bad CRC-32" in error_of(lambda: ImageTree(str(path)))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tree", FLAT)
+    os.mkfifo(folder / "ape" / "pipe.png")
+    message = error_of(lambda: ImageTree(str(folder), size=4))
+    assert message == f"{folder}/ape/pipe.png: cannot be decoded: a pipe or a device, expected a file"
+    assert len(ImageTree(str(folder), size=4, broken="skip").part("train")) > 0
+
+
 # Archives that are broken or mean harm.
 
 
