@@ -120,7 +120,8 @@ class Archive(Files):
                 raise ValueError(f"{self.where(name)}: its name leads out of the archive's folder")
             if size > MEMBER_LIMIT:
                 raise ValueError(f"{self.where(name)}: {size} bytes, expected at most {MEMBER_LIMIT}")
-            name = "/".join(part for part in name.split("/") if part not in ("", "."))
+            # Some programs of Windows write "\\" into a .zip; in a .tar it may be part of a name.
+            name = "/".join(part for part in (parts if self.is_zip else name.split("/")) if part not in ("", "."))
             if kind == "folder":
                 self.folders.append(name)
             elif name in self.sizes:
@@ -134,7 +135,7 @@ class Archive(Files):
         if self.is_zip:
             for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
                 is_link = stat.S_ISLNK(entry.external_attr >> 16)
-                kind = "link" if is_link else "folder" if entry.is_dir() else "file"
+                kind = "link" if is_link else "folder" if entry.filename.endswith(("/", "\\")) else "file"
                 yield entry, entry.filename, entry.file_size, kind
         else:
             for entry in archive:

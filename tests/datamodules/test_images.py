@@ -853,6 +853,17 @@ def test_a_damaged_member_of_a_zip_is_named(tmp_path: Path) -> None:
     assert "member cat/3.png: cannot be decoded: Bad CRC-32" in error_of(lambda: ImageTree(str(path)))
 
 
+def test_folders_of_a_zip_from_windows_are_folders(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "tree.zip", "w") as archive:
+        for name, content in {"ape\\": b"", **FLAT}.items():
+            archive.writestr(name.replace("/", "\\"), content)
+    tree, same = ImageTree(str(tmp_path / "tree.zip")), ImageTree(str(write_folder(tmp_path / "tree", FLAT)))
+    assert tree.tree.names == same.tree.names
+    assert tree.class_names == same.class_names
+    assert tree.found() == same.found()
+    assert torch.equal(tree.part("train").images, same.part("train").images)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "tree", FLAT)
