@@ -242,7 +242,7 @@ class Tree:
         content = self.files.read(table) if isinstance(table, str) else table.read_bytes()
         below = table.rpartition("/")[0] + "/" if isinstance(table, str) and "/" in table else ""
         try:
-            reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+            reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
             lines = [(reader.line_num, [value.strip() for value in line]) for line in reader if line]
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{where}: expected a CSV file in UTF-8: {error}") from error

@@ -244,6 +244,10 @@ def test_folders_may_be_the_parts_of_a_table(tmp_path: Path) -> None:
         ("file,label\n00.pn,a\n", "labels.csv:2: no picture '00.pn' in {tree}; did you mean '00.png'?"),
         ("file,label\nlabels.csv,a\n", "labels.csv:2: no picture 'labels.csv'"),
         ("file,label\n00.png,a\n\n./00.png,b\n", "labels.csv:4: './00.png' is listed in line 2 too"),
+        (
+            'file,label\n00.png,a\n01.png,"b\n02.png,a\n03.png,b\n',
+            "labels.csv: expected a CSV file in UTF-8: unexpected end",
+        ),
         ("file,label\n00.png\n", "labels.csv:2: 1 values, expected 2: file,label"),
         ("file,label,split\n00.png,a,train\n01.png,b,extra\n", "labels.csv:3: split 'extra', expected train, val or"),
         ("file,label\n00.png,a\n01.png,a\n", "only one class, 'a'; expected several, or labels=none"),
