@@ -29,7 +29,8 @@ TABLE = "labels.csv"
 """the name of a table of labels that is found by itself"""
 
 _PART = re.compile(
-    r"(?:(train(?:ing)?)|(val(?:id(?:ation)?)?|dev(?:elopment)?)|(test(?:ing)?))(?:[ _-]?(?:set|data))?", re.IGNORECASE
+    r"(?:(train(?:ing)?)|(val(?:id(?:ation)?)?|dev(?:elopment)?)|(test(?:ing)?))(?:[ _-]?(?:set|data|images|\d{4}))?",
+    re.IGNORECASE,
 )
 
 

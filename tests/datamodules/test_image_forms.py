@@ -133,6 +133,8 @@ def test_what_needs_classes_says_what_the_folder_should_look_like(tmp_path: Path
         *((name, "train") for name in ("train", "Train", "TRAINING", "training_set", "train-set", "trainset")),
         *((name, "val") for name in ("val", "valid", "Validation", "dev", "Dev Set", "val_set", "validation_data")),
         *((name, "test") for name in ("test", "Test", "testing", "test_set", "Testing Set")),
+        *((name, name.split("_")[0]) for name in ("train_images", "val_images", "test_images")),
+        *((f"{part}2017", part) for part in ("train", "val", "test")),
         *((name, None) for name in ("trains", "valley", "tests", "extra", "device", "train2", "invalid", "set", "")),
     ],
 )
