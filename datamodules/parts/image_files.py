@@ -92,6 +92,9 @@ class Tree:
         images = {name: parts for name, parts in shown.items() if name.lower().endswith(EXTENSIONS)}
         if not images:
             raise ValueError(f"{path}: no image in it, expected files that end in {', '.join(EXTENSIONS)}")
+        for name in images:
+            if not name.isascii() and name != name.encode(errors="replace").decode():
+                raise ValueError(f"{path}: the name {name!r} is not UTF-8, which tables and predictions are written in")
         self.names = sorted(images, key=lambda name: images[name])
         depth = _depth(images.values())
         shared = posixpath.commonpath([f"/{name.rpartition('/')[0]}" for name in images])

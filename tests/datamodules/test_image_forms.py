@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,14 @@ def test_what_needs_classes_says_what_the_folder_should_look_like(tmp_path: Path
     views = ContrastiveViews(ImageTree(str(path)), views=1)
     facts = {name: getattr(views, name) for name in ("image_shape", "num_classes", "class_names", "preprocessing")}
     assert expected in error_of(lambda: LinearProbe(checkpoint="of no interest", **facts))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+def test_a_name_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "tree", PICTURES | {"ü😀.png": PICTURES["00.png"]})
+    assert "ü😀.png" in ImageTree(str(path)).tree.names
+    (path / os.fsdecode(b"\xff.png")).write_bytes(PICTURES["00.png"])
+    assert "the name '\\udcff.png' is not UTF-8" in error_of(lambda: ImageTree(str(path)))
 
 
 # Parts by other names.
