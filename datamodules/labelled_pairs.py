@@ -112,7 +112,7 @@ def read_lines(file: Path) -> tuple[int, list[tuple[int, list[str]]]]:
     if not file.is_file():
         near = nearest_path(file, "pairs", "triplets")
         raise FileNotFoundError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file{near}")
-    with file.open(newline="") as opened:
+    with file.open(newline="", encoding="utf-8-sig") as opened:
         reader = csv.reader(opened)
         lines = [(reader.line_num, line) for line in reader if line]
     heading = [name.strip() for name in lines[0][1]] if lines else []

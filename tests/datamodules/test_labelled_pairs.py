@@ -210,7 +210,7 @@ def test_groups_from_a_file(tmp_path: Path) -> None:
     assert same.tolist() == [[True], [False]]
     assert lines == [2, 3]
     assert digits(groups=str(file)).group_size == 2
-    file.write_text("anchor, positive, negative\n0,3,1\n\n2,1,0\n")
+    file.write_text("anchor, positive, negative\n0,3,1\n\n2,1,0\n", encoding="utf-8-sig")  # as Excel does
     rows, same, lines = read_groups(file, number_below(4))
     assert rows.tolist() == [[0, 3, 1], [2, 1, 0]]
     assert same.tolist() == [[True, False]] * 2
