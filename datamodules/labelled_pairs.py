@@ -107,14 +107,17 @@ def read_lines(file: Path) -> tuple[int, list[tuple[int, list[str]]]]:
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: its first line is not one of :data:`COLUMNS`.
+        ValueError: it is no text, or its first line is not one of :data:`COLUMNS`.
     """
     if not file.is_file():
         near = nearest_path(file, "pairs", "triplets")
         raise FileNotFoundError(f"groups={file}: no such file; expected 'pairs', 'triplets' or a CSV file{near}")
-    with file.open(newline="", encoding="utf-8-sig") as opened:
-        reader = csv.reader(opened)
-        lines = [(reader.line_num, line) for line in reader if line]
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.reader(opened, strict=True)
+            lines = [(reader.line_num, line) for line in reader if line]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file}: expected a CSV file in UTF-8: {error}") from error
     heading = [name.strip() for name in lines[0][1]] if lines else []
     if heading not in COLUMNS:
         raise ValueError(f"{file}: starts with {','.join(heading)!r}, expected {' or '.join(map(','.join, COLUMNS))!r}")

@@ -219,6 +219,14 @@ def test_groups_from_a_file(tmp_path: Path) -> None:
     assert (digits().group_size, digits(groups="pairs").group_size, digits(groups="triplets").group_size) == (1, 2, 3)
 
 
+@pytest.mark.parametrize("content", ["anchor,other,same\n0,3,1\n".encode("utf-16"), b'anchor,other,same\n0,3,"1\n'])
+def test_groups_from_a_file_that_is_no_table(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"pairs\.csv: expected a CSV file in UTF-8: "):
+        read_groups(file, number_below(4))
+
+
 def test_a_resumed_run_would_notice_other_groups(tmp_path: Path) -> None:
     source = Digits()
     source.setup()
