@@ -109,7 +109,7 @@ def opened(picture: Any) -> Image:
     Args:
         picture: a path; an image of Pillow; an array (H, W) or (H, W, C); or a tensor (H, W), (C, H, W) or
             (1, C, H, W), with 1 to 4 channels: gray, gray and alpha, RGB, RGB and alpha. Integers count 0..255, those
-            of type uint16 0..65535, and floats 0..1.
+            of type uint16 and Pillow's of mode "I" 0..65535, and floats 0..1.
 
     Raises:
         FileNotFoundError: there is no such file. TypeError: it is not a picture. ValueError: its shape or range is not

@@ -153,7 +153,15 @@ class ImageTree(Images):
         self.image_shape = [channels, *(how["stored"] or size)]
         self.preprocessing = {"fit": how["fit"], "stored": None}
         self.form = Preprocessing(self.image_shape, how["fit"])
-        return super().adopt(facts) | {"image_shape"}
+        try:
+            return super().adopt(facts) | {"image_shape"}
+        except ValueError as error:
+            raise ValueError(f"{error}; labels=none takes the pictures without their classes") from None
+
+    def table(self, name: str) -> Path:
+        """:meth:`Images.table`."""
+        inside = self.tree.files.path / name
+        return inside if inside.is_file() and not Path(name).exists() else Path(name)
 
     def _refuse_with_workers(self) -> None:
         files, workers = self.tree.files, f"num_workers={self.num_workers}"

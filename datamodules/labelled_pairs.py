@@ -279,6 +279,8 @@ class LabelledPairs(WrappedImages):
         if names and len(source.class_names) - len(set(names)) < 2:
             raise ValueError(f"unseen_classes={names}: expected to leave at least two classes to train on")
         self.groups, self.samples_per_class = groups, samples_per_class
+        if groups is not None and groups not in GROUPS:
+            self.groups = str(source.table(groups))
         self.augmentation = augmentation
         if augmentation is not None:
             size = augmentation.size or min(source.image_shape[1:])

@@ -15,7 +15,7 @@ import signal
 import sys
 import warnings
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from types import MethodType
@@ -155,7 +155,9 @@ class CLI(LightningCLI):
         self._saved = saved_facts(checkpoint, self.facts) if checkpoint else {}
         self._others: dict[str, Any] = {}  # the arguments by which the data are others than the run's
         if checkpoint:
-            now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
+            now = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))[
+                self.config.subcommand
+            ]
             refuse_contradictions(self.config.subcommand, config, now, checkpoint, self.facts)
             self._others = other_arguments(now["data"], checkpoint)
 
@@ -198,7 +200,7 @@ class CLI(LightningCLI):
             best.dirpath = str(recovery.folder.checkpoints)
             figures.folder = self.folder.figures
             command = ["train.py", *self.command_line]
-            record = RunRecord(self.folder, self._rerunnable_config(), command, seed, options.tags, best, metrics)
+            record = RunRecord(self.folder, self._rerunnable_config, command, seed, options.tags, best, metrics)
             extra.append(record)
         if config.enable_progress_bar is not False:
             from lightning.pytorch.callbacks import RichProgressBar
@@ -225,17 +227,18 @@ class CLI(LightningCLI):
         found: Trainer = trainer
         return found
 
+    @cached_property
     def _rerunnable_config(self) -> str:
         """The complete configuration as YAML, without the parts that tie it to this one run."""
         config = self.config[self.subcommand].clone()
         config.ckpt_path = config.run.id = None
-        text: str = self._parser(self.subcommand).dump(config, skip_none=False)
+        text: str = self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True)
         return f"# python train.py {self.subcommand} -c THIS_FILE\n{text}"
 
     def _wandb(self, options: RunOptions) -> Any:
         from experiments.weights_and_biases import wandb_logger
 
-        config = yaml.safe_load(self._rerunnable_config())
+        config = yaml.safe_load(self._rerunnable_config)
         linked = {key: value for key, value in self.model.hparams.items() if key in self.facts}
         short = {key: value for key, value in linked.items() if len(str(value)) < 1000}
         config["model"]["init_args"] = config["model"].get("init_args", {}) | short

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -217,6 +218,10 @@ class Images(ImageLoaders):
         self.training_rows = torch.full_like(labels, -1)
         self.training_rows[training] = torch.arange(len(training))
         self.parts = {name: parts[name] for name in PARTS if name in parts}
+
+    def table(self, name: str) -> Path:
+        """A file that says something about the images, by its path; with files, also by its name in their folder."""
+        return Path(name)
 
     def number_of(self, image: str) -> int:
         """The place among the training images that :meth:`read` returns, before any validate, of one in a table.

@@ -312,6 +312,12 @@ def test_files_in_a_folder_go_by_their_names(tmp_path: Path) -> None:
     assert shown == [[pixels[train[1]], pixels[train[7]]], [pixels[train[19]], pixels[train[2]]]]
     assert groups.same.tolist() == [[True], [False]]
 
+    (path / "judged.csv").write_text(file.read_text())  # a table may lie among the pictures
+    beside = LabelledPairs(ImageTree(str(path), split_seed=2), batch_size=2, groups="judged.csv")
+    assert beside.group_size == 2
+    assert beside.train_dataloader().num_samples == 2
+    (path / "judged.csv").unlink()
+
     def message(name: str, **options: Any) -> str:
         file.write_text(f"anchor,positive,negative\n{train[0]},{train[1]},{name}\n")
         wrong = LabelledPairs(ImageTree(str(path), split_seed=2, **options), batch_size=2, groups=str(file))
