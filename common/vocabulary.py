@@ -20,6 +20,9 @@ UNSPACED = (
 """scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese"""
 
 
+_ASCII = re.compile(r"<unk>|\w+(?:'\w+)?|[^\w\s]")
+
+
 @cache
 def _token() -> re.Pattern[str]:
     """What a token is. A word may have combining marks, such as the vowels of Hindi, which ``\\w`` alone leaves out."""
@@ -35,6 +38,8 @@ def tokenize(text: str) -> list[str]:
     Accents count the same whether they are composed or not (Unicode's form NFC). In scripts that put no blanks between
     words every character is a token. ``<unk>`` is one token, so that a text may leave a word open.
     """
+    if text.isascii():  # the same, several times as fast
+        return [token for token in _ASCII.findall(text.lower()) if token != "?"]
     return [token for token in _token().findall(unicodedata.normalize("NFC", text.lower())) if token != "?"]
 
 

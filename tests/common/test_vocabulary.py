@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from common.vocabulary import as_sentence, build_vocab, encode, tokenize
+from common.vocabulary import _token, as_sentence, build_vocab, encode, tokenize
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,13 @@ from common.vocabulary import as_sentence, build_vocab, encode, tokenize
 def test_tokens_of_any_script(text: str, tokens: list[str]) -> None:
     assert tokenize(text) == tokens
     assert tokenize(" ".join(tokens)) == tokens, "tokens are tokens again"
+
+
+def test_the_faster_way_for_plain_text_gives_the_same_tokens() -> None:
+    generator = random.Random(0)
+    for _ in range(500):
+        text = "".join(generator.choice("ab'_-?.,$ <unk>\n1") for _ in range(30))
+        assert tokenize(text) == [token for token in _token().findall(text) if token != "?"]
 
 
 def test_a_vocabulary_without_words_is_refused() -> None:
