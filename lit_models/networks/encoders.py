@@ -34,7 +34,7 @@ class ConvEncoder(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: Sequence[int], ground: float = 0.5, norm: Norm = "batch") -> None:
         one_of(Norm, norm=norm)
-        layers: list[nn.Module] = [Rescale((ground,))]
+        layers: list[nn.Module] = [Rescale((ground,) * in_channels, (0.5,) * in_channels)]
         for before, after in zip([in_channels, *channels], channels, strict=False):
             layers.append(nn.Conv2d(before, after, 3, 2, 1, bias=norm == "none"))
             if norm == "batch":
@@ -261,7 +261,12 @@ def image_encoder(
         mean, std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
     else:
         network = _headless(name, channels, pretrained)
-    return Pooled(network, image_shape, name, _rescale(channels, mean, std) if pretrained else Rescale())
+    return Pooled(
+        network,
+        image_shape,
+        name,
+        _rescale(channels, mean, std) if pretrained else _rescale(channels, [0.5] * 3, [0.5] * 3),
+    )
 
 
 class PooledConv(ConvEncoder):
@@ -308,7 +313,7 @@ class ResNet(nn.Module):
         if pretrained and (stem, width) != ("imagenet", 64):
             raise ValueError(f"pretrained=True: expected stem='imagenet' and width=64, not {stem!r} and {width}")
         block: type[BasicBlock | Bottleneck] = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
-        self.rescale = Rescale()
+        self.rescale = Rescale((0.5,) * in_channels, (0.5,) * in_channels)
         if stem == "cifar":
             self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         else:

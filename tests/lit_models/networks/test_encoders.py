@@ -182,6 +182,17 @@ def test_pretrained_weights_meet_images_scaled_as_theirs_were(name: str, monkeyp
     assert torch.allclose(gray(images[:, :1]), expected, atol=1e-3)
 
 
+def test_the_scale_of_pixels_has_one_shape_whatever_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that weights which are taken over by their shapes bring it along."""
+    fake_weights(monkeypatch, "resnet18")
+    for channels in (1, 3):
+        plain, pretrained = (
+            image_encoder("resnet18", [channels, 96, 96], pretrained=pretrained).state_dict()
+            for pretrained in (False, True)
+        )
+        assert {key: value.shape for key, value in plain.items()} == {k: v.shape for k, v in pretrained.items()}
+
+
 def test_weights_may_bring_the_scale_of_their_pixels() -> None:
     """And pass it on: a network that is trained further, saved and loaded again takes the same pixels."""
     images = torch.rand(2, 3, 16, 16)
