@@ -177,7 +177,7 @@ def test_what_was_trained_beforehand_is_taken_whole_or_not_at_all() -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_the_scale_of_pixels_comes_along_whatever_its_shape() -> None:
+def test_the_scale_of_pixels_comes_along() -> None:
     options = {"image_shape": [3, 32, 32], "encoder": "resnet18", "width": 4}
     old, new = SimCLR(**options), SimCLR(**options)  # type: ignore[arg-type]
     scale = next(name for name in new.state_dict() if name.endswith(".mean")).removesuffix(".mean")
@@ -194,7 +194,7 @@ def test_the_scale_of_pixels_comes_along_whatever_its_shape() -> None:
     another = SimCLR(**options)  # type: ignore[arg-type]
     done = start_from(another, file)
     assert done.new == [f"{scale}.mean", f"{scale}.std"]
-    assert torch.equal(another.get_submodule(scale).mean, torch.full((1, 1, 1), 0.5))  # type: ignore[arg-type]
+    assert torch.equal(another.get_submodule(scale).mean, torch.full((3, 1, 1), 0.5))  # type: ignore[arg-type]
 
 
 def test_nothing_in_common() -> None:
