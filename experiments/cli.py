@@ -238,6 +238,15 @@ class CLI(LightningCLI):
         text: str = self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True)
         return f"# python train.py {self.subcommand} -c THIS_FILE\n{text}"
 
+    def _dump_config(self) -> None:
+        """Lightning's own, for the hyperparameters of model and data, but that what was checked is not checked again.
+
+        That takes longer than making both.
+        """
+        if not hasattr(self, "config_dump"):
+            text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, skip_validation=True)
+            self.config_dump = yaml.safe_load(text)[self.subcommand]
+
     def _wandb(self, options: RunOptions) -> Any:
         from experiments.weights_and_biases import wandb_logger
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -34,17 +34,15 @@ def attributes_of(data: type) -> set[str]:
     return {name for name in names if not name.startswith("_")} - set(dir(LightningDataModule))
 
 
-def _assigned(part: type) -> Iterator[str]:
+@cache
+def _assigned(part: type) -> frozenset[str]:
     """Names of the attributes that the methods of a class assign to ``self``."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
     except (OSError, TypeError, SyntaxError):  # there is no source, as of a class typed at a prompt
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            owner = node.value
-            if isinstance(owner, ast.Name) and owner.id == "self":
-                yield node.attr
+        return frozenset()
+    stored = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
+    return frozenset(n.attr for n in stored if isinstance(n.value, ast.Name) and n.value.id == "self")
 
 
 def classes_asked_for(args: list[str], base: Path) -> tuple[type | None, type | None]:
