@@ -34,8 +34,9 @@ NO_PICTURES = ["--figures.every_n_epochs", "null"]
 NO_PROBE = ["--probe.every_n_epochs", "null"]
 
 
-SHARED = r"tests/bolts/|tests/slurm/|two_ranks|tests/datamodules/test_easy_vqa"
-"""in the names of tests that share lightning-bolts, SLURM's daemons, the server of two ranks, or easy-VQA's images"""
+SHARED = r"tests/bolts/|tests/slurm/|two_ranks|tests/datamodules/test_easy_vqa|(?<=test_resume.py::).*(\[.*\])"
+"""in the names of tests that share lightning-bolts, SLURM's daemons, the server of two ranks, easy-VQA's images, or the
+training of one configuration"""
 
 LEFT = pytest.StashKey[int]()
 """how many tests the fast tier has left to the other"""
@@ -87,7 +88,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             shared = re.search(SHARED, nodeid)
-            return shared[0] if shared else nodeid
+            return shared[shared.lastindex or 0] if shared else nodeid
 
     return Together(config, log)
 

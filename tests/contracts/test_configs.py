@@ -16,7 +16,7 @@ from experiments.callbacks.exact_resume import generator_states
 from experiments.callbacks.figures import Figures
 from experiments.cli import CLI, build
 from tests.conftest import QUIET
-from tests.contracts.conftest import BY_TECHNIQUE, CONFIGS
+from tests.contracts.conftest import BY_TECHNIQUE
 from tests.contracts.test_resume import assert_equal
 
 STEPS = 3
@@ -27,7 +27,6 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, indirect=True)
 def test_parses_and_prints_itself(config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_status:
         build(["fit", *config, "--print_config"])
@@ -92,22 +91,6 @@ def test_a_tiny_run_leaves_everything(config: list[str]) -> None:
         assert all(picture.stat().st_size > (0 if picture.suffix == ".txt" else 1000) for picture in pictures)
     assert len(before.seen) == 2
     assert_equal(after.seen, before.seen, "after the pictures")
-
-
-@pytest.mark.parametrize("config", BY_TECHNIQUE, indirect=True)
-def test_a_loaded_checkpoint_is_the_same_model(bare: list[str], fit: Callable[..., CLI]) -> None:
-    cli = fit(*bare, *TINY, "--test_after_fit", "false")
-    checkpoint = cli.folder.recovery_checkpoints()[0]
-    torch.load(checkpoint, weights_only=True)  # plain data only
-
-    loaded = type(cli.model).load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-
-    cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
-    expected = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    other = build(["fit", *bare, *TINY, *QUIET])
-    other.trainer.validate(loaded, cli.datamodule, verbose=False)
-    found = {name: float(value) for name, value in other.trainer.callback_metrics.items()}
-    assert found == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("config", BY_TECHNIQUE, indirect=True)

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from datamodules.parts import loader, visual_questions
 from experiments.cli import CLI, build
 from experiments.run_folder import RunFolder
 from tests.conftest import QUIET
@@ -49,6 +50,25 @@ def run(config: list[str], run_id: str, *more: str, kill_after: int | None = Non
     with pytest.raises(Killed):
         cli.execute()
     return cli
+
+
+@pytest.fixture
+def whole(
+    bare: list[str],
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> CLI:
+    """The run that was never killed: trained once for all the tests of a configuration, which change nothing of it."""
+    global _whole
+    if _whole is None or _whole[0] != bare:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("LIT_RUNS", str(tmp_path_factory.mktemp("whole")))
+            _whole = bare, run(bare, "whole")
+    return _whole[1]
+
+
+_whole: tuple[list[str], CLI] | None = None
 
 
 def rows(folder: RunFolder) -> list[dict[str, str]]:
@@ -98,8 +118,7 @@ def assert_same_run(resumed: CLI, whole: CLI, where: str) -> None:
     assert rows(resumed.folder) == rows(whole.folder), where
 
 
-def test_killed_at_any_step(bare: list[str], pytestconfig: pytest.Config) -> None:
-    whole = run(bare, "whole")
+def test_killed_at_any_step(bare: list[str], whole: CLI, pytestconfig: pytest.Config) -> None:
     for after in KILLED_AFTER if pytestconfig.getoption("--all") else [IN_SHORT]:
         resumed = resume(bare, *after)
         assert_same_run(resumed, whole, f"killed after step {after}")
@@ -107,16 +126,34 @@ def test_killed_at_any_step(bare: list[str], pytestconfig: pytest.Config) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", TECHNIQUES, indirect=True)
-def test_pictures_change_no_training(bare: list[str]) -> None:
+def test_pictures_change_no_training(bare: list[str], whole: CLI) -> None:
     with_pictures = run(bare, "pictures", "--figures.every_n_epochs", "1")
     assert len(list(with_pictures.folder.figures.iterdir())) == EPOCHS
-    assert_same_run(with_pictures, run(bare, "none"), "with pictures")
+    assert_same_run(with_pictures, whole, "with pictures")
 
 
 @pytest.mark.parametrize("config", BY_TECHNIQUE, indirect=True)
-def test_data_that_changed_are_refused(bare: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    run(bare, "changed", kill_after=3)
-    monkeypatch.setattr("datamodules.parts.loader.checksum", lambda tensors: 1)
-    monkeypatch.setattr("datamodules.parts.visual_questions.checksum", lambda tensors: 1)
+def test_data_that_changed_are_refused(bare: list[str], whole: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = whole.folder.recovery_checkpoints()[1]  # the newest is of its end
+    for module in (visual_questions, loader):
+        monkeypatch.setattr(module, "checksum", lambda tensors: 1)
+    cli = build(["fit", *bare, *map(str, SMALL), *QUIET, "--ckpt_path", str(checkpoint)])
     with pytest.raises(ValueError, match="--allow_changed_data true"):
-        run(bare, "changed")
+        cli.execute()
+
+
+@pytest.mark.parametrize("config", BY_TECHNIQUE, indirect=True)
+def test_a_loaded_checkpoint_is_the_same_model(whole: CLI) -> None:
+    checkpoint = whole.folder.recovery_checkpoints()[0]
+    torch.load(checkpoint, weights_only=True)  # plain data only
+
+    loaded = type(whole.model).load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+
+    def metrics(model: LightningModule) -> dict[str, float]:
+        trainer = Trainer(accelerator="cpu", limit_val_batches=2, logger=False, enable_progress_bar=False)
+        trainer.validate(model, whole.datamodule, verbose=False)
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    expected = metrics(whole.model)
+    assert expected
+    assert metrics(loaded) == pytest.approx(expected, nan_ok=True)
