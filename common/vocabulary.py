@@ -52,7 +52,10 @@ def build_vocab(texts: Iterable[str], min_count: int = 1, split: Callable[[str],
     Raises:
         ValueError: no token occurs so often.
     """
-    counts = Counter(token for text in texts for token in split(text))
+    counts: Counter[str] = Counter()
+    for text, times in Counter(texts).items():  # questions repeat: each is split once
+        for token in split(text):
+            counts[token] += times
     words = sorted(token for token, count in counts.items() if count >= min_count and token != UNK)
     if not words:
         found = f"the most frequent of {len(counts)} words occurs {max(counts.values())} times" if counts else "no word"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -253,6 +253,7 @@ def attributes(images: Tensor) -> list[str]:
     return [f"{shape}-{list(COLORS)[color]}" for shape, color in zip(shapes, colors.tolist(), strict=True)]
 
 
+@lru_cache(maxsize=2)  # as the images
 def _read_questions(part: str) -> list[Question]:
     import easy_vqa
 
@@ -263,6 +264,7 @@ def _read_questions(part: str) -> list[Question]:
     ]
 
 
+@cache  # there are few different ones
 def _kind(text: str, answer: str) -> str:
     if answer in ("yes", "no"):
         return "yes_no_color" if set(tokenize(text)) & set(COLORS) else "yes_no_shape"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -264,7 +265,7 @@ def test_facts_come_from_training_questions_only(monkeypatch: pytest.MonkeyPatch
     validating = set(EasyVQA()._val_images)
 
     def marked(part: str) -> list[Question]:
-        questions = original(part)
+        questions = copy.deepcopy(original(part))
         for question in questions:
             if part == "test" or question.image in validating:
                 question.text += " leaked"
