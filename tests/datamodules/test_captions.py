@@ -383,6 +383,7 @@ def easy() -> EasyVQACaptions:
     return data
 
 
+@pytest.mark.slow
 def test_easy_vqa_captions_are_true_and_their_ground_truth_is_the_questions(easy: EasyVQACaptions) -> None:
     batch = easy.tables["test"][torch.arange(1000)]
     assert batch.objects.shape == (1000, 1, 5)

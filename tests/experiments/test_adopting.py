@@ -145,6 +145,7 @@ PROBE = [
 ]
 
 
+@pytest.mark.slow
 def test_classes_are_told_apart_by_name_and_pictures_get_the_size_of_the_model(
     fit: Callable[..., CLI], mistake: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def test_resuming_with_other_settings_is_refused(fit: Callable[..., CLI], mistak
     assert "model.optimizer" in mistake(*common, "--model.optimizer.init_args.lr", "0.5")
 
 
+@pytest.mark.slow
 def test_checkpoints_that_do_not_fit(fit: Callable[..., CLI], mistake: Callable[..., str], tmp_path: Path) -> None:
     cli = fit("-c", CONFIG, *TINY)
     checkpoint = cli.folder.recovery_checkpoints()[0]
@@ -131,6 +132,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
         cli.main()
 
 
+@pytest.mark.slow
 def test_the_script_itself_exits_with_status_2(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "train.py"), "fit", "-c", str(CONFIG), "--model.hiden_dim", "3"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ)

@@ -83,6 +83,7 @@ def test_no_figures_where_the_weights_are_spread(tmp_path: Path) -> None:
     assert not figures.folder.exists()
 
 
+@pytest.mark.slow
 def test_matmul_precision_is_of_the_run(fit: Callable[..., CLI]) -> None:
     fit(*TINY, "--matmul_precision", "high")
     assert torch.get_float32_matmul_precision() == "high"

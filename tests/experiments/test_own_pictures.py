@@ -68,6 +68,7 @@ def test_what_needs_no_labels_trains_on_a_folder_of_pictures(
         assert pictures <= {file.stem for file in (cli.folder.figures / moment).iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["simclr/imagenet", "moco/imagenet", "moco/imagenet_v1"])
 def test_configurations_of_imagenet_train_evaluate_and_draw(name: str, fit: Callable[..., CLI]) -> None:
     for part, count in (("train", 12), ("val", 5)):

@@ -50,6 +50,7 @@ def test_the_sweep_has_every_row_and_they_differ_in_the_method_alone(name: str) 
     assert all(view in (None, views[ROWS.index("simclr")]) for view in views)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 @pytest.mark.parametrize("row", [row for row in ROWS if row != "pixels"])
 def test_every_row_is_of_as_many_numbers(name: str, row: str) -> None:
@@ -116,6 +117,7 @@ def test_principal_components_are_scikit_learns(fit: Callable[..., CLI], tmp_pat
     assert torch.equal(loaded.encode(images[:5]), model.encode(images[:5]))
 
 
+@pytest.mark.slow
 def test_what_is_untrained_stays_as_it_is(fit: Callable[..., CLI], tmp_path: Path) -> None:
     images = torch.rand(3, 1, 8, 8)
     assert torch.equal(Untrained([1, 8, 8], "pixels").encode(images), images.flatten(1))

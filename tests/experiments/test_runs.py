@@ -186,6 +186,7 @@ def train_rows(folder: RunFolder) -> list[dict[str, str]]:
 STATUS = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "number"),
     [("setup", signal.SIGUSR1), pytest.param("on_fit_start", signal.SIGTERM, marks=pytest.mark.slow)],
@@ -220,6 +221,7 @@ def test_a_signal_during_the_set_up(
     assert_same_weights(resumed, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "number"),
     [

@@ -36,6 +36,7 @@ def inspect(*options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_an_offline_run_can_be_read_with_their_reader(fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     cli = fit(*TINY)

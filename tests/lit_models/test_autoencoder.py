@@ -132,6 +132,7 @@ def test_a_fit_compares_the_code_with_as_many_components(fit: Callable[..., CLI]
     assert torch.equal(loaded.pca_components, model.pca_components), "a loaded model has its yardstick with it"
 
 
+@pytest.mark.slow
 def test_other_images_get_components_of_their_own(fit: Callable[..., CLI]) -> None:
     config = [
         *("--model", "lit_models.autoencoder.Autoencoder", "--data", "datamodules.images.Digits"),

@@ -448,6 +448,7 @@ def test_a_bias_of_one_lets_the_gradient_reach_further() -> None:
     assert far[1] > far[0] + 5
 
 
+@pytest.mark.slow
 @ALL_CELLS
 def test_pictures_of_any_cell(cell: str) -> None:
     text = 'def f(x):\n    return ["a", (x)]\n' * 20
@@ -474,6 +475,7 @@ def test_the_default_data_and_model_fit_each_other() -> None:
     assert logits.shape == (2, 10, len(data.vocab))
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_new_text_and_the_old_vocabulary(
     fit: Callable[..., CLI], mistake: Callable[..., str], tmp_path: Path
 ) -> None:

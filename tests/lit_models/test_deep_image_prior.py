@@ -245,6 +245,7 @@ def test_the_windowed_variance_is_that_of_the_last_outputs() -> None:
             assert torch.allclose(seen[step], direct, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_error_grows_over_thousands_of_steps() -> None:
     base = noise(1, 1, 3, 16, 16)
     outputs = base + 1e-2 * torch.randn(3000, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -518,6 +519,7 @@ def test_images_side_by_side_are_trained_as_if_they_were_alone() -> None:
     assert not torch.allclose(both.restored[0], both.restored[1])
 
 
+@pytest.mark.slow
 def test_total_variation_beside_the_network() -> None:
     data = Restoration("china", Denoise(50), size=16, iterations_per_epoch=30)
     outputs = []
@@ -589,6 +591,7 @@ def test_one_network_has_no_mean_of_copies() -> None:
     assert not {"val/psnr_mean_of_copies_db", "val/psnr_std_db"} & set(names)
 
 
+@pytest.mark.slow
 def test_copies_on_the_command_line_and_in_the_checkpoint(fit: Callable[..., CLI], tmp_path: Path) -> None:
     picture = tmp_path / "scan.png"
     Image.fromarray((255 * noise(32, 32, 3)).byte().numpy()).save(picture)
@@ -781,6 +784,7 @@ def test_predict_writes_beside_the_file(fit: Callable[..., CLI], tmp_path: Path)
     assert torch.allclose(written, cli.model.restored[1], atol=0.6 / 255)  # type: ignore[operator,union-attr]
 
 
+@pytest.mark.slow
 def test_other_images_than_those_of_the_run_are_refused(fit: Callable[..., CLI], mistake: Callable[..., str]) -> None:
     options = ["-c", CONFIG, "-c", SHRINK, "--data.image", "[china, flower]"]
     cli = fit(*options, "--trainer.max_epochs", 1, "--test_after_fit", "false")

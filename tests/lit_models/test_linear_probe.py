@@ -170,6 +170,7 @@ def fetches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return fetched
 
 
+@pytest.mark.slow
 def test_pretrained_encoders_keep_their_scale_of_pixels_and_are_fetched_once(
     fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +206,7 @@ def test_weights_that_cannot_be_fetched_are_named(monkeypatch: pytest.MonkeyPatc
         SimCLR([3, 96, 96], "resnet18", pretrained=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_a_network_of_a_library_needs_no_checkpoint(
     pretrained: bool, fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch

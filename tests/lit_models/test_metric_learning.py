@@ -428,6 +428,7 @@ def test_many_classes_in_a_short_format(scores_of: Callable[..., dict[str, float
     assert torch.equal(labels, batch.labels[:, 0])
 
 
+@pytest.mark.slow
 def test_queries_and_gallery_are_embedded_in_one_precision(
     fit: Callable[..., CLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,6 +566,7 @@ def test_explicit_groups_have_no_miner(mistake: Callable[..., str]) -> None:
     assert message.startswith("loss.name='ClassificationLoss': expected a loss of pairs or triplets")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["TripletMarginLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss"])
 @pytest.mark.parametrize("in_a_file", [True, False])
 def test_pairs_are_for_losses_of_single_pairs(

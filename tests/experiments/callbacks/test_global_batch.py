@@ -49,6 +49,7 @@ def test_the_rate_is_scaled(
     assert start["batch"] == {"per_device": 4, "devices": 1, "accumulation": 2, "global": 8}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_not_scaled_again(fit: Callable[..., CLI], capsys: pytest.CaptureFixture[str]) -> None:
     rule = ("--batch.lr_rule", "linear", "--batch.reference", "2")
     whole = fit(*TINY, *rule)

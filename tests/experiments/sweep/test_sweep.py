@@ -232,6 +232,7 @@ def test_a_program_that_cannot_be_started(stub: Path) -> None:
     assert "no_such_interpreter" in record()[1]["last_line"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_so_many_at_a_time(jobs: int, stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUB_SLEEP", "0.7")
