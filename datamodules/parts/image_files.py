@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import posixpath
 import re
 import zlib
@@ -19,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from common.checks import nearest
 from common.pictures import EXTENSIONS, Decoded, Preprocessing, channels_first, decode
 from datamodules.parts.archives import files_in, is_hidden
+from datamodules.parts.tables import read_table
 
 PARTS = ("train", "val", "test")
 Broken = Literal["error", "skip"]
@@ -245,22 +244,9 @@ class Tree:
         where = self._where(table)
         content = self.files.read(table) if isinstance(table, str) else table.read_bytes()
         below = table.rpartition("/")[0] + "/" if isinstance(table, str) and "/" in table else ""
-        try:
-            reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-            lines = [(reader.line_num, [value.strip() for value in line]) for line in reader if line]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{where}: expected a CSV file in UTF-8: {error}") from error
-        heading = lines[0][1] if lines else []
-        if not {"file", "label"} <= set(heading):
-            raise ValueError(
-                f"{where}: starts with {','.join(heading)!r}, expected 'file,label' or 'file,label,split'; with "
-                "labels=folders or none it is not read"
-            )
         rows: dict[str, Row] = {}
-        for number, line in lines[1:]:
-            if len(line) != len(heading):
-                raise ValueError(f"{where}:{number}: {len(line)} values, expected {len(heading)}: {','.join(heading)}")
-            values = dict(zip(heading, line, strict=True))
+        note = "; with labels=folders or none it is not read"
+        for number, values in read_table(content, where, ("file", "label"), ("split",), note):
             if (name := self.find(values["file"], below)) is None:
                 raise ValueError(f"{where}:{number}: {self.missing(values['file'])}")
             if name in rows:

@@ -248,8 +248,11 @@ def test_folders_may_be_the_parts_of_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,breed\n", "labels.csv: starts with 'id,breed', expected 'file,label' or 'file,label,split'; with labels="),
-        ("file;label\n", "starts with 'file;label'"),
+        (
+            "id,breed\n",
+            "labels.csv: starts with 'id,breed', expected the columns file, label, and perhaps split; with labels=",
+        ),
+        ("file;label\n", "labels.csv: lists no picture"),
         ("", "starts with ''"),
         ("file,label\n", "labels.csv: lists no picture"),
         ("file,label\n00.png,a\n99.png,b\n", "labels.csv:3: no picture '99.png' in "),
