@@ -7,7 +7,7 @@ are its ``tokens``, which are already in lower case and without punctuation.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
 
@@ -23,8 +23,7 @@ from datamodules.captions import PARTS, CaptionBatch, Captions, CaptionTable
 from datamodules.parts.image_features import (
     CachedFeatures,
     ImageSource,
-    decode_photograph,
-    undecodable,
+    PhotographFiles,
     write_features,
 )
 from datamodules.parts.image_files import Broken
@@ -206,34 +205,6 @@ def _is_word(token: str) -> bool:
     return token[0].isalnum() or token[0] == "_"
 
 
-class PhotographFiles:
-    """The photographs of an image folder, decoded on request: (I, 3, size, size) uint8.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-        ValueError: on request, an image cannot be decoded; names the file and the image.
-    """
-
-    def __init__(self, folder: Path, photographs: Iterable[Photograph], size: int, fit: Fit, page: str) -> None:
-        require(folder, page)
-        self.folder, self.size, self.fit, self.page = folder, size, fit, page
-        self.files = {photograph.number: photograph.file for photograph in photographs}
-
-    def check(self, image_ids: Iterable[int]) -> None:
-        """Raises FileNotFoundError at the first missing image; names its file and its id."""
-        there: dict[Path, set[str]] = {}  # one look at each folder instead of one per image
-        for image_id in image_ids:
-            path = self.folder / self.files[image_id]
-            if path.parent not in there:
-                there[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
-            if path.name not in there[path.parent]:
-                raise FileNotFoundError(f"{path}: image {image_id} not found; the images are at {self.page}")
-
-    def __call__(self, image_ids: Sequence[int]) -> Tensor:
-        files = ((self.folder / self.files[image_id], image_id) for image_id in image_ids)
-        return torch.stack([decode_photograph(file, self.size, self.fit, f"image {i}") for file, i in files])
-
-
 class PhotographTable(CaptionTable):
     """A :class:`~datamodules.captions.CaptionTable` that fetches its images when a batch is formed."""
 
@@ -312,6 +283,11 @@ class PhotographCaptions(Captions):
     def image_folder(self, part: str) -> Path:
         raise NotImplementedError
 
+    def files(self, part: str) -> PhotographFiles:
+        """The photographs of a part by their numbers."""
+        files = {photograph.number: photograph.file for photograph in self.photographs[part]}
+        return PhotographFiles(self.image_folder(part), files, self.image_size, self.fit, self.page)
+
     def prepare_data(self) -> None:
         """Looks at all photographs that the run will need, also at those of the test, before its first step."""
         fits = self.trainer is None or self.trainer.state.fn == "fit"
@@ -323,21 +299,15 @@ class PhotographCaptions(Captions):
         chosen = self.photographs[part]
         if self.features is not None or not self.check:
             return chosen
-        folder = self.image_folder(part)
-        PhotographFiles(folder, chosen, self.image_size, self.fit, self.page).check(each.number for each in chosen)
-        lost = undecodable([(folder / each.file, f"image {each.number}") for each in chosen], self.broken)
-        return [each for each in chosen if folder / each.file not in lost]
+        lost = self.files(part).undecodable((each.number for each in chosen), self.broken)
+        return [each for each in chosen if each.number not in lost]
 
     def setup(self, stage: str | None = None) -> None:
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         for part in wanted.get(stage or "", PARTS):
             if part not in self.tables:
                 photographs = self.photographs[part] = self._usable(part)
-                source: ImageSource
-                if self.features is None:
-                    source = PhotographFiles(self.image_folder(part), photographs, self.image_size, self.fit, self.page)
-                else:
-                    source = CachedFeatures(self.features)
+                source = self.files(part) if self.features is None else CachedFeatures(self.features)
                 self.tables[part] = PhotographTable(source, photographs, self.vocab)
 
     def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
@@ -488,7 +458,7 @@ def cache_features(encoder: nn.Module, data: PhotographCaptions, prefix: Path, b
     """
     images: list[tuple[ImageSource, int]] = []
     for part, photographs in data.photographs.items():
-        source = PhotographFiles(data.image_folder(part), photographs, data.image_size, data.fit, data.page)
+        source = data.files(part)
         source.check(photograph.number for photograph in photographs)
         images += [(source, photograph.number) for photograph in photographs]
     write_features(encoder, images, prefix, batch_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from common.files import cache_file, read_json, state_of, write_whole
+from common.files import cache_file, read_json, require, state_of, write_whole
 from common.pictures import Fit, Preprocessing, decode
 from common.progress import tracked
 from datamodules.parts.decoding import CACHE_SECONDS
@@ -80,6 +80,54 @@ def undecodable(photographs: Sequence[tuple[Path, str]], broken: Broken) -> set[
             raise ValueError(f"{first}; {len(messages)} in all, which broken='skip' leaves out")
         rank_zero_warn(f"left out {len(messages)} photographs that cannot be decoded, the first: {first}")
     return {Path(file) for file in messages}
+
+
+class PhotographFiles:
+    """The photographs of a folder, decoded on request: (I, 3, size, size) uint8.
+
+    Args:
+        folder: of the images.
+        files: the path of each below the folder, by its id.
+        size, fit: see :class:`common.pictures.Preprocessing`.
+        page: where to get the images, or what else the message of a missing one should say.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: on request, an image cannot be decoded; names the file and the image.
+    """
+
+    record = "image"
+    """what messages call an id"""
+
+    def __init__(self, folder: Path, files: Mapping[int, str], size: int, fit: Fit, page: str) -> None:
+        require(folder, page)
+        self.folder, self.size, self.fit, self.page = folder, size, fit, page
+        self.files = files
+
+    def path(self, image_id: int) -> Path:
+        """The image's file."""
+        return self.folder / self.files[image_id]
+
+    def check(self, image_ids: Iterable[int]) -> None:
+        """Raises FileNotFoundError at the first missing image; names its file and its id."""
+        there: dict[Path, set[str]] = {}  # one look at each folder instead of one per image
+        for image_id in image_ids:
+            path = self.path(image_id)
+            if path.parent not in there:
+                there[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+            if path.name not in there[path.parent]:
+                raise FileNotFoundError(f"{path}: {self.record} {image_id} not found; the images are at {self.page}")
+
+    def undecodable(self, image_ids: Iterable[int], broken: Broken) -> set[int]:
+        """The ids of those that cannot be decoded, see :func:`undecodable`; of all, none may be missing."""
+        ids = sorted(image_ids)
+        self.check(ids)
+        lost = undecodable([(self.path(i), f"{self.record} {i}") for i in ids], broken)
+        return {i for i in ids if self.path(i) in lost}
+
+    def __call__(self, image_ids: Sequence[int]) -> Tensor:
+        records = ((self.path(i), f"{self.record} {i}") for i in image_ids)
+        return torch.stack([decode_photograph(path, self.size, self.fit, record) for path, record in records])
 
 
 class CachedFeatures:

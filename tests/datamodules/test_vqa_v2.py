@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from datamodules.parts.image_features import CachedFeatures
+from datamodules.parts.photograph_questions import top_answers
 from datamodules.parts.vqa_accuracy import normalize_answer, soft_scores
 from datamodules.vqa_v2 import (
-    CachedFeatures,
     CocoImages,
     VQAv2,
     cache_features,
-    top_answers,
 )
 
 TRAIN = [f"v2_{name}" for name in ("OpenEnded_mscoco_train2014_questions.json", "mscoco_train2014_annotations.json")]
