@@ -21,6 +21,12 @@ def data_root(root: str | None = None) -> Path:
     return Path(root or os.environ.get("LIT_DATA") or "data")
 
 
+def existing(name: str) -> Path:
+    """The path itself, or the one below the data folder if only that exists."""
+    path, below = Path(name).expanduser(), data_root() / name
+    return below if below.exists() and not path.exists() else path
+
+
 def cache_file(key: object, suffix: str) -> Path:
     """The file in ``$XDG_CACHE_HOME/lit-baselines`` (by default ``~/.cache/lit-baselines``) for what ``key`` describes.
 

@@ -315,6 +315,10 @@ class PhotographCaptions(Captions):
         chosen = self.photographs[part]
         return {"image_id": [each.number for each in chosen], "file": [each.file for each in chosen]}
 
+    def official_results(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Predictions in the results format of COCO's captions, which its evaluation code reads."""
+        return [{"image_id": row["image_id"], "caption": row["caption"]} for row in rows]
+
     def loader(self, part: str, **options: Any) -> TensorLoader:
         if self.features is None:
             return WorkerLoader(self.tables[part], self.batch_size, num_workers=self.num_workers, **options)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.checks import at_least, more_than, one_of, within
-from common.files import data_root, nearest_path
+from common.files import existing, nearest_path
 from common.pictures import channels_first, decode
 
 Kernel = Literal["lanczos3", "lanczos2", "bicubic"]
@@ -265,12 +265,6 @@ class Inpaint(Task):
         if not known.any():
             raise ValueError(f"mask={self.mask_file}: all black, expected white where the image is known")
         return known
-
-
-def existing(name: str) -> Path:
-    """The path itself, or the one below the data folder if only that exists."""
-    path, below = Path(name), data_root() / name
-    return below if below.exists() and not path.exists() else path
 
 
 def mask_of_file(file: Path) -> Tensor:

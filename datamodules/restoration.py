@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from common.checks import at_least
 from common.distributed import rank_and_world_size
-from common.files import nearest_path
+from common.files import existing, nearest_path
 from common.pictures import EXTENSIONS, channels_first, decode, fitted
 from common.randomness import keyed_generator
-from datamodules.degradations import Denoise, Task, existing
+from datamodules.degradations import Denoise, Task
 from datamodules.parts.loader import TensorLoader
 
 EMBEDDED = ("china", "flower", "grace_hopper")

@@ -312,7 +312,7 @@ class CLI(LightningCLI):
             if part is not None:
                 written.end_part(data.sample_names(part))
         of_what = f" of the {', '.join(parts)} part{'s' * (len(parts) > 1)}" if parts else ""
-        print(f"{written.count} predictions{of_what}: {', '.join(map(str, written.write()))}")
+        print(f"{written.count} predictions{of_what}: {', '.join(map(str, written.write(data)))}")
 
     def _report(self) -> None:
         if self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run:

@@ -2,7 +2,8 @@
 
 ``<part>-<n>.csv`` has a row for each prediction: the columns by which the data name the sample, and then what
 ``predict_step`` returned: texts, numbers, and the files of pictures and drawings, which are in the folder
-``<part>-<n>/``. Vectors and larger arrays are in ``<part>-<n>.npz``, beside the same names. Nothing is written over.
+``<part>-<n>/``. Vectors and larger arrays are in ``<part>-<n>.npz``, beside the same names. Where the field has a
+format of its own for results, they are also in ``<part>-<n>_results.json``. Nothing is written over.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from common.checks import nearest
 from common.files import write_whole
 from experiments.mistakes import Mistake
-from experiments.technique import ListsSamples, mismatch
+from experiments.technique import ListsSamples, ReportsResults, mismatch
 
 PARTS = ("train", "val", "test")
 
@@ -120,8 +121,12 @@ class Predictions(Callback):
             file.write_bytes(made(value))
             yield f"{self.stem.name}/{file.name}"
 
-    def write(self) -> list[Path]:
-        """Writes what was collected; the files and the folder that there are now."""
+    def write(self, data: Any = None) -> list[Path]:
+        """Writes what was collected; the files and the folder that there are now.
+
+        Args:
+            data: that were predicted; their results are also written in the format of their field, if they have one.
+        """
         named: dict[str, Sequence[Any]] = {
             name: [values[row] for row in self.rows] for name, values in self.names.items()
         }
@@ -135,6 +140,10 @@ class Predictions(Callback):
             writer.writerows(zip(*(map(_cell, values) for values in columns.values()), strict=True))
             files.append(self.stem.with_name(f"{self.stem.name}.csv"))
             write_whole(files[-1], [table.getvalue().encode()])
+            if isinstance(data, ReportsResults):
+                rows = [dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True)]
+                files.append(self.stem.with_name(f"{self.stem.name}_results.json"))
+                write_whole(files[-1], json.dumps(data.official_results(rows)))
         if self.arrays:
             arrays = {name: torch.cat(parts) for name, parts in self.arrays.items()}
             floats = {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in arrays.items()}

@@ -153,6 +153,19 @@ class ListsSamples(Protocol):
 
 
 @runtime_checkable
+class ReportsResults(Protocol):
+    """Data whose field has a format for results, which its own evaluation code reads."""
+
+    def official_results(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        """What ``predict`` writes as JSON beside its table.
+
+        Args:
+            rows: of the table: what names each sample, and what ``predict_step`` said of it.
+        """
+        ...
+
+
+@runtime_checkable
 class LabeledImages(Protocol):
     """Images with labels, of which each can be had once, plain and in order: what the probe needs."""
 

@@ -191,6 +191,8 @@ class PhotographQuestions(VisualQuestions):
     def prepare_data(self) -> None:
         """Looks at all photographs that the run will need, also at those of the test, before its first step."""
         if self.trainer is None or self.trainer.state.fn == "fit":
+            if not self._questions["train"]:
+                raise ValueError(f"{type(self).__name__}: no question has an answer, expected some to train on")
             for part, questions in self._questions.items():
                 self._usable(part, questions)
         self._usable("test", self.test_questions())
@@ -208,6 +210,8 @@ class PhotographQuestions(VisualQuestions):
             if part not in self.tables:
                 # The lists are dropped as they are used up: the tables hold all that is needed.
                 questions = self.test_questions() if part == "test" else self._questions.pop(part)
+                if not questions:
+                    continue
                 self.tables[part] = RatedQuestionTable(
                     self.pictures(part) if self.features is None else self.features,
                     self._usable(part, questions),
@@ -216,6 +220,10 @@ class PhotographQuestions(VisualQuestions):
                     vocab=self.vocab,
                     question_types=self.question_types,
                 )
+
+    def official_results(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Predictions in the results format of VQA, which its evaluation code reads."""
+        return [{"question_id": row["question_id"], "answer": row["answer"]} for row in rows]
 
     def loader(self, part: str, **options: Any) -> TensorLoader:
         if self.features is None:

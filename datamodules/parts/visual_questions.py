@@ -66,7 +66,7 @@ class Question:
     asked: str | None = None
     """its type as far as the words of the question tell it; by default ``kind``"""
     unseen: bool = False
-    number: int | None = None
+    number: int | str | None = None
     """by which the data set knows it"""
 
 
