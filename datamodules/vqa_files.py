@@ -9,45 +9,18 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from common.checks import nearest, within
-from common.files import data_root, existing, nearest_path, read_json, require
+from common.checks import within
+from common.files import data_root, read_json, require
 from common.pictures import Fit
 from common.vocabulary import tokenize
 from datamodules.parts.image_features import PhotographFiles
-from datamodules.parts.image_files import Broken, part_called
+from datamodules.parts.image_files import Broken
 from datamodules.parts.loader import TensorLoader
 from datamodules.parts.photograph_questions import ANSWER_TYPES, PhotographQuestions, RatedQuestion, scores_of
-from datamodules.parts.tables import read_table
-from datamodules.parts.visual_questions import split_images
+from datamodules.parts.picture_tables import PictureLine, PictureNumbers, PictureTable, cut
 from datamodules.parts.vqa_accuracy import normalize_answer
 
 VIZWIZ_PAGE = "https://vizwiz.org/tasks-and-datasets/vqa"
-MOST_SHOWN = 5000
-"""names among which the nearest to a wrong one is looked for"""
-
-
-class PictureNumbers:
-    """Numbers for pictures that are known by the names of their files, in the order in which they are first asked for.
-
-    Args:
-        folder: of the pictures.
-        page: where to get them, for the message of a missing one.
-    """
-
-    def __init__(self, folder: Path, page: str) -> None:
-        self.folder, self.page = folder, page
-        self.names: dict[int, str] = {}
-        self._numbers: dict[str, int] = {}
-
-    def __getitem__(self, name: str) -> int:
-        name = name.replace("\\", "/").removeprefix("./")
-        if name not in self._numbers:
-            number = self._numbers[name] = len(self.names)
-            self.names[number] = name
-        return self._numbers[name]
-
-    def files(self, size: int, fit: Fit) -> PhotographFiles:
-        return PhotographFiles(self.folder, self.names, size, fit, self.page)
 
 
 def most_frequent(answers: Sequence[str]) -> str:
@@ -155,92 +128,44 @@ class CSVQuestions(NamedPictureQuestions):
         super().__init__(batch_size, None, image_size, fit, num_workers, num_answers, min_count, check, broken)
         within("(0, 1)", val_fraction=val_fraction)
         within("[0, 1)", test_fraction=test_fraction)
-        file = existing(path)
-        if not file.is_file():
-            raise FileNotFoundError(f"path={path}: no such file; expected a CSV file{nearest_path(file)}")
-        folder = existing(images) if images else file.parent
-        if not folder.is_dir():
-            raise FileNotFoundError(f"images={images}: no such folder{nearest_path(folder)}")
-        self.path, self.numbers = file, PictureNumbers(folder, f"{folder}, which images=… may change")
-        parts = self._read(file)
-        self.parts_are_cut = "" in parts
-        questions = [question for part in parts.values() for question in part]
-        if not any(question.scores for question in questions):  # nobody has answered yet
-            self.asked, self._part_names = questions, ["test"]
-            self.learn([], [], ANSWER_TYPES.values())
-            return
-        without = sum(not question.scores for question in questions)
-        parts = {part: [question for question in them if question.scores] for part, them in parts.items()}
-        if self.parts_are_cut:
-            parts = _cut({"train": parts[""], "test": []}, "test", test_fraction, split_seed)
-        if not parts.get("val"):
-            parts = _cut(parts, "val", val_fraction, split_seed)
-        self.asked = parts.get("test", [])
-        self._part_names = [part for part in ("train", "val", "test") if parts.get(part)]
-        self._say(parts, without)
-        self.learn(parts["train"], parts["val"], ANSWER_TYPES.values())
+        table = PictureTable(path, images, ("question",), ("answer", "question_id", "type"))
+        self.numbers, self.parts_are_cut = table.numbers, not table.is_split
+        questions = _questions(table)
+        if any(question.scores for _, question in questions):
+            known = [(part, question.image, question) for part, question in questions if question.scores]
+            parts = table.in_parts(known, val_fraction, test_fraction, split_seed)
+            left = f"; left out {len(questions) - len(known)} without an answer" if len(known) < len(questions) else ""
+        else:
+            parts, left = {"test": [question for _, question in questions]}, "; none has an answer"
+        counts = ", ".join(f"{len(them)} {part}" for part, them in parts.items() if them)
+        rank_zero_info(f"{table.file}: {counts} questions about {len(self.numbers.names)} pictures{left}")
+        self.asked = parts["test"]
+        self._part_names = [part for part, them in parts.items() if them]
+        self.learn(parts.get("train", []), parts.get("val", []), ANSWER_TYPES.values())
 
     @property
     def part_names(self) -> list[str]:
         """Those that have questions."""
         return self._part_names
 
-    def _read(self, file: Path) -> dict[str, list[RatedQuestion]]:
-        """The questions of each part; of the part "" where the file has no column ``split``."""
-        lines = read_table(
-            file.read_bytes(), str(file), ("image", "question"), ("answer", "split", "question_id", "type")
-        )
-        grouped: dict[tuple[str, str, str], list[tuple[int, dict[str, str]]]] = {}
-        for number, values in lines:
-            if not values["image"] or not tokenize(values["question"]):
-                raise ValueError(f"{file}:{number}: expected a picture as 'image' and words as 'question'")
-            key = values["image"], values["question"], values.get("question_id", "")
-            grouped.setdefault(key, []).append((number, values))
-        if not grouped:
-            raise ValueError(f"{file}: has no line below its heading, expected questions")
-        there: dict[Path, set[str]] = {}
-        parts: dict[str, list[RatedQuestion]] = {}
-        ids: dict[str, int] = {}
-        for (image, text, name), given in grouped.items():
-            number, values = given[0]
-            picture = self.numbers.folder / image.replace("\\", "/")
-            if picture.parent not in there:
-                there[picture.parent] = {p.name for p in picture.parent.iterdir()} if picture.parent.is_dir() else set()
-            if picture.name not in there[picture.parent]:
-                hint = nearest(picture.name, sorted(there[picture.parent])[:MOST_SHOWN])
-                raise FileNotFoundError(f"{file}:{number}: no picture {picture}{hint}")
-            if name and ids.setdefault(name, number) != number:
-                raise ValueError(f"{file}:{number}: question_id {name!r} is that of line {ids[name]} too")
-            part = part_called(values["split"]) if "split" in values else ""
-            if part is None:
-                raise ValueError(f"{file}:{number}: split {values['split']!r}, expected train, val or test")
-            answers = [line["answer"] for _, line in given if normalize_answer(line.get("answer", ""))]
-            made = answered(self.numbers[image], text, answers, name or number, values.get("type", ""))
-            parts.setdefault(part, []).append(made)
-        if "" not in parts and not parts.get("train"):
-            raise ValueError(f"{file}: no line with split train, expected some")
-        return parts
 
-    def _say(self, parts: Mapping[str, Sequence[RatedQuestion]], without: int) -> None:
-        counts = ", ".join(f"{len(them)} {part}" for part, them in parts.items())
-        left = f"; left out {without} without an answer" if without else ""
-        rank_zero_info(f"{self.path}: {counts} questions about {len(self.numbers.names)} pictures{left}")
-
-
-def _cut(
-    parts: Mapping[str, list[RatedQuestion]], name: str, fraction: float, seed: int
-) -> dict[str, list[RatedQuestion]]:
-    """The parts with another one, ``name``, of a share of the training pictures with all of their questions."""
-    images = sorted({question.image for question in parts["train"]})
-    count = max(1, round(fraction * len(images))) if fraction else 0
-    if count >= len(images):
-        raise ValueError(f"{name}_fraction={fraction}: leaves none of {len(images)} pictures for training")
-    chosen = split_images(len(images), count / len(images), seed)[1] if count else []
-    taken = {images[i] for i in chosen}
-    found: dict[str, list[RatedQuestion]] = {"train": [], name: []}
-    for question in parts["train"]:
-        found[name if question.image in taken else "train"].append(question)
-    return {**parts, **found}
+def _questions(table: PictureTable) -> list[tuple[str, RatedQuestion]]:
+    """The questions of a table of one's own with the part of each; lines of the same question are of several people."""
+    grouped: dict[tuple[int, str, str], list[PictureLine]] = {}
+    for line in table.lines:
+        text = line.values["question"]
+        if not tokenize(text):
+            raise table.malformed(line.number, f"question {text!r}, expected words")
+        grouped.setdefault((line.image, text, line.values.get("question_id", "")), []).append(line)
+    found, ids = [], dict[str, int]()
+    for (image, text, name), lines in grouped.items():
+        number, _, part, values = lines[0]
+        if name and ids.setdefault(name, number) != number:
+            raise table.malformed(number, f"question_id {name!r} is that of line {ids[name]} too")
+        answers = [line.values.get("answer", "") for line in lines]
+        given = [answer for answer in answers if normalize_answer(answer)]
+        found.append((part, answered(image, text, given, name or number, values.get("type", ""))))
+    return found
 
 
 class VizWiz(NamedPictureQuestions):
@@ -290,8 +215,11 @@ class VizWiz(NamedPictureQuestions):
             require(path, VIZWIZ_PAGE)
         train = read_vizwiz(folder / train_annotations, train_images, self.numbers)
         self.asked = read_vizwiz(folder / test_annotations, test_images, self.numbers)
-        parts = _cut({"train": train}, "val", val_fraction, split_seed)
-        self.learn(parts["train"], parts["val"], [*ANSWER_TYPES.values(), "unanswerable"])
+        within("(0, 1)", val_fraction=val_fraction)
+        parts = {"train": [(question.image, question) for question in train], "val": []}
+        cut(parts, "val", val_fraction, split_seed)
+        known, held_back = ([question for _, question in parts[name]] for name in ("train", "val"))
+        self.learn(known, held_back, [*ANSWER_TYPES.values(), "unanswerable"])
 
     def official_results(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """As the challenge expects them: the name of each picture, and the answer."""

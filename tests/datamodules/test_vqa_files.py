@@ -90,10 +90,10 @@ def test_parts_and_people_of_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b\n", "q.csv: starts with 'a,b', expected the columns image, question, and perhaps answer, split, quest"),
+        ("a,b\n", "q.csv: starts with 'a,b', expected the columns image, question, and perhaps split, answer, quest"),
         ("image,question,answer\n", "q.csv: has no line below its heading"),
         ("image,question,answer\nb.png,what?,x\n", "q.csv:2: no picture {folder}/b.png; did you mean 'a.png'?"),
-        ("image,question,answer\na.png,?,x\n", "q.csv:2: expected a picture as 'image' and words as 'question'"),
+        ("image,question,answer\na.png,?,x\n", "q.csv:2: question '?', expected words"),
         ("image,question,answer\na.png,what?\n", "q.csv:2: 2 values, expected 3"),
         ("image,question,answer,split\na.png,what?,x,some\n", "q.csv:2: split 'some', expected train, val or test"),
         ("image,question,answer,split\na.png,what?,x,val\n", "q.csv: no line with split train"),
