@@ -12,13 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from common.checks import at_least, one_of
 from common.files import data_root, read_json, require
 from common.pictures import Fit
-from common.vocabulary import tokenize
+from common.vocabulary import PAD, UNK, tokenize
 from datamodules.captions import PARTS, CaptionBatch, Captions, CaptionTable
 from datamodules.parts.image_features import (
     CachedFeatures,
@@ -26,7 +26,7 @@ from datamodules.parts.image_features import (
     PhotographFiles,
     write_features,
 )
-from datamodules.parts.image_files import Broken
+from datamodules.parts.image_files import Broken, part_called
 from datamodules.parts.loader import TensorLoader, WorkerLoader
 from datamodules.parts.visual_questions import split_images
 
@@ -39,8 +39,8 @@ IMAGES_OF = {
 }
 """where to get the photographs of Karpathy's data sets"""
 
-PART_OF_SPLIT = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-"""``restval`` holds the images of COCO's val2014 that Karpathy & Fei-Fei 2015 use neither to validate nor to test"""
+RESTVAL = "restval"
+"""holds the images of COCO's val2014 that Karpathy & Fei-Fei 2015 use neither to validate nor to test; for training"""
 
 
 class Photograph(NamedTuple):
@@ -51,7 +51,7 @@ class Photograph(NamedTuple):
     file: str
     """its path within the image folder"""
     captions: list[str]
-    """its words, separated by spaces; at least one caption, none of them empty"""
+    """its words, separated by spaces, none of them empty; no caption where nobody has described it"""
 
 
 def read_karpathy(path: Path) -> dict[str, list[Photograph]]:
@@ -77,29 +77,41 @@ def read_karpathy(path: Path) -> dict[str, list[Photograph]]:
         if file in files:
             raise _malformed(path, what, f"{file} as the file of one image only")
         split = record.get("split")
-        if split not in PART_OF_SPLIT:
-            raise _malformed(path, what, f"one of {list(PART_OF_SPLIT)} as 'split', not {split!r}")
-        sentences = record.get("sentences")
-        if not isinstance(sentences, list) or not sentences:
-            raise _malformed(path, what, "a list of at least one sentence as 'sentences'")
-        captions = []
-        for i, sentence in enumerate(sentences):
-            tokens = sentence.get("tokens") if isinstance(sentence, dict) else None
-            if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-                raise _malformed(path, f"{what}, sentence {i}", "a list of words as 'tokens'")
-            captions.append(wordless.unless(_given(tokens), f"{what}, sentence {i}"))
+        part = "train" if split == RESTVAL else part_called(str(split))
+        if part is None:
+            raise _malformed(path, what, f"one of {[*PARTS, RESTVAL]} as 'split', not {split!r}")
+        sentences = record.get("sentences", [])
+        if not isinstance(sentences, list):
+            raise _malformed(path, what, "a list as 'sentences'")
+        captions = [
+            wordless.unless(_sentence(path, f"{what}, sentence {i}", sentence), f"{what}, sentence {i}")
+            for i, sentence in enumerate(sentences)
+        ]
         numbers.add(number)
         files.add(file)
-        parts[PART_OF_SPLIT[split]].append(Photograph(number, file, _some(path, what, captions)))
+        parts[part].append(Photograph(number, file, [text for text in captions if text]))
     wordless.tell()
-    for part, photographs in parts.items():
-        if not photographs:
-            raise ValueError(f"{path}: no image of the {part} part, expected images for each of {list(PARTS)}")
+    for part in ("train", "val"):
+        if not parts[part]:
+            raise ValueError(f"{path}: no image of the {part} part, expected images for training and validation")
     return parts
+
+
+def _sentence(path: Path, what: str, sentence: Any) -> str:
+    """The words of a sentence of a Karpathy file: its tokens, or those of its text if it has none."""
+    found = sentence if isinstance(sentence, dict) else {}
+    tokens, raw = found.get("tokens"), found.get("raw")
+    if tokens is None and isinstance(raw, str):
+        return words_of(raw)
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise _malformed(path, what, "a list of words as 'tokens', or a text as 'raw'")
+    return _given(tokens)
 
 
 def read_coco(path: Path) -> list[Photograph]:
     """The images of one of COCO's caption files, by their ids; their captions are in the order of *their* ids.
+
+    A file without annotations, such as that of the test images, has images alone.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -116,7 +128,8 @@ def read_coco(path: Path) -> list[Photograph]:
         files[number] = _inside(path, f"image {number}", record, "file_name")
     captions: dict[int, dict[int, str | None]] = {number: {} for number in files}
     wordless, numbers = _Wordless(path), set()
-    for place, record in enumerate(_records(path, content, "annotations", COCO_PAGE)):
+    described = _records(path, content, "annotations", COCO_PAGE) if "annotations" in content else []
+    for place, record in enumerate(described):
         number, image, text = record.get("id"), record.get("image_id"), record.get("caption")
         if not _is_whole(number):
             raise _malformed(path, f"record {place} of 'annotations'", "a whole number as 'id'")
@@ -128,10 +141,10 @@ def read_coco(path: Path) -> list[Photograph]:
         if not isinstance(text, str):
             raise _malformed(path, what, "a text as 'caption'")
         numbers.add(number)
-        captions[image][number] = wordless.unless(_words(text), what)
+        captions[image][number] = wordless.unless(words_of(text), what)
     wordless.tell()
     return [
-        Photograph(number, files[number], _some(path, f"image {number}", [text for _, text in sorted(texts.items())]))
+        Photograph(number, files[number], [text for _, text in sorted(texts.items()) if text])
         for number, texts in sorted(captions.items())
     ]
 
@@ -152,14 +165,6 @@ class _Wordless:
     def tell(self) -> None:
         if self.found:
             rank_zero_warn(f"{self.path}: left out {len(self.found)} captions without a word, first {self.found[0]}")
-
-
-def _some(path: Path, what: str, captions: Sequence[str | None]) -> list[str]:
-    """The captions that have words."""
-    with_words = [text for text in captions if text]
-    if not with_words:
-        raise _malformed(path, what, "at least one caption with a word")
-    return with_words
 
 
 def _records(path: Path, content: Any, key: str, page: str) -> list[dict[str, Any]]:
@@ -190,7 +195,7 @@ def _inside(path: Path, what: str, record: dict[str, Any], key: str) -> str:
     return name
 
 
-def _words(text: str) -> str:
+def words_of(text: str) -> str:
     """The words of a text without punctuation marks, separated by spaces."""
     return " ".join(filter(_is_word, tokenize(text)))
 
@@ -211,7 +216,7 @@ class PhotographTable(CaptionTable):
     def __init__(self, source: ImageSource, photographs: Sequence[Photograph], vocab: Sequence[str]) -> None:
         numbers = [photograph.number for photograph in photographs]
         source.check(numbers)
-        captions = [photograph.captions for photograph in photographs]
+        captions = [photograph.captions or [UNK] for photograph in photographs]  # which nobody looks at
         super().__init__(torch.tensor(numbers), captions, vocab, split=str.split)
         self.source = source
 
@@ -223,7 +228,8 @@ class PhotographTable(CaptionTable):
 class PhotographCaptions(Captions):
     """Shared by the data sets of photographs: decoded images or cached features, and words by frequency.
 
-    A source fills ``photographs`` and calls :meth:`learn_words` in its constructor.
+    A source calls :meth:`learn` in its constructor. Photographs without a caption are left out, which is said, unless
+    none of the test part has one: then those can be predicted.
 
     Args:
         folder: the data set's folder; ``features`` is relative to it.
@@ -280,6 +286,33 @@ class PhotographCaptions(Captions):
             settled.add("image_shape")
         return settled
 
+    def learn(self, parts: Mapping[str, list[Photograph]]) -> None:
+        """Takes the photographs of each part, and the words of the training captions."""
+        self.photographs, without = {}, 0
+        for part, photographs in parts.items():
+            described = [photograph for photograph in photographs if photograph.captions]
+            chosen = photographs if part == "test" and not described else described
+            self.photographs[part] = chosen
+            without += len(photographs) - len(chosen)
+        if without:
+            rank_zero_info(f"left out {without} of {sum(map(len, parts.values()))} photographs: without a caption")
+        self.is_described = any(photograph.captions for photograph in self.photographs["test"])
+        if not self.photographs["train"]:
+            self.vocab, self.longest = [PAD, UNK], 1  # a checkpoint has to bring them
+        else:
+            self.learn_words([photograph.captions for photograph in self.photographs["train"]], self.min_count)
+
+    @property
+    def part_names(self) -> list[str]:
+        """Those that have photographs."""
+        return [part for part, photographs in self.photographs.items() if photographs]
+
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return super().test_dataloader() if self.is_described else []
+
+    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self.loader("test")
+
     def image_folder(self, part: str) -> Path:
         raise NotImplementedError
 
@@ -291,6 +324,8 @@ class PhotographCaptions(Captions):
     def prepare_data(self) -> None:
         """Looks at all photographs that the run will need, also at those of the test, before its first step."""
         fits = self.trainer is None or self.trainer.state.fn == "fit"
+        if fits and not self.photographs["train"]:
+            raise ValueError(f"{type(self).__name__}: no photograph has a caption, expected some to train on")
         for part in PARTS if fits else ("test",):
             self._usable(part)
 
@@ -305,7 +340,7 @@ class PhotographCaptions(Captions):
     def setup(self, stage: str | None = None) -> None:
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         for part in wanted.get(stage or "", PARTS):
-            if part not in self.tables:
+            if part not in self.tables and self.photographs[part]:
                 photographs = self.photographs[part] = self._usable(part)
                 source = self.files(part) if self.features is None else CachedFeatures(self.features)
                 self.tables[part] = PhotographTable(source, photographs, self.vocab)
@@ -379,8 +414,7 @@ class KarpathyCaptions(PhotographCaptions):
         self.images = folder / (images or ("." if name == "coco" else "images"))
         path = folder / (captions or f"dataset_{name}.json")
         require(path, KARPATHY_FILES)
-        self.photographs = read_karpathy(path)
-        self.learn_words([photograph.captions for photograph in self.photographs["train"]], min_count)
+        self.learn(read_karpathy(path))
 
     def image_folder(self, part: str) -> Path:
         return self.images
@@ -444,12 +478,13 @@ class CocoCaptions(PhotographCaptions):
         for path in paths:  # the second not only when the training is over
             require(path, COCO_PAGE)
         known, test = (read_coco(path) for path in paths)
+        if not any(photograph.captions for photograph in known):
+            raise ValueError(f"{paths[0]}: expected captions of its images, to train on")
         both = {photograph.number for photograph in known} & {photograph.number for photograph in test}
         if both:
             raise _malformed(paths[1], f"image {min(both)}", f"no image of {paths[0].name}")
         train, val = split_images(len(known), val_fraction, split_seed)
-        self.photographs = {"train": [known[i] for i in train], "val": [known[i] for i in val], "test": test}
-        self.learn_words([photograph.captions for photograph in self.photographs["train"]], min_count)
+        self.learn({"train": [known[i] for i in train], "val": [known[i] for i in val], "test": test})
 
     def image_folder(self, part: str) -> Path:
         return self.folder / self.image_folders[part]

@@ -93,8 +93,8 @@ class CaptionTable:
         self.counts = torch.tensor([len(texts) for texts in captions])
         self.starts = self.counts.cumsum(0) - self.counts
         all_of_them = [text for texts in captions for text in texts]
-        others = build_vocab(all_of_them, split=split)[2:]
-        self.references, self.lengths = encode(all_of_them, [*vocab, *sorted(set(others) - set(vocab))], split)
+        others = {word for text in all_of_them for word in split(text)} - set(vocab)
+        self.references, self.lengths = encode(all_of_them, [*vocab, *sorted(others)], split)
         unknown = vocab.index(UNK)
         self.captions = self.references.where(self.references < len(vocab), unknown)
         no_objects = torch.zeros(len(images), 0, len(attributes) + 2, dtype=torch.long)

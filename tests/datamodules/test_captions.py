@@ -615,13 +615,11 @@ KARPATHY_FAULTS: list[tuple[Callable[[Any], Any], list[str]]] = [
     (put("images", 3, filename="/etc/passwd"), ["image 3", "within"]),
     (put("images", 3, filename="..\\003.jpg"), ["image 3", "within"]),
     (put("images", 3, filepath="../images"), ["image 3", "filepath", "within"]),
-    (put("images", 3, split="dev"), ["image 3", "split", "dev"]),
-    (put("images", 3, sentences=[]), ["image 3", "sentences"]),
-    (lambda c: c["images"][3].pop("sentences"), ["image 3", "sentences"]),
-    (put("images", 3, sentences=[{"raw": "A dog."}]), ["image 3", "sentence 0", "tokens"]),
+    (put("images", 3, split="extra"), ["image 3", "split", "extra"]),
+    (put("images", 3, sentences="A dog."), ["image 3", "sentences"]),
+    (put("images", 3, sentences=[{"raw": 3}]), ["image 3", "sentence 0", "tokens"]),
     (put("images", 3, sentences=[{"tokens": "dog"}]), ["image 3", "sentence 0", "tokens"]),
     (put("images", 3, sentences=[{"tokens": ["a", 3]}]), ["image 3", "sentence 0", "tokens"]),
-    (put("images", 3, sentences=[{"tokens": []}, {"tokens": ["."]}]), ["image 3", "a word"]),
     (lambda c: [image.update(split="train") for image in c["images"][6:8]], ["val"]),
 ]
 
@@ -637,7 +635,8 @@ def test_malformed_karpathy_file(root: Path, edit: Any, how: Callable[[Any], Any
 
 
 COCO_FAULTS: list[tuple[Callable[[Any], Any], list[str]]] = [
-    (lambda c: c.pop("annotations"), ["'annotations'"]),
+    (lambda c: c.pop("annotations"), ["captions"]),
+    (lambda c: c.update(annotations={}), ["'annotations'"]),
     (lambda c: c["images"].append([]), ["record 8 of 'images'"]),
     (lambda c: c["images"][2].pop("id"), ["record 2 of 'images'", "'id'"]),
     (put("images", 2, id=2), ["image 2", "only once"]),
@@ -648,8 +647,6 @@ COCO_FAULTS: list[tuple[Callable[[Any], Any], list[str]]] = [
     (put("annotations", 4, image_id=99), ["annotation 31", "image_id", "99"]),
     (put("annotations", 4, image_id="3"), ["annotation 31", "image_id", "'3'"]),
     (put("annotations", 4, caption=None), ["annotation 31", "caption"]),
-    (lambda c: [c["annotations"].pop(4) for _ in range(2)], ["image 3", "at least one caption"]),
-    (lambda c: c["images"].append({"id": 20, "file_name": "x.jpg"}), ["image 20", "at least one caption"]),
 ]
 
 
@@ -667,6 +664,29 @@ def test_an_image_in_both_coco_files(root: Path, edit: Any) -> None:
     with pytest.raises(ValueError, match="image 3") as failure:
         CocoCaptions(str(root), **OPTIONS)
     assert str(path) in str(failure.value)
+
+
+def test_photographs_without_a_caption_are_left_out_or_only_described(
+    root: Path, edit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def change(content: Any) -> None:
+        content["images"][3]["sentences"] = []
+        content["images"][2]["sentences"] = [{"raw": "A Dog, asleep."}]
+        content["images"][6]["split"] = "dev"
+
+    edit(K, change)
+    data = KarpathyCaptions(str(root), **OPTIONS)
+    assert "left out 1 of 11 photographs: without a caption" in caplog.text
+    assert [photograph.number for photograph in data.photographs["train"]] == [0, 1, 2, 4, 5]
+    assert data.photographs["train"][2].captions == ["a dog asleep"]
+
+    edit("coco/annotations/captions_val2014.json", lambda content: content.pop("annotations"))
+    coco = CocoCaptions(str(root), **OPTIONS | {"val_fraction": 0.25})
+    coco.setup()
+    assert coco.test_dataloader() == [], "there is nothing to compare with"
+    assert sum(len(batch.images) for batch in coco.predict_dataloader()) == 3
+    rows = [{"image_id": number, "caption": "a dog"} for number in coco.sample_names("test")["image_id"]]
+    assert coco.official_results(rows) == [{"image_id": number, "caption": "a dog"} for number in (20, 21, 22)]
 
 
 @pytest.mark.parametrize(
