@@ -46,6 +46,7 @@ from lit_models.parts.evaluating import evaluating
 from lit_models.parts.latent import gaussian_kl
 from lit_models.parts.optim import configure_optimizers
 from lit_models.scores.generation import GenerationScores, agreeing
+from lit_models.scores.sentence_retrieval import SentenceRetrieval
 
 if TYPE_CHECKING:
     from datamodules.captions import CaptionBatch
@@ -72,18 +73,19 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
 
 class TextToImageGAN(LightningModule):
-    """GAN-CLS on :mod:`datamodules.captions` of images with attributes.
+    """GAN-CLS on captioned images, such as those of :mod:`datamodules.captions`.
 
-    Validation, checkpoints and use refer to the generator's moving average. Before the GAN's first step, a classifier
-    learns the attributes of the real training images, and an embedding learns which sentences and images belong
-    together; then both are frozen, and both are part of the checkpoint. The classifier, which gives the GAN no
-    gradient, judges generated images: see :class:`lit_models.scores.generation.GenerationScores`.
+    Validation, checkpoints and use refer to the generator's moving average. Before the GAN's first step, an embedding
+    learns which sentences and images belong together, and a classifier learns the attributes of the real training
+    images, if the data have any; then both are frozen, and both are part of the checkpoint. The classifier, which gives
+    the GAN no gradient, judges generated images: see :class:`lit_models.scores.generation.GenerationScores`. Without
+    attributes the embedding does: see :class:`lit_models.scores.sentence_retrieval.SentenceRetrieval`.
 
     One step of the Trainer is a step of both networks.
 
     Args:
         vocab: the words of sentences, ``<pad>`` and ``<unk>`` first.
-        attributes: the values of each attribute that the classifier distinguishes.
+        attributes: the values of each attribute that the classifier distinguishes; {} for none, as of photographs.
         image_shape: (C, S, S), S a power of two, at least 8.
         embedding_dim, text_dim: of words and of sentences.
         condition_dim: of the conditioning augmentation, and of the sentence within the discriminator.
@@ -104,8 +106,8 @@ class TextToImageGAN(LightningModule):
         optimizer, scheduler: callables, as Lightning's CLI makes them, called once for each network.
 
     Raises:
-        ValueError: an argument is out of range; the data have no attributes, several objects in an image, or several
-            sentences per image in a batch; the precision is not 32-true, 64-true or bf16-mixed; ``ReduceLROnPlateau``.
+        ValueError: an argument is out of range; the data have several objects in an image, or several sentences per
+            image in a batch; the precision is not 32-true, 64-true or bf16-mixed; ``ReduceLROnPlateau``.
     """
 
     adjustable: ClassVar = ("captioner",)
@@ -136,8 +138,8 @@ class TextToImageGAN(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        if not attributes:
-            raise ValueError("attributes={}: expected data with attributes, which judge the generated images")
+        if captioner is not None and not attributes:
+            raise ValueError(f"captioner={captioner}: expected data with attributes, by which it judges images")
         at_least(1, embedding_dim=embedding_dim, text_dim=text_dim, condition_dim=condition_dim, noise_dim=noise_dim)
         at_least(1, width=width, wrong_sentences=wrong_sentences, accumulate_grad_batches=accumulate_grad_batches)
         at_least(1, classifier_epochs=classifier_epochs, embedding_epochs=embedding_epochs)
@@ -161,9 +163,12 @@ class TextToImageGAN(LightningModule):
         for network in (self.generator, self.discriminator):
             network.to(memory_format=torch.channels_last)  # the faster layout for convolutions
         self.average = deepcopy(self.generator).requires_grad_(False)
-        self.classifier = AttributeClassifier(image_shape, {name: len(attributes[name]) for name in attributes})
-        self.classifier.requires_grad_(False)
-        self.scores = GenerationScores(self.attributes)
+        self.classifier: AttributeClassifier | None = None
+        self.scores: Any = SentenceRetrieval()
+        if attributes:
+            self.classifier = AttributeClassifier(image_shape, {name: len(attributes[name]) for name in attributes})
+            self.classifier.requires_grad_(False)
+            self.scores = GenerationScores(self.attributes)
         self.agreement = MeanMetric()
         self._captioners: list[Any] = []  # in a list, so that its weights are no part of this module's
 
@@ -269,18 +274,18 @@ class TextToImageGAN(LightningModule):
                 f"captions_per_image={getattr(data, 'captions_per_image', None)}: expected 1, so that the sentences of "
                 "a batch belong to different images"
             )
-        if data.tables["train"].objects.shape[1] != 1:
+        if self.classifier is not None and data.tables["train"].objects.shape[1] != 1:
             raise ValueError("the training images show several objects: expected one in each, as with max_objects=1")
         if self.wrong_sentences >= (size := data.batch_size * world_size()):
             raise ValueError(f"wrong_sentences={self.wrong_sentences}: expected less than the global batch of {size}")
         # All of the training part on each rank, where the loader would give each its share.
         everything = data.tables["train"]
         batches = [everything[rows] for rows in torch.arange(len(everything)).split(1024)]
-        if not self.classifier.trained:  # it comes with a checkpoint
+        if self.classifier is not None and not self.classifier.trained:  # it comes with a checkpoint
             fit_classifier(self.classifier, batches, self.classifier_epochs, self.device)
         if not self.embedding.trained:
             fit_joint_embedding(self.embedding, batches, self.embedding_epochs, self.device)
-        for network in (self.classifier, self.embedding):
+        for network in filter(None, (self.classifier, self.embedding)):
             take_from_first_rank(network)  # on GPUs equal trainings may end a little apart
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
@@ -317,6 +322,14 @@ class TextToImageGAN(LightningModule):
     def _evaluate(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         """Adds a batch to the scores; the generated images."""
         fake = self._images_of(batch, batch_idx)
+        if self.classifier is None:
+            self.scores.update(
+                images=batch.image_ids[batch.image_index],
+                sentences=self.embedding.text(batch.captions, batch.lengths),
+                real=self.embedding.image(batch.images)[batch.image_index],
+                fake=self.embedding.image(fake),
+            )
+            return fake
         real_logits, real_features = self.classifier(batch.images)
         fake_logits, fake_features = self.classifier(fake)
         self.scores.update(
@@ -415,14 +428,13 @@ class TextToImageGAN(LightningModule):
     def predict_step(self, batch: CaptionBatch, batch_idx: int) -> dict[str, Any]:
         """The image generated for each sentence of the batch, and the attributes that the classifier sees in it."""
         images = self._images_of(batch, batch_idx)
-        seen = choices(self.classifier(images)[0]).T.tolist()
         words = zip(batch.captions.tolist(), batch.lengths.tolist(), strict=True)
-        return {
+        said = {
             "row": batch.image_ids[batch.image_index],  # an image has several sentences
             "sentence": [" ".join(self.vocab[word] for word in row[:length]) for row, length in words],
-            **{
-                f"{name}_seen": [values[i] for i in of_all]
-                for (name, values), of_all in zip(self.attributes.items(), seen, strict=True)
-            },
-            "image": images,
         }
+        if self.classifier is not None:
+            seen = choices(self.classifier(images)[0]).T.tolist()
+            for (name, values), of_all in zip(self.attributes.items(), seen, strict=True):
+                said[f"{name}_seen"] = [values[i] for i in of_all]
+        return {**said, "image": images}

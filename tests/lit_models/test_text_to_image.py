@@ -353,7 +353,7 @@ def test_easy_vqa_has_no_sizes_and_is_trained_as_well() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attributes": {}}, "attributes={}: expected data with attributes"),
+        ({"attributes": {}, "captioner": "x.ckpt"}, "captioner=x.ckpt: expected data with attributes"),
         ({"width": 0}, "width=0: expected at least 1"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0: expected at least 0"),
         ({"kl_weight": math.nan}, "kl_weight=nan: expected at least 0"),
