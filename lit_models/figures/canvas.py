@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch.nn.functional as F
 from matplotlib import colormaps
@@ -20,34 +17,13 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lit_models.figures.fonts import font, height_of, is_in, line_height, pieces, width_of
+
 Picture = Figure | Image.Image | str
 """what the pictures of a technique may be: a plot, a page of pixels, or text"""
-DPI = 110
-"""pixels an inch, as many as figures have by default"""
 MARGIN = 8
 MARKS = "↵→"
 """what stands for white space, fainter than letters"""
-
-
-@cache
-def font(points: float, kind: Literal["Sans", "Sans-Bold", "SansMono"] = "Sans") -> ImageFont.FreeTypeFont:
-    """A font of the DejaVu family, which matplotlib comes with."""
-    file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVu{kind}.ttf")
-    # Characters of whole pixels: those of SansMono then stand in columns.
-    return ImageFont.truetype(file, round(points * DPI / 72), layout_engine=ImageFont.Layout.BASIC)
-
-
-def line_height(letters: ImageFont.FreeTypeFont) -> int:
-    return sum(letters.getmetrics())
-
-
-def width_of(text: str, letters: ImageFont.FreeTypeFont) -> int:
-    """Pixels of the longest line."""
-    return round(max(map(letters.getlength, text.split("\n"))))
-
-
-def height_of(text: str, letters: ImageFont.FreeTypeFont) -> int:
-    return line_height(letters) * len(text.split("\n")) if text else 0
 
 
 def write(
@@ -55,19 +31,23 @@ def write(
     place: tuple[float, float],
     text: str,
     letters: ImageFont.FreeTypeFont,
-    color: str = "black",
+    color: str | int = "black",
     align: Literal["left", "center", "right"] = "left",
 ) -> None:
     """Lines of text, with ``place`` at the upper end of their left side, their center or their right side."""
-    draw, (x, y), anchor = ImageDraw.Draw(page), place, {"left": "la", "center": "ma", "right": "ra"}[align]
+    draw, (x, y) = ImageDraw.Draw(page), place
     for number, line in enumerate(text.split("\n")):
-        draw.text((x, y + number * line_height(letters)), line, fill=color, font=letters, anchor=anchor)
+        left = x - {"left": 0, "center": 0.5, "right": 1}[align] * width_of(line, letters)
+        for piece, its_font in pieces(line, letters):
+            top = y + number * line_height(letters) + letters.getmetrics()[0] - its_font.getmetrics()[0]
+            draw.text((left, top), piece, fill=color, font=its_font, anchor="la")
+            left += its_font.getlength(piece)
 
 
 def write_upwards(page: Image.Image, place: tuple[int, int], text: str, letters: ImageFont.FreeTypeFont) -> None:
     """A line of text that is read from the bottom up, with ``place`` at the upper end of its middle."""
     strip = Image.new("L", (width_of(text, letters), line_height(letters)))
-    ImageDraw.Draw(strip).text((0, 0), text, fill=255, font=letters)
+    write(strip, (0, 0), text, letters, color=255)
     strip = strip.transpose(Image.Transpose.ROTATE_90)
     page.paste("black", (place[0] - strip.width // 2, place[1]), strip)
 
@@ -182,8 +162,11 @@ def shaded_text_page(
     ink = Image.new("L", (values.shape[1] * width, values.shape[0] * height))
     for number, line in enumerate(lines):
         for faint, fill in ((False, 255), (True, 110)):
-            shown = "".join(char if (char in MARKS) == faint else " " for char in line)
+            shown = "".join(char if (char in MARKS) == faint and is_in(char, letters) else " " for char in line)
             ImageDraw.Draw(ink).text((0, number * height + 1), shown, fill=fill, font=letters)
+        for column, char in enumerate(line):
+            if not is_in(char, letters):  # in a cell of its own, since other fonts are not as wide
+                write(ink, (column * width, number * height + 1), char, letters, color=255)
     shades = colormaps[colors]((values - low) / (high - low))[..., :3]
     shades[np.isnan(values)] = 1.0
     paper = Image.fromarray(_enlarged(shades, height, width))

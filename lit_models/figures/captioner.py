@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lit_models.captioner import shifted
-from lit_models.figures.canvas import ATTENTION, DPI, Captioned, Picture, attended, captioned_page, pixels_of
+from lit_models.figures.canvas import ATTENTION, Captioned, Picture, attended, captioned_page, pixels_of
+from lit_models.figures.fonts import DPI
 from lit_models.figures.grids import panels
 from lit_models.figures.vqa import RIGHT, WRONG
 from lit_models.networks.caption_decoders import END, until_end

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from datamodules.degradations import Denoise
 from lit_models.deep_image_prior import FRAMES, TRACE, fitted
-from lit_models.figures.canvas import DPI, Captioned, Picture, captioned_page, pixels_of
+from lit_models.figures.canvas import Captioned, Picture, captioned_page, pixels_of
+from lit_models.figures.fonts import DPI
 from lit_models.figures.grids import panels
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from common.trainer import datamodule_of
-from lit_models.figures.canvas import DPI, MARGIN, font, height_of, pixels_of, shortened, width_of, write
+from lit_models.figures.canvas import MARGIN, pixels_of, shortened, write
+from lit_models.figures.fonts import DPI, font, height_of, width_of
 
 
 def rows_page(

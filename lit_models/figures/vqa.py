@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lit_models.figures.canvas import (
     ATTENTION,
-    DPI,
     Captioned,
     Picture,
     attended,
@@ -21,6 +20,7 @@ from lit_models.figures.canvas import (
     matrix_page,
     pixels_of,
 )
+from lit_models.figures.fonts import DPI
 from lit_models.parts.evaluating import evaluating
 from lit_models.scores.vqa import score_of, truth_of
 from lit_models.vqa import AttentionFact
