@@ -16,6 +16,7 @@ Four ways to form the fact:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,10 +29,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torchmetrics import MeanMetric
 
-from common.checks import at_least, one_of, within
+from common.checks import at_least, nearest, one_of, within
 from common.distributed import global_mean
+from common.facts import unknown
 from common.pictures import Preprocessing, are_several
-from common.vocabulary import encode
+from common.vocabulary import encode, tokenize
 from lit_models.networks.encoders import Norm, Pooling, grid_encoder, grid_size, pool, with_coordinates
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
@@ -318,7 +320,7 @@ class VQA(LightningModule):
 
         Args:
             image: as :class:`common.pictures.Preprocessing` takes it.
-            question: plain text; words that training never showed count as ``<unk>``.
+            question: plain text; words that training never showed count as ``<unk>``, with a warning that names them.
 
         Returns:
             (answer, probability) pairs; for several images, questions, or both in pairs, a list of such lists.
@@ -337,6 +339,11 @@ class VQA(LightningModule):
             if not isinstance(each, str):
                 raise TypeError(f"question of type {type(each).__name__}: expected text")
         tokens, lengths = encode(questions, self.vocab)
+        for each in questions:
+            for word in unknown(tokenize(each), self.vocab):
+                hint = nearest(word, self.vocab, cutoff=0.6)
+                said = f"question={each!r}: {word!r} is in no training question, read as <unk>{hint}"
+                warnings.warn(said, stacklevel=3)
         images = self.preprocess(image, self)
         if len(images) != len(questions) and 1 not in (len(images), len(questions)):
             raise ValueError(f"{len(images)} images and {len(questions)} questions: expected as many of both, or one")

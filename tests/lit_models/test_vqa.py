@@ -610,3 +610,10 @@ def test_a_checkpoint_answers_without_data_or_trust(tmp_path: Path, options: Any
     content = torch.load(tmp_path / "model.ckpt", weights_only=True)
     assert content["hyper_parameters"]["vocab"] == VOCAB
     assert not [name for name in content["state_dict"] if name.startswith("scores")]
+
+
+def test_an_unknown_word_of_a_question_is_named() -> None:
+    asked = model()
+    known = next(word for word in asked.vocab if word.isalpha())
+    with pytest.warns(UserWarning, match="'zyx' is in no training question, read as <unk>"):
+        asked.answer(np.zeros((8, 8, 3), np.uint8), f"{known} zyx")
