@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -18,7 +19,21 @@ from common.checks import nearest
 
 def data_root(root: str | None = None) -> Path:
     """``root``, or else ``LIT_DATA`` in the environment, or else ``data/``."""
-    return Path(root or os.environ.get("LIT_DATA") or "data")
+    return Path(root or os.environ.get("LIT_DATA") or "data").expanduser()
+
+
+def matching(pattern: str) -> list[Path]:
+    """The files and folders that a pattern matches, sorted; ``**`` stands for folders of any depth.
+
+    As far as it names folders that there are, it is taken as it is: they may have brackets in their names.
+    """
+    path, there = Path(pattern), Path()
+    if path.exists():
+        return [path]
+    rest = list(path.parts)
+    while len(rest) > 1 and (there / rest[0]).is_dir():
+        there /= rest.pop(0)
+    return sorted(Path(found) for found in glob.glob(str(Path(glob.escape(str(there)), *rest)), recursive=True))
 
 
 def existing(name: str) -> Path:
@@ -134,7 +149,7 @@ def write_whole(file: Path, content: str | Iterable[bytes | memoryview]) -> None
 def nearest_path(path: Path, *others: str) -> str:
     """``; did you mean …?`` with a name from the same folder or from ``others``, or nothing."""
     there = [str(path.with_name(entry.name)) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return nearest(str(path), [*there, *others], cutoff=0.6)
+    return nearest(str(path), [name for name in (*there, *others) if name != str(path)], cutoff=0.6)
 
 
 class BrokenCheckpoint(ValueError):

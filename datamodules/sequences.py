@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,22 @@ class SequenceBatch(NamedTuple):
     """(B,) int64: the class, or -1 if there is none"""
 
 
+class SequenceData(Protocol):
+    """What a data module provides for the sequence autoencoder, besides loaders whose batches are SequenceBatch.
+
+    Text has ``vocab``, the characters by their codes, and real numbers have ``sequence_dim`` D. Real numbers also have
+    :meth:`sequences`; they may have ``scaling`` (:class:`common.scaling.Scaling`, as a dict) if their values are not in
+    the units in which people have them, and ``channel_names``.
+    """
+
+    longest: int
+    """number of elements in the longest sequence of all parts"""
+
+    def sequences(self, part: Part) -> Iterable[SequenceBatch]:
+        """Every sequence of a part once over all ranks, unchanged: for the principal components."""
+        ...
+
+
 def positions_of(strokes: Tensor, lengths: Tensor) -> Tensor:
     """Strokes (B, T, 5) of a :class:`~datamodules.sketches.SketchBatch` → (B, T, 3): where each point is.
 
@@ -43,6 +59,42 @@ def positions_of(strokes: Tensor, lengths: Tensor) -> Tensor:
     places = strokes[:, :, :2].cumsum(1)  # behind the end the pen does not move
     middle = (places.amin(1, keepdim=True) + places.amax(1, keepdim=True)) / 2
     return torch.cat([places - middle, strokes[:, :, 3:4]], 2) * inside[:, :, None]
+
+
+class SequenceTable:
+    """Sequences in memory, one after the other; indexed by a vector of rows, it returns one :class:`SequenceBatch`.
+
+    Args:
+        values: (P, D) float32 of all elements, or (P,) of codes in any integer type.
+        lengths: (N,) int64, number of elements in each sequence.
+        starts: (N,) int64, where each begins; by default, where the one before it ends.
+        labels: (N,) int64; by default -1.
+    """
+
+    def __init__(
+        self, values: np.ndarray, lengths: Tensor, starts: Tensor | None = None, labels: Tensor | None = None
+    ) -> None:
+        self.values, self.lengths = values, lengths
+        self.starts = lengths.cumsum(0) - lengths if starts is None else starts
+        self.labels = torch.full_like(lengths, -1) if labels is None else labels
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def fingerprint(self) -> int:
+        """A checksum of the values, of the lengths and of the labels."""
+        return loader.checksum([torch.from_numpy(self.values), self.lengths, self.labels])
+
+    def __getitem__(self, indices: Tensor) -> SequenceBatch:
+        lengths = self.lengths[indices]
+        columns = torch.arange(int(lengths.max()))
+        inside = columns < lengths[:, None]
+        places = (self.starts[indices][:, None] + columns) * inside
+        if self.values.ndim == 1:
+            codes = torch.from_numpy(self.values[places.numpy()].astype(np.int64)) if inside.any() else places
+            return SequenceBatch(codes * inside, lengths, self.labels[indices])
+        values = torch.from_numpy(self.values[places.numpy()])
+        return SequenceBatch(values * inside[:, :, None], lengths, self.labels[indices])
 
 
 class LineTable:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -61,11 +62,15 @@ def reverse(values: Tensor, lengths: Tensor) -> Tensor:
 class SequenceAutoencoder(LightningModule):
     """A recurrent encoder and a recurrent decoder with a code of fixed size between them.
 
+    The data are as :class:`~datamodules.sequences.SequenceData` describes them.
+
     Args:
         longest: number of elements in the longest sequence, where decoding stops.
         vocab: the characters, for text.
         sequence_dim: D, for sequences of real numbers.
         scale_factor: what 1 stands for in units of the drawings, for sketches.
+        scaling: from the units of series to those of the network, for series: see :class:`common.scaling.Scaling`.
+        channel_names: of the D numbers, if they have names.
         code_dim: size of the code.
         hidden, layers, cell: of the encoder (of each direction) and of the decoder; ``lstm`` or ``gru``.
         embedding_dim: of characters.
@@ -94,6 +99,8 @@ class SequenceAutoencoder(LightningModule):
         vocab: list[str] | None = None,
         sequence_dim: int | None = None,
         scale_factor: float | None = None,
+        scaling: dict[str, list[float]] | None = None,
+        channel_names: list[str] | None = None,
         code_dim: int = 64,
         hidden: int = 256,
         layers: int = 1,
@@ -127,13 +134,14 @@ class SequenceAutoencoder(LightningModule):
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.longest, self.scale_factor, self.code_dim = longest, scale_factor, code_dim
         self.vocab = None if vocab is None else list(vocab)
-        self.dim = sequence_dim or 0
+        self.dim, self.channel_names = sequence_dim or 0, list(channel_names or ())
         self.layers, self.reverse_targets, self.conditional = layers, reverse_targets, conditional
         self.schedule, self.schedule_steps, self.teacher_forcing = schedule, schedule_steps, teacher_forcing
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed = torch.initial_seed()  # of seed_everything
 
-        self.elements = Symbols(vocab, embedding_dim) if vocab is not None else Points(self.dim, scale_factor)
+        points = Points(self.dim, scale_factor, scaling)
+        self.elements = points if vocab is None else Symbols(vocab, embedding_dim)
         recurrent = nn.LSTM if cell == "lstm" else nn.GRU
         input_dim = self.elements.input_dim
         self.embedding = self.elements.embedding()
@@ -270,9 +278,8 @@ class SequenceAutoencoder(LightningModule):
                 break
         return torch.stack(written, 1), lengths
 
-    def decode(self, code: Tensor) -> SequenceBatch:
+    def decoded(self, code: Tensor) -> SequenceBatch:
         """Codes (B, code_dim) → sequences in reading order, each up to its own end, at most ``longest``."""
-        code = as_codes(code, self.code_dim, self.head.weight)
         values, lengths = self.free_running(code, self.longest)
         values = values[:, : int(lengths.max())]
         inside = step_mask(lengths, values.shape[1]).view(*values.shape[:2], *[1] * (values.dim() - 2))
@@ -287,6 +294,11 @@ class SequenceAutoencoder(LightningModule):
         if not self.compares or self.trainer.ckpt_path is not None:
             return
         data = datamodule_of(self.trainer)
+        if not hasattr(data, "sequences"):
+            raise ValueError(
+                f"data: {type(data).__name__} has no sequences(part), of which PCA is computed; expected data as "
+                "datamodules.sequences.SequenceData describes them"
+            )
         same = (
             resample(batch.values, batch.lengths, torch.full_like(batch.lengths, self.longest))
             for batch in data.sequences("train")
@@ -307,8 +319,11 @@ class SequenceAutoencoder(LightningModule):
         code = self.code_of(values, lengths)
         targets, steps = self.targets_of(values, lengths)
         loss = self.losses(self.teacher_forced(targets, code), targets, steps)
-        written, own_lengths = self.free_running(code, targets.shape[1], until_ended=False)
-        scores = self.elements.scores(loss, written, own_lengths, targets, lengths)
+        # One step more where the last element says that it is the last: a sequence that does not end in time then has
+        # another length than any of the batch, however long the longest of them is.
+        most = targets.shape[1]
+        written, own_lengths = self.free_running(code, most + self.elements.last_counts, until_ended=False)
+        scores = self.elements.scores(loss, written[:, :most], own_lengths, targets, lengths)
         self.of_length.update(scores[self.elements.by_length][0], lengths)
         self.means["loss"].update(loss)
         for name, (score, weight) in scores.items():
@@ -337,7 +352,7 @@ class SequenceAutoencoder(LightningModule):
         if self.vocab is None and self.scale_factor is None:
             return {"code": code}
         like = Sketch([[0, 0, 0]]) if self.vocab is None else ""
-        return {"code": code, "reconstruction": self._sequences(self.decode(code), like)}
+        return {"code": code, "reconstruction": self._sequences(self.decoded(code), like)}
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
@@ -346,22 +361,37 @@ class SequenceAutoencoder(LightningModule):
         """Codes (B, code_dim) of sequences.
 
         Args:
-            sequences: one or a list: lines of text, :class:`~lit_models.parts.sketch.Sketch`, or tensors (N, D); a
-                tensor (B, T, D) of equally long ones; or a :class:`~datamodules.sequences.SequenceBatch`.
+            sequences: one or a list: lines of text, :class:`~lit_models.parts.sketch.Sketch`, or NumPy arrays or
+                tensors (N, D) in the units of the data; an array or a tensor (B, N, D) of equally long ones; where D is
+                1, also (N,) and (B, N). Or a :class:`~datamodules.sequences.SequenceBatch` of the data module.
 
         Raises:
-            ValueError: a wrong kind of sequence; a character is not in the vocabulary, unless that has ``<unk>``.
+            ValueError: a wrong kind of sequence; a character is not in the vocabulary, unless that has ``<unk>``; a
+                number is not finite.
         """
         with evaluating(self):
             return self.code_of(*self._batch(sequences))
 
+    def decode(self, code: Any) -> Any:
+        """Codes (B, code_dim) → sequences, each up to its own end, at most ``longest``.
+
+        Returns:
+            of a model of series a list of arrays (N, D), float64, in the units of the data, or of tensors if the codes
+            are a tensor; of any other model a :class:`~datamodules.sequences.SequenceBatch`.
+        """
+        with evaluating(self):
+            batch = self.decoded(as_codes(code, self.code_dim, self.head.weight))
+        if self.elements.scaling is None:
+            return batch
+        like = torch.zeros(1, self.dim, dtype=torch.float64)
+        return self._sequences(batch, like.numpy() if isinstance(code, np.ndarray) else like)
+
     @torch.no_grad()
     def reconstruct(self, sequences: Any) -> Any:
-        """The reconstruction of a sequence from its code, of the same kind; a list if a list is given."""
-        is_one = isinstance(sequences, (str, Sketch)) or (isinstance(sequences, Tensor) and sequences.dim() < 3)
+        """The reconstruction of a sequence from its code, of the same kind and unit; a list if several are given."""
         with evaluating(self):
-            made = self._sequences(self.decode(self.encode(sequences)), sequences)
-        return made[0] if is_one else made
+            made = self._sequences(self.decoded(self.encode(sequences)), sequences)
+        return made[0] if self.elements.is_one(sequences) else made
 
     @torch.no_grad()
     def interpolate(self, a: Any, b: Any, steps: int = 8) -> list[Any]:
@@ -370,20 +400,20 @@ class SequenceAutoencoder(LightningModule):
         with evaluating(self):
             first, last = (self.encode(each)[0] for each in (a, b))
             t = torch.linspace(0, 1, steps, dtype=first.dtype, device=self.device)[:, None]
-            return self._sequences(self.decode(torch.lerp(first, last, t)), a)
+            return self._sequences(self.decoded(torch.lerp(first, last, t)), a)
 
     def _batch(self, sequences: Any) -> tuple[Tensor, Tensor]:
         """Values and lengths of the input of :meth:`encode`, on the model's device."""
         if hasattr(sequences, "lengths"):
             return sequences.values.to(self.device), sequences.lengths.to(self.device)
-        if isinstance(sequences, (str, Sketch)) or (isinstance(sequences, Tensor) and sequences.dim() == 2):
+        if self.elements.is_one(sequences) or isinstance(sequences, (str, Sketch)):
             sequences = [sequences]
         if not hasattr(sequences, "__len__") or len(sequences) == 0:
             raise ValueError(f"sequences={sequences!r}: expected a sequence, or a list of at least one")
         return self.elements.read(sequences, self.head.weight)
 
     def _sequences(self, batch: SequenceBatch, like: Any) -> list[Any]:
-        """The sequences of a batch as text, as sketches where ``like`` is one or a list of them, or as tensors."""
+        """The sequences of a batch in the form of ``like``, which a person gave; see the elements' ``write``."""
         rows = [values[:length] for values, length in zip(batch.values, batch.lengths.tolist(), strict=True)]
         return self.elements.write(rows, like)
 

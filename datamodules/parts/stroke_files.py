@@ -98,7 +98,7 @@ def read_stroke_file(source: Path | BinaryIO, name: str | None = None) -> dict[s
             if (size := archive.getinfo(member).file_size) > MEMBER_LIMIT:
                 raise ValueError(f"{where}: {size} bytes, expected at most {MEMBER_LIMIT}")
             try:
-                arrays = _unpickled(archive.read(member))
+                arrays = unpickled_arrays(archive.read(member))
             except Exception as error:  # a broken pickle can make the unpickler raise almost anything
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise ValueError(f"{where}: cannot be read: {reason}") from error
@@ -156,7 +156,7 @@ def _listed() -> str:
     return ", ".join(MEMBERS.values())
 
 
-def _unpickled(content: bytes) -> list[np.ndarray]:
+def unpickled_arrays(content: bytes) -> list[np.ndarray]:
     """The arrays of an .npy file that holds a one-dimensional array of them."""
     stream = io.BytesIO(content)
     read_header = {

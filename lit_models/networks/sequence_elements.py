@@ -7,14 +7,16 @@ becomes the next element, how a sequence says that it ends, and what people give
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from common.scaling import Scaling
 from common.vocabulary import decode_chars, encode_chars
 from datamodules.sequences import positions_of
 from lit_models.parts.sequences import step_mask, with_end
@@ -38,6 +40,7 @@ class Symbols:
 
     logged = ("nats_per_token", "token_accuracy", "exact_match")
     by_length = "exact_match"
+    scaling = None
     last_counts = False  # the step that says that a sequence ends is no element of it
 
     def __init__(self, vocab: Sequence[str], embedding_dim: int) -> None:
@@ -100,6 +103,10 @@ class Symbols:
         exact = (right == lengths) & (own_lengths == lengths)
         return torch.where(lengths > 0, right / lengths.clamp_min(1), 1), exact.float()
 
+    def is_one(self, given: Any) -> bool:
+        """Whether a person gave one sequence, and not several."""
+        return isinstance(given, str)
+
     def read(self, sequences: Sequence[Any], like: Tensor) -> tuple[Tensor, Tensor]:
         """Values and lengths of sequences that a person gave, on the device of ``like``.
 
@@ -117,19 +124,24 @@ class Symbols:
 
 
 class Points:
-    """Vectors of real numbers, read as they are. A flag beside each says whether it is the last.
+    """Vectors of real numbers. A flag beside each says whether it is the last.
 
     Args:
         dim: D, the numbers of a vector.
         scale_factor: what 1 stands for in units of the drawings, for sketches.
+        scaling: from the units of series to those of the network: :class:`common.scaling.Scaling`; without it, vectors
+            are read and written as they are.
     """
 
     logged: tuple[str, ...] = ("mse", "length_accuracy")
     by_length = "mse"
     last_counts = True  # the end is said with the last element
 
-    def __init__(self, dim: int, scale_factor: float | None = None) -> None:
+    def __init__(
+        self, dim: int, scale_factor: float | None = None, scaling: Mapping[str, list[float]] | None = None
+    ) -> None:
         self.dim, self.scale_factor = dim, scale_factor
+        self.scaling = None if scaling is None else Scaling(**scaling)
         self.input_dim, self.output_dim = dim, dim + 1
 
     def embedding(self) -> nn.Module:
@@ -167,21 +179,60 @@ class Points:
         error = squared_error(written, targets, lengths)
         return {"mse": (error, 1.0), "length_accuracy": ((own_lengths == lengths).to(error.dtype), 1.0)}
 
+    def is_one(self, given: Any) -> bool:
+        """Whether a person gave one sequence: (N, D), or (N,) where D is 1; (B, N) with D = 1 are B sequences."""
+        if not isinstance(given, (Tensor, np.ndarray)):
+            return isinstance(given, Sketch)
+        return given.ndim < 2 or (given.ndim == 2 and (self.dim > 1 or given.shape[1] == 1))
+
     def read(self, sequences: Sequence[Any], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Values, in the type of ``like`` too, and lengths of sketches or of tensors (N, D)."""
+        """Values, in the type of ``like`` too, and lengths of sketches, or of arrays or tensors (N, D)."""
         if isinstance(sequences[0], Sketch) and self.scale_factor is not None:
             strokes, lengths = to_strokes(sequences, self.scale_factor)
             return positions_of(strokes, lengths)[:, :-1].to(like), lengths.to(like.device)
-        for each in sequences:
-            if not isinstance(each, Tensor) or each.shape[1:] != (self.dim,) or not len(each):
-                raise ValueError(f"a sequence of {kind_of(each)}: expected tensors (N, {self.dim}), N at least 1")
-        values, lengths = padded(sequences, like.device)
+        values, lengths = padded([self._vectors(each) for each in sequences], like.device)
         return values.to(like), lengths
 
+    def _vectors(self, given: Any) -> Tensor:
+        """(N, D) in the network's units."""
+        numbers = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind in "iuf" else given
+        if isinstance(numbers, Tensor) and numbers.dim() == self.dim == 1:
+            numbers = numbers[:, None]
+        if not isinstance(numbers, Tensor) or numbers.shape[1:] != (self.dim,) or not len(numbers):
+            or_flat = " or (N,)" if self.dim == 1 else ""
+            raise ValueError(
+                f"a sequence of {kind_of(given)}: expected tensors or arrays (N, {self.dim}){or_flat}, N at least 1"
+            )
+        if not (finite := numbers.isfinite().all(1)).all():
+            step = int(finite.int().argmin())
+            raise ValueError(f"a sequence of {kind_of(given)}: step {step} has nan or inf, expected finite numbers")
+        if self.scaling is None:
+            return numbers
+        return torch.from_numpy(self.scaling.apply(numbers.detach().cpu().numpy()))
+
     def write(self, rows: Sequence[Tensor], like: Any) -> list[Any]:
-        """Sketches where ``like`` is one or a list of them, else tensors."""
-        is_sketch = isinstance(like, Sketch) or (isinstance(like, list) and isinstance(like[0], Sketch))
-        return [self.to_sketch(row) for row in rows] if is_sketch else list(rows)
+        """Sequences in the form and the type of ``like``, or of its first one if it is a list; in their own units.
+
+        Args:
+            like: a sketch, an array or a tensor. None leaves them as the network has them.
+        """
+        form = like[0] if isinstance(like, (list, tuple)) else like
+        if isinstance(form, Sketch):
+            return [self.to_sketch(row) for row in rows]
+        if self.dim == 1 and form is not None and (form.ndim == 1 or (form.ndim == 2 and not self.is_one(form))):
+            return [row[:, 0] for row in self.write(rows, form[..., None])]
+        if isinstance(form, np.ndarray):
+            kind = form.dtype if form.dtype.kind == "f" else np.float64
+            return [self.in_own_units(row).astype(kind) for row in rows]
+        if form is None or self.scaling is None:
+            return list(rows)
+        kind = form.dtype if form.is_floating_point() else torch.float64
+        return [torch.from_numpy(self.in_own_units(row)).to(form.device, kind) for row in rows]
+
+    def in_own_units(self, values: Tensor) -> np.ndarray:
+        """Values (…, D) of the network in the units of the data, float64."""
+        numbers = values.detach().cpu().double().numpy()
+        return numbers if self.scaling is None else self.scaling.undo(numbers)
 
     def to_sketch(self, points: Tensor) -> Sketch:
         """The drawing whose points are at (N, 3), as :func:`~datamodules.sequences.positions_of` has them."""
@@ -193,7 +244,9 @@ class Points:
 
 def kind_of(sequence: Any) -> str:
     """What a person gave, for messages."""
-    return str(tuple(sequence.shape)) if isinstance(sequence, Tensor) else type(sequence).__name__
+    if isinstance(sequence, np.ndarray) and sequence.dtype.kind not in "iuf":
+        return f"{sequence.dtype} of shape {sequence.shape}"
+    return str(tuple(sequence.shape)) if isinstance(sequence, (Tensor, np.ndarray)) else type(sequence).__name__
 
 
 def padded(rows: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,15 @@ def test_characters_keep_their_weights(
     assert "by name: 5 of 6 known" in said
 
 
+def test_series_of_another_length_take_every_weight() -> None:
+    facts = {"sequence_dim": 2, "code_dim": 4, "hidden": 8}
+    old = SequenceAutoencoder(9, scaling={"shift": [1.0, 2.0], "scale": [3.0, 4.0]}, **facts)
+    new = SequenceAutoencoder(30, scaling={"shift": [0.0, 0.0], "scale": [1.0, 1.0]}, **facts)
+    done, _ = transfer(old, new)
+    assert set(done.taken) == {name for name, _ in new.named_parameters()}
+    assert done.left_out == dict.fromkeys(("pca_mean", "pca_components"), "which every training starts anew")
+
+
 def test_words_and_answers_of_other_data() -> None:
     facts = {"question_types": ["a"], "image_shape": SHAPE, "channels": [4, 8], "embedding_dim": 4, "hidden_dim": 8}
     old = VQA(["<pad>", "<unk>", "red", "what"], ["no", "yes"], **facts)  # type: ignore[arg-type]

@@ -560,6 +560,69 @@ def test_tensors_come_back_as_tensors() -> None:
     assert torch.allclose(model.encode(same)[1:2], model.encode(same[1]), atol=1e-6)
 
 
+SCALING = {"shift": [1e9, -5.0, 0.0], "scale": [2.0, 0.01, 1.0]}
+
+
+def test_series_are_taken_and_given_in_their_own_units() -> None:
+    """In NumPy, in float64, as arrays far from zero need it; and the same as the data module gives them."""
+    model, plain = make("real", scaling=SCALING, longest=6), make("real", longest=6)
+    draw = np.random.default_rng(0)
+    scaled = [draw.normal(size=(length, D)) for length in (4, 6, 1)]
+    shift, scale = SCALING["shift"], SCALING["scale"]
+    series = [shift + scale * each for each in scaled]
+    codes = plain.encode([torch.from_numpy(each) for each in scaled])
+    assert torch.allclose(model.encode(series), codes, atol=1e-5)
+    assert torch.allclose(model.encode(series[1]), codes[1:2], atol=1e-5)
+    assert torch.allclose(model.encode(np.stack([series[0]] * 2)), codes[:1].expand(2, -1), atol=1e-5)
+
+    expected = [shift + scale * made.numpy() for made in plain.reconstruct([torch.from_numpy(x) for x in scaled])]
+    found = model.reconstruct(series)
+    decoded = model.decode(model.encode(series).numpy())
+    for one, other, wanted in zip(found, decoded, expected, strict=True):
+        assert isinstance(one, np.ndarray)
+        assert one.dtype == np.float64
+        np.testing.assert_allclose(one, wanted, rtol=1e-12, atol=1e-4)
+        np.testing.assert_allclose(other, wanted, rtol=1e-12, atol=1e-4)
+    alone = model.reconstruct(series[1])
+    assert isinstance(alone, np.ndarray)
+    assert alone.shape[1] == D
+    path = model.interpolate(series[0], series[1], 3)
+    np.testing.assert_allclose(path[2], alone, atol=1e-4)
+    as_tensors = model.reconstruct([torch.from_numpy(each) for each in series])
+    assert isinstance(as_tensors[0], Tensor)
+    np.testing.assert_allclose(as_tensors[0].numpy(), found[0])
+    assert isinstance(model.decode(model.encode(series))[0], Tensor)
+    assert model.reconstruct(tuple(series))[0].shape == found[0].shape
+
+
+def test_series_of_one_channel_need_no_axis_for_it() -> None:
+    model = make("real", sequence_dim=1, scaling={"shift": [10.0], "scale": [5.0]}, longest=6)
+    series = np.random.default_rng(0).normal(10, 5, (4, 6))
+    codes = model.encode(series)
+    assert codes.shape == (4, model.code_dim)
+    for given in (series[2], series[2][:, None], torch.from_numpy(series[2])):
+        assert torch.allclose(model.encode(given), codes[2:3], atol=1e-6)
+        assert model.reconstruct(given).ndim == given.ndim
+    assert [made.ndim for made in model.reconstruct(series)] == [1] * 4
+    assert [made.ndim for made in model.interpolate(series[0], series[1], 3)] == [1] * 3
+    with pytest.raises(ValueError, match=r"a sequence of \(6, 2\): expected tensors or arrays \(N, 1\) or \(N,\)"):
+        model.encode([np.zeros((6, 2))])
+    with pytest.raises(ValueError, match=r"a sequence of \(2,\): step 1 has nan or inf, expected finite numbers"):
+        model.encode([[1.0], np.array([1, np.nan])][1:])
+
+
+def test_a_sequence_that_does_not_end_has_the_right_length_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even of the longest in its batch, where decoding stops."""
+    model = make("real")
+    with torch.no_grad():
+        model.head.bias[-1] = -100.0  # never the last
+    monkeypatch.setattr(model, "log_dict", lambda values: logged.update(values))
+    logged: dict[str, Tensor] = {}
+    model.validation_step(sequences("real", [4, 7, 7]), 0)
+    model.on_validation_epoch_end()
+    assert float(logged["val/length_accuracy"]) == 0
+
+
 def test_drawings_are_read_as_batches_have_them() -> None:
     data = SketchSequences(Glyphs(characters="OLB", variants=0), batch_size=3)
     model = make("real", scale_factor=data.scale_factor, longest=data.longest)
@@ -583,7 +646,7 @@ def test_what_cannot_be_read_is_refused() -> None:
         text.encode("aé")
     known = make("text", vocab=["<unk>", *VOCAB])
     assert known.encode("aé").shape == (1, known.code_dim)
-    with pytest.raises(ValueError, match=r"a sequence of \(4, 2\): expected tensors \(N, 3\)"):
+    with pytest.raises(ValueError, match=r"a sequence of \(4, 2\): expected tensors or arrays \(N, 3\)"):
         real.encode([torch.randn(4, 2)])
     with pytest.raises(ValueError, match=r"a sequence of \(0, 3\)"):
         real.encode(torch.zeros(0, D))
@@ -627,6 +690,13 @@ def test_forget_gates_begin_open(cell: str) -> None:
 
 
 # ---- training ----------------------------------------------------------------------------------------------------
+
+
+def test_data_without_sequences_are_refused() -> None:
+    model = make("real")
+    model.trainer = SimpleNamespace(ckpt_path=None, datamodule=Glyphs("L"))  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"data: Glyphs has no sequences\(part\), of which PCA is computed; expected"):
+        model.on_fit_start()
 
 
 @pytest.mark.slow
