@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from common.checks import at_least, one_of
+from common.randomness import keyed_generator
 from common.vocabulary import decode_chars
 from datamodules.parts import loader
 from datamodules.parts.image_sets import ImageBatch, Images
 from datamodules.parts.loader import TensorLoader
+from datamodules.parts.text_lines import codes_of, first_of_each, line_bounds
 from datamodules.parts.wrapped_images import WrappedImages
 from datamodules.sketches import BucketedLoader, SketchBatch, Sketches
 from datamodules.text import CharText, Unknown
 
 Part = Literal["train", "val", "test"]
+LineSplit = Literal["position", "random"]
 
 
 class SequenceBatch(NamedTuple):
@@ -97,55 +102,56 @@ class SequenceTable:
         return SequenceBatch(values * inside[:, :, None], lengths, self.labels[indices])
 
 
-class LineTable:
-    """Lines in memory, one after the other; indexed by a vector of rows, it returns one :class:`SequenceBatch`.
+class LineTable(SequenceTable):
+    """Lines of a text, where they are in it.
 
     Args:
-        codes: (P,) int64 of all characters.
-        lengths: (N,) int64, number of characters in each line.
+        codes: (P,) of the whole text.
+        starts, lengths: (N,) int64 of each line.
         alphabet: the meaning of the codes, for :meth:`fingerprint`.
     """
 
-    def __init__(self, codes: Tensor, lengths: Tensor, alphabet: str) -> None:
-        self.codes, self.lengths, self.alphabet = codes, lengths, alphabet
-        self.starts = lengths.cumsum(0) - lengths
-
-    def __len__(self) -> int:
-        return len(self.lengths)
+    def __init__(self, codes: np.ndarray, starts: Tensor, lengths: Tensor, alphabet: str) -> None:
+        super().__init__(codes, lengths, starts)
+        self.alphabet = alphabet
 
     def fingerprint(self) -> int:
-        """A checksum of the characters and of the line starts."""
+        """A checksum of the characters and of the lengths of the lines."""
         alphabet = torch.tensor(list(self.alphabet.encode()))
-        return loader.checksum([self.codes, self.lengths, alphabet])
+        return loader.checksum(chain(codes_of(self.values, self.starts, self.lengths), [self.lengths, alphabet]))
 
-    def __getitem__(self, indices: Tensor) -> SequenceBatch:
-        lengths = self.lengths[indices]
-        columns = torch.arange(int(lengths.max()))
-        inside = columns < lengths[:, None]
-        places = (self.starts[indices][:, None] + columns) * inside
-        values = self.codes[places] * inside if len(self.codes) else torch.zeros_like(places)
-        return SequenceBatch(values, lengths, torch.full_like(lengths, -1))
-
-    def line(self, index: int) -> Tensor:
+    def line(self, index: int) -> np.ndarray:
         """The codes of one line."""
-        return self.codes[self.starts[index] :][: self.lengths[index]]
+        start = int(self.starts[index])
+        return self.values[start : start + int(self.lengths[index])]
+
+
+class _TextOfLines(CharText):
+    separators = "\n\r"
 
 
 class TextLines(LightningDataModule):
-    """The distinct lines of a text, each once: those at the end are for validation and, last, for the test.
+    """The distinct lines of a text, each once: no validation or test line is trained on.
 
-    A line belongs to the part in which it begins, and to the first one if it occurs again later: no validation or test
-    line is trained on.
+    Lines end with ``\\n``, ``\\r\\n`` or ``\\r``. One line tells how many there are of which length::
+
+        names.txt: 32,000 of 33,000 lines kept, 190,000 of 231,000 characters; left out: 600 longer than 30, 300
+        duplicates, 100 shorter than 1; 27,200 train, 3,200 val, 1,600 test, split by position
 
     Args:
-        source, root, unknown, limit: the text: see :class:`~datamodules.text.CharText`.
+        source, root, limit: the text: see :class:`~datamodules.text.CharText`.
         batch_size: lines per rank and batch. Training uses batches of lines of similar length, in an order drawn anew
             each epoch; evaluation uses each line once.
         min_length, max_length: lines of other lengths are left out; in characters, without the line's end.
-        val_fraction, test_fraction: shares of the text.
+        val_fraction, test_fraction: shares of the text, or of the lines if these are split at random.
+        unknown, vocab, vocab_from: as of :class:`~datamodules.text.CharText`, without the ends of lines.
+        split: "position" validates and tests on the end of the text, the test part last: a line belongs to the part in
+            which it begins, and to the first one if it occurs again later. For lines that are in some order, such as
+            words or names, "random" draws them; the vocabulary is then that of the whole text.
+        split_seed: of the random split, independent of the run's.
 
     Attributes:
-        vocab: the characters in the order of their codes, without the line's end.
+        vocab: the characters in the order of their codes, without the ends of lines.
         longest: ``max_length``.
         parts: the lines of "train", "val" and "test", after ``setup``.
 
@@ -163,33 +169,43 @@ class TextLines(LightningDataModule):
         max_length: int = 40,
         val_fraction: float = 0.1,
         test_fraction: float = 0.05,
-        unknown: Unknown = "error",
+        unknown: Unknown | None = None,
         limit: int | None = None,
+        split: LineSplit = "position",
+        split_seed: int = 0,
+        vocab: list[str] | None = None,
+        vocab_from: str | None = None,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, max_length=max_length)
         at_least(0, min_length=min_length)
+        one_of(LineSplit, split=split)
         if min_length > max_length:
             raise ValueError(f"min_length={min_length}: expected at most max_length={max_length}")
         self.batch_size, self.min_length, self.longest = batch_size, min_length, max_length
+        self.split, self.split_seed = split, split_seed
+        self._shares = {"val": val_fraction, "test": test_fraction}
         self.order_seed = torch.initial_seed()  # of seed_everything
-        self.text = CharText(
+        self.text = _TextOfLines(
             source,
             root,
             batch_size=1,
             seq_len=1,
+            split="contiguous" if split == "position" else "rows",  # whose vocabulary is that of the whole text
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             eval_context=0,
             unknown=unknown,
+            vocab=vocab,
+            vocab_from=vocab_from,
             limit=limit,
         )
-        if "\n" not in self.text.vocab:
+        if not {*self.text.separators} & {*self.text.corpus.first_seen}:
             raise ValueError(f"source={source!r}: expected a text of more than one line")
-        self.vocab = [char for char in self.text.vocab if char != "\n"]
+        self.vocab = self.text.vocab
         self.has_test = test_fraction > 0
         self.parts: dict[str, LineTable] = {}
-        self.numbers: dict[str, list[int]] = {}  # of their lines in the text, from 1 on
+        self.numbers: dict[str, np.ndarray] = {}  # of their lines in the text, from 1 on
 
     def adopt(self, facts: Mapping[str, Any]) -> set[str]:
         """Codes characters as a checkpoint's model does, and leaves out the lines that are longer than its longest.
@@ -198,10 +214,8 @@ class TextLines(LightningDataModule):
             ValueError: an unknown character, for which the model's vocabulary has no ``<unk>``; names its place.
         """
         self.longest = int(facts.get("longest", self.longest))
-        if "vocab" in facts:
-            self.vocab = list(facts["vocab"])
-            line_ends = [char for char in "\n\r" if char not in self.vocab]
-            self.text.adopt({"vocab": [*self.vocab, *line_ends]})
+        self.text.adopt(facts)
+        self.vocab = self.text.vocab
         return {"vocab", "longest"}
 
     def prepare_data(self) -> None:
@@ -211,36 +225,47 @@ class TextLines(LightningDataModule):
         if self.parts:
             return
         self.text.setup(stage)
-        names = self.part_names
-        ends = np.cumsum([len(self.text.part(name)) for name in names])
-        codes, old = np.asarray(self.text.codes), self.text.vocab
-        line_ends = np.append(np.flatnonzero(codes == old.index("\n")), len(codes))
-        starts = np.append(0, line_ends[:-1] + 1)
-        part_of_line = np.searchsorted(ends, starts, side="right").clip(max=len(names) - 1)
-        returns = (codes[line_ends - 1] == old.index("\r")) & (line_ends > starts) if "\r" in old else 0
-        lengths = line_ends - starts - returns
-        fitting = np.flatnonzero((lengths >= self.min_length) & (lengths <= self.longest))
-        recoded = np.array([self.vocab.index(char) if char in self.vocab else -1 for char in old])  # -1: ends of lines
-
-        seen: set[bytes] = set()
-        kept: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        self.numbers = {name: [] for name in names}
-        for i in fitting:
-            line = codes[starts[i] : starts[i] + lengths[i]]
-            if (key := line.tobytes()) not in seen:
-                seen.add(key)
-                kept[names[part_of_line[i]]].append(line)
-                self.numbers[names[part_of_line[i]]].append(int(i) + 1)
-        for name, lines in kept.items():
-            if not lines:
+        codes = self.text.codes
+        starts, lengths = line_bounds(codes, newline := len(self.vocab), newline + 1)
+        counts = {"lines": len(lengths), "characters": int(lengths.sum())}
+        too_long, too_short = lengths > self.longest, lengths < self.min_length
+        left_out = {f"longer than {self.longest}": too_long.sum(), f"shorter than {self.min_length}": too_short.sum()}
+        fits = ~(too_long | too_short)
+        # Each array is let go before the next one is made: there may be many lines.
+        starts = starts[fits]
+        lengths = lengths[fits]
+        is_first = first_of_each(codes, starts, lengths)
+        left_out["duplicates"] = len(is_first) - is_first.sum()
+        starts = starts[is_first]
+        lengths = lengths[is_first]
+        numbers = np.flatnonzero(fits)[is_first] + 1
+        for name, of_part in self._divided(starts).items():
+            if not len(of_part):
                 raise ValueError(
                     f"source={self.text.source!r}: its {name} part has no new line of {self.min_length} to "
-                    f"{self.longest} characters, expected at least one: see min_length and max_length"
+                    f"{self.longest} characters, expected at least one: see min_length, max_length and split"
                 )
-            whole = torch.from_numpy(recoded[np.concatenate(lines).astype(np.int64)])
-            if (whole < 0).any():
-                raise ValueError(f"source={self.text.source!r}: '\\r' within a line, expected it at ends of lines only")
-            self.parts[name] = LineTable(whole, torch.tensor([len(line) for line in lines]), "".join(self.vocab))
+            places = (torch.from_numpy(each[of_part]).long() for each in (starts, lengths))
+            self.parts[name], self.numbers[name] = LineTable(codes, *places, "".join(self.vocab)), numbers[of_part]
+        said = f"{len(lengths):,} of {counts['lines']:,} lines kept, {int(lengths.sum()):,} of {counts['characters']:,}"
+        reasons = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
+        sizes = ", ".join(f"{len(table):,} {name}" for name, table in self.parts.items())
+        how = "by position" if self.split == "position" else f"at random (split_seed {self.split_seed})"
+        rank_zero_info(
+            f"{self.text.corpus_name}: {said} characters{f'; left out: {reasons}' if reasons else ''}; {sizes}, split "
+            f"{how}"
+        )
+
+    def _divided(self, starts: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of each part, of lines that start at these places of the text."""
+        if self.split == "position":
+            ends = self.text.bounds(self.text.corpus.length)[1 : len(self.part_names) + 1]
+            part_of = np.searchsorted(ends, starts, side="right").clip(max=len(ends) - 1)
+            return {name: np.flatnonzero(part_of == place) for place, name in enumerate(self.part_names)}
+        order = torch.randperm(len(starts), generator=keyed_generator(self.split_seed, "lines"))
+        sizes = [round(len(starts) * self._shares[name]) for name in self.part_names[1:]]
+        others = order.split([len(starts) - sum(sizes), *sizes])
+        return {name: rows.sort().values.numpy() for name, rows in zip(self.part_names, others, strict=True)}
 
     parts_are_cut = True
     """whether the parts are cut from one whole here"""
@@ -259,8 +284,8 @@ class TextLines(LightningDataModule):
     def sample_names(self, part: str) -> dict[str, Sequence[Any]]:
         """The number of each line in the text, from 1 on, and the line."""
         table = self.parts[part]
-        lines = [decode_chars(table.line(row), self.vocab) for row in range(len(table))]
-        return {"line": self.numbers[part], "text": lines}
+        lines = [decode_chars(table.line(row).tolist(), self.vocab) for row in range(len(table))]
+        return {"line": self.numbers[part].tolist(), "text": lines}
 
     def train_dataloader(self) -> TensorLoader:
         self.setup()

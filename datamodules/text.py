@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import codecs
-import glob
-import os
-import sysconfig
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import floor
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from common.checks import at_least, one_of, within
 from common.distributed import rank_and_world_size
-from common.files import cache_file, data_root, fetch, nearest_path, read_checkpoint, read_json, state_of, write_whole
 from common.vocabulary import UNK, build_char_vocab, describe_char
 from datamodules.parts import loader
+from datamodules.parts.char_vocabularies import check_vocab, extended, read_vocab
+from datamodules.parts.corpus import SHIPPED, Corpus, files_of, name_of, pieces
 from datamodules.parts.loader import TensorLoader
 
 Part = Literal["train", "val", "test"]
@@ -33,28 +29,8 @@ PARTS = ("train", "val", "test")
 IGNORED = -100
 """the target where there is none, as in PyTorch's cross-entropy"""
 
-MODULES = (
-    *("string", "argparse", "ast", "bdb", "bisect", "calendar", "cmd", "code", "codecs", "configparser", "contextlib"),
-    *("copy", "csv", "dataclasses", "difflib", "enum", "filecmp", "fileinput", "fnmatch", "fractions", "functools"),
-    *("getopt", "glob", "gzip", "hashlib", "heapq", "inspect", "io", "ipaddress", "linecache", "mailbox", "numbers"),
-    *("operator", "optparse", "os", "pickle", "platform", "plistlib", "posixpath", "pprint", "queue", "random"),
-    *("reprlib", "sched", "selectors", "shelve", "shlex", "shutil", "socket", "socketserver", "statistics"),
-    *("subprocess", "tempfile", "textwrap", "threading", "timeit", "tokenize", "trace", "traceback", "types", "uuid"),
-    *("warnings", "weakref"),
-)
-"""The modules that the source "python" reads: each is one file in Python 3.11 to 3.13, about 2 MB in all.
-
-``string`` comes first since it spells out every printable character, so that every training part has all of them.
-"""
-
-TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-
-MEMORY_LIMIT = 64 * 2**20
-"""size of the codes in bytes above which they are kept on disk and mapped into memory"""
-
-CHUNK = 2**18
-"""bytes of a file, or codes, that are processed together"""
+SHOWN = 3
+"""characters that a line lists"""
 
 
 class TextBatch(NamedTuple):
@@ -95,10 +71,11 @@ class CharText(LightningDataModule):
     Files are UTF-8, with or without a byte order mark, which is left out; line ends are kept unchanged.
 
     Args:
-        source: "python", the sources of Python's standard library (:data:`MODULES`, without the few lines that have
-            anything but printable ASCII, so that the alphabet is the same for all versions of Python);
-            "tiny_shakespeare" (1,115,394 characters), from ``root`` or else downloaded to it; or a file, a folder
-            (all ``*.txt`` below it) or a glob. Several files are joined in the order of their paths.
+        source: "python", the sources of Python's standard library (:data:`datamodules.parts.corpus.MODULES`, without
+            the few lines that have anything but printable ASCII, so that the alphabet is the same for all versions of
+            Python); "tiny_shakespeare" (1,115,394 characters), from ``root`` or else downloaded to it; or a file, a
+            folder (all ``*.txt`` and ``*.TXT`` below it) or a glob, such as ``notes/**/*.md``. Several files are joined
+            in the order of their paths.
         root: the data folder, by default ``LIT_DATA`` or ``data/``.
         batch_size: rows per rank.
         seq_len: characters of a row in a batch.
@@ -110,15 +87,21 @@ class CharText(LightningDataModule):
             ``seq_len`` characters starting at ``k · seq_len``, drawn anew each epoch.
         eval_context: number of characters that a row reads before it is scored.
         unknown: what happens to characters outside the vocabulary: "error" refuses them, "unk" makes them ``<unk>``,
-            the vocabulary's first entry. Nothing is learned about it unless ``vocab`` comes from another text.
-        vocab: the vocabulary, to continue training an old model on a new text; by default, the sorted characters of the
-            training part.
-        vocab_from: a file with the vocabulary: a checkpoint of the earlier run, or a JSON list of characters.
+            the vocabulary's first entry, about which nothing is learned unless it occurs in training. By default "unk"
+            for text of one's own, which has rare characters, and "error" for "python" and "tiny_shakespeare", whose
+            vocabularies are those of published results.
+        vocab: the vocabulary; by default, the sorted characters of the training part. If ``unknown`` is not given, what
+            it lacks becomes ``<unk>`` if it has that, and is refused otherwise.
+        vocab_from: a file with the vocabulary of an earlier run, its checkpoint or a JSON list of characters, to go on
+            with its model on a new text. If ``unknown`` is not given, the characters of the training part that it lacks
+            are added behind its own.
         limit: number of characters to use from the beginning of the text; by default all.
 
     Attributes:
         vocab: the characters, in the order of their codes.
         corpus_name: "python", "tiny_shakespeare", or the name of the file, folder or glob.
+
+    One line tells how many characters are unknown or were added to an earlier vocabulary.
 
     Codes larger than 64 MB are kept in ``$XDG_CACHE_HOME/lit-baselines`` (by default ``~/.cache/lit-baselines``) and
     mapped into memory; the whole text is never held in memory.
@@ -140,7 +123,7 @@ class CharText(LightningDataModule):
         test_fraction: float = 0.05,
         windows: WindowKind = "stateful",
         eval_context: int = 256,
-        unknown: Unknown = "error",
+        unknown: Unknown | None = None,
         vocab: list[str] | None = None,
         vocab_from: str | None = None,
         limit: int | None = None,
@@ -150,7 +133,7 @@ class CharText(LightningDataModule):
         at_least(0, eval_context=eval_context)
         one_of(Split, split=split)
         one_of(WindowKind, windows=windows)
-        one_of(Unknown, unknown=unknown)
+        one_of(Unknown, unknown=unknown or "unk")
         within("(0, 1)", val_fraction=val_fraction)
         within("[0, 1)", test_fraction=test_fraction)
         if val_fraction + test_fraction >= 1:
@@ -160,44 +143,59 @@ class CharText(LightningDataModule):
         if vocab is not None and vocab_from is not None:
             raise ValueError(f"vocab_from={vocab_from!r} with a vocab: expected only one of them")
         self.batch_size, self.seq_len, self.eval_context = batch_size, seq_len, eval_context
-        self.split, self.windows, self.unknown = split, windows, unknown
+        self.split, self.windows = split, windows
         # Where a part begins, as a share of the text or of a row.
         self._shares = (0.0, 1 - val_fraction - test_fraction, 1 - test_fraction, 1.0)
         self.order_seed = torch.initial_seed()  # of seed_everything
         self.source = source
-        self.corpus_name = _name(source)
-        self.corpus = Corpus(_find(source, root), limit, printable_ascii=source == "python")
+        self.corpus_name = name_of(source)
+        self.corpus = Corpus(files_of(source, root), limit, printable_ascii=source == "python")
         given = vocab if vocab_from is None else read_vocab(vocab_from)
+        if vocab is not None and unknown is None:
+            unknown = "unk" if UNK in vocab else "error"
+        self.unknown: Unknown = unknown or ("error" if source in SHIPPED else "unk")
         self._is_own = given is None  # the vocabulary is that of the training part
-        self.vocab = self._vocabulary(given)
+        self.vocab = self._vocabulary(given, vocab_from, extend=vocab_from is not None and unknown is None)
         if given is not None:
             self._refuse_unknown()
         self._codes: np.ndarray | None = None
         self._check_lengths(batch_size)  # on one rank, if there are more of them: the sooner it is said the better
 
-    def _vocabulary(self, given: Sequence[str] | None) -> list[str]:
-        """``given``, or the vocabulary of the training part."""
+    separators: ClassVar[str] = ""
+    """characters of the text that are no part of the vocabulary; their codes are behind its own"""
+
+    def _vocabulary(self, given: Sequence[str] | None, vocab_from: str | None, extend: bool) -> list[str]:
+        """``given``, extended by the characters of the training part, or the vocabulary of that part alone."""
+        end = self.bounds(self.corpus.length)[1] if self.split == "contiguous" else self.corpus.length
+        seen = [char for char, place in self.corpus.first_seen.items() if place < end and char not in self.separators]
         if given is None:
-            end = self._bounds(self.corpus.length)[1] if self.split == "contiguous" else self.corpus.length
-            seen = (char for char, place in self.corpus.first_seen.items() if place < end)
             return build_char_vocab(seen, self.unknown == "unk")
-        vocab = list(given)
-        if not vocab or any(len(char) != 1 for char in vocab if char != UNK) or len(set(vocab)) < len(vocab):
-            raise ValueError(f"vocab={_shortened(vocab)}: expected single characters, each once, or {UNK!r}")
-        if self.unknown == "unk" and UNK not in vocab:
-            raise ValueError(f"unknown='unk': expected a vocabulary that has {UNK!r}, or 'error'")
+        check_vocab(given)
+        if vocab_from is None:
+            if self.unknown == "unk" and UNK not in given:
+                raise ValueError(f"unknown='unk': expected a vocabulary that has {UNK!r}, or 'error'")
+            return list(given)
+        vocab = extended(given, seen if extend else [], self.unknown == "unk")
+        if len(vocab) > len(given):
+            new = [char for char in vocab if char not in given]
+            rank_zero_info(
+                f"vocab_from={vocab_from}: {len(new)} more than its {len(given)} characters: {_described(new)}"
+            )
         return vocab
+
+    def _unknown_characters(self) -> dict[str, int]:
+        """The characters that are not in the vocabulary, and where each first occurs."""
+        known = {*self.vocab, *self.separators}
+        return {char: place for char, place in self.corpus.first_seen.items() if char not in known}
 
     def _refuse_unknown(self) -> None:
         """Raises ValueError for the text's first character that is not in the vocabulary, if that is an error."""
         lacking = f"is not one of the given vocabulary's {len(self.vocab)}"
-        remedy = "expected unknown: unk" if UNK in self.vocab else "expected a text without it"
+        remedy = "expected unknown=unk" if UNK in self.vocab else "expected a text without it"
         if self._is_own:
-            lacking, remedy = "does not occur in the training part", "expected unknown: unk, or more text"
-        known = set(self.vocab)
-        for char, place in self.corpus.first_seen.items() if self.unknown == "error" else ():
-            if char not in known:
-                raise ValueError(f"{self.corpus.where(place)}: {describe_char(char)} {lacking}; {remedy}")
+            lacking, remedy = "does not occur in the training part", "expected unknown=unk, or more text"
+        for char, place in self._unknown_characters().items() if self.unknown == "error" else ():
+            raise ValueError(f"{self.corpus.where(place)}: {describe_char(char)} {lacking}; {remedy}")
 
     def adopt(self, facts: Mapping[str, Any]) -> set[str]:
         """Codes characters as a checkpoint's model does; unknown ones become its ``<unk>``, if it has that.
@@ -217,7 +215,14 @@ class CharText(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._codes is None:
             self._refuse_unknown()  # not before: a checkpoint's vocabulary may have it all
-            self._codes = self.corpus.encode(self.vocab, self.unknown)
+            self._codes = self.corpus.encode([*self.vocab, *self.separators], self.unknown)
+            if unknown := self._unknown_characters():
+                code = self.vocab.index(UNK)
+                count = sum(int((piece == code).sum()) for piece in pieces(self._codes))
+                rank_zero_info(
+                    f"{self.corpus_name}: {count} of {self.corpus.length} characters are not in the vocabulary and "
+                    f"become {UNK}: {_described(list(unknown))}"
+                )
         self._check_lengths(self._rows())
 
     @property
@@ -284,20 +289,20 @@ class CharText(LightningDataModule):
     def fingerprint(self) -> int:
         """A checksum of the text and of the meaning of its codes."""
         alphabet = torch.tensor([ord(char) if char != UNK else -1 for char in self.vocab])
-        return loader.checksum(tensor for tensors in ([alphabet], _pieces(self.codes)) for tensor in tensors)
+        return loader.checksum(tensor for tensors in ([alphabet], pieces(self.codes)) for tensor in tensors)
 
     def _rows(self) -> int:
         return self.batch_size * rank_and_world_size()[1]
 
-    def _bounds(self, length: int) -> list[int]:
-        """The positions at which train, val and test begin, and at which test ends."""
+    def bounds(self, length: int) -> list[int]:
+        """The positions of so many characters at which train, val and test begin, and at which test ends."""
         return [floor(length * share + 1e-6) for share in self._shares]  # 1 - 0.9 is a little less than 0.1
 
     def _segments(self, part: str, rows: int) -> list[tuple[int, int]]:
         """Beginning and end of each unbroken run of a part's characters."""
         i = PARTS.index(part)
         length = self.corpus.length if self.split == "contiguous" else self.corpus.length // rows
-        start, end = self._bounds(length)[i : i + 2]
+        start, end = self.bounds(length)[i : i + 2]
         if self.split == "contiguous":
             return [(start, end)]
         return [(row * length + start, row * length + end) for row in range(rows)]
@@ -394,175 +399,8 @@ class Windows:
         return TextBatch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(window == 0))
 
 
-class Corpus:
-    """The text of several files, one after the other, never entirely in memory.
-
-    Args:
-        paths: of UTF-8 files.
-        limit: number of characters to use from the beginning.
-        printable_ascii: leave out lines with any other character.
-
-    Attributes:
-        length: number of characters.
-        first_seen: each distinct character and the position where it first occurs, in the order of positions.
-
-    Raises:
-        ValueError: there are no characters, or a file is not UTF-8; names the file and the byte.
-    """
-
-    def __init__(self, paths: Sequence[Path], limit: int | None = None, printable_ascii: bool = False) -> None:
-        self.paths, self.limit, self.printable_ascii = paths, limit, printable_ascii
-        self._begins = []  # the place of each file's first character
-        self.first_seen: dict[str, int] = {}
-        self.length = 0
-        seen = np.zeros(0x110000, bool)
-        for path in paths:
-            self._begins.append(self.length)
-            for text in self._chunks(path, self.length):
-                points = _code_points(text)
-                new = np.unique(points[~seen[points]])
-                seen[new] = True
-                places = {chr(point): self.length + text.index(chr(point)) for point in new}
-                self.first_seen.update(sorted(places.items(), key=lambda item: item[1]))
-                self.length += len(text)
-        if not self.length:
-            raise ValueError(f"{paths[0]}: empty, expected text" + (" there or in a file after it" * (len(paths) > 1)))
-
-    def _chunks(self, path: Path, used: int) -> Iterator[str]:
-        """The text of a file, which ``used`` characters precede."""
-        chunks: Iterable[str] = _decoded(path)
-        if self.printable_ascii:
-            lines = "".join(chunks).split("\n")
-            chunks = ["\n".join(line for line in lines if line.isascii() and (line.isprintable() or not line))]
-        for text in chunks:
-            text = text if self.limit is None else text[: max(0, self.limit - used)]
-            if not text:
-                return
-            used += len(text)
-            yield text
-
-    def where(self, place: int) -> str:
-        """The file and the character in it, counted from 0."""
-        i = bisect_right(self._begins, place) - 1
-        return f"{self.paths[i]}: character {place - self._begins[i]}"
-
-    def encode(self, vocab: Sequence[str], unknown: str = "error") -> np.ndarray:
-        """Codes (length,) in the smallest of uint8, uint16 and int32; mapped from disk above :data:`MEMORY_LIMIT`.
-
-        Every character is in ``vocab``, or ``unknown`` is "unk".
-
-        Raises:
-            ValueError: the text has changed since it was first read.
-        """
-        size = len(vocab)
-        dtype = np.dtype(np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.int32)
-        table = np.full(0x110000, vocab.index(UNK) if unknown == "unk" else 0, dtype)
-        for code, char in enumerate(vocab):
-            if char != UNK:
-                table[ord(char)] = code
-
-        def pieces() -> Iterator[np.ndarray]:
-            length = 0
-            for path in self.paths:
-                for text in self._chunks(path, length):
-                    length += len(text)
-                    yield table[_code_points(text)]
-            if length != self.length:
-                raise ValueError(f"{self.paths[0]}: {length} characters, expected {self.length}; it has just changed")
-
-        if self.length * dtype.itemsize <= MEMORY_LIMIT:
-            return np.concatenate(list(pieces()))
-        states = [state_of(path) for path in self.paths]
-        cached = cache_file((states, self.limit, self.printable_ascii, list(vocab), unknown), ".codes")
-        if not cached.exists() or cached.stat().st_size != self.length * dtype.itemsize:
-            write_whole(cached, (piece.data for piece in pieces()))
-        return np.memmap(cached, dtype, "r")
-
-
-def read_vocab(path: str) -> list[str]:
-    """The vocabulary that a checkpoint's model was trained with, or the list in a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file contains no vocabulary.
-    """
-    file = Path(path)
-    if file.suffix != ".json":
-        vocab = read_checkpoint(file, "vocab_from").get("hyper_parameters", {}).get("vocab")
-    elif file.is_file():
-        vocab = read_json(file)
-    else:
-        raise FileNotFoundError(f"vocab_from={path}: no such file{nearest_path(file)}")
-    if not isinstance(vocab, list) or not all(isinstance(char, str) for char in vocab):
-        raise ValueError(f"vocab_from={path}: its vocabulary is {_shortened(vocab)}, expected a list of characters")
-    return vocab
-
-
-def _find(source: str, root: str | None) -> list[Path]:
-    """The files of ``source``, in order."""
-    if source == "python":
-        folder = Path(sysconfig.get_path("stdlib"))
-        files = [folder / f"{module}.py" for module in MODULES]
-        for file in files:
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: not found; this Python has no source code, use another 'source'")
-        return files
-    if source == "tiny_shakespeare":
-        file = data_root(root) / "tiny_shakespeare" / "input.txt"
-        fetch(TINY_SHAKESPEARE, file, TINY_SHAKESPEARE_SHA256)
-        return [file]
-    path = Path(source)
-    if path.is_file():
-        return [path]
-    pattern = str(path / "**" / "*.txt") if path.is_dir() else source
-    files = sorted(Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
-    if not files:
-        near = nearest_path(path, "python", "tiny_shakespeare")
-        what = "no *.txt file in it" if path.is_dir() else f"no such file, folder or glob{near}"
-        raise FileNotFoundError(f"source={source!r}: {what}; expected one, 'python' or 'tiny_shakespeare'")
-    return files
-
-
-def _name(source: str) -> str:
-    return source if source in ("python", "tiny_shakespeare") else Path(source).stem
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else f"{text[:76]} ..."
-
-
-def _decoded(path: Path) -> Iterator[str]:
-    """The text of a UTF-8 file in chunks, without a byte order mark."""
-    with open(path, "rb") as file:
-        offset = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
-        file.seek(offset)
-        pending = b""  # the beginning of a character whose end is in the next chunk
-        while True:
-            chunk = file.read(CHUNK)
-            try:
-                text, used = codecs.utf_8_decode(pending + chunk, "strict", not chunk)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}: byte {offset + error.start}: not UTF-8 ({error.reason}), expected a UTF-8 text"
-                ) from error
-            pending, offset = (pending + chunk)[used:], offset + used
-            if text:
-                yield text
-            if not chunk:
-                return
-
-
-def _code_points(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-
-
-def _pieces(codes: np.ndarray) -> Iterator[Tensor]:
-    """Codes in chunks; those on disk are read rather than mapped, which would hold them in memory."""
-    for start in range(0, len(codes), CHUNK):
-        count = min(CHUNK, len(codes) - start)
-        if isinstance(codes, np.memmap):
-            piece = np.fromfile(str(codes.filename), codes.dtype, count, offset=start * codes.dtype.itemsize)
-        else:
-            piece = codes[start : start + count]
-        yield torch.from_numpy(piece)
+def _described(characters: Sequence[str]) -> str:
+    """``'é' (U+00E9), 'ü' (U+00FC) and 2 more``."""
+    shown = ", ".join(char if char == UNK else describe_char(char) for char in characters[:SHOWN])
+    more = len(characters) - SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from common.vocabulary import decode_chars
 from datamodules.images import Digits
+from datamodules.parts import loader, text_lines
 from datamodules.sequences import ImageRows, LineTable, SketchSequences, TextLines, positions_of
 from datamodules.sketches import Glyphs, to_stroke_5
 
@@ -57,7 +60,7 @@ def test_a_line_is_of_the_part_in_which_it_begins(text: Callable[..., TextLines]
         assert lines_of(data, part) == expected
         start = int(end)
     assert "\n" not in data.vocab
-    assert data.vocab == list("abcde")
+    assert data.vocab == ["<unk>", *"abcde"]
 
 
 def test_a_line_that_begins_where_a_part_ends_is_of_the_next(text: Callable[..., TextLines]) -> None:
@@ -89,8 +92,85 @@ def test_windows_line_ends_belong_to_no_line(text: Callable[..., TextLines]) -> 
     assert {line for part in ("train", "val", "test") for line in lines_of(data, part)} == expected
 
 
+def test_every_kind_of_line_end(text: Callable[..., TextLines], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        data = text("ab\rabc\r\n\r\na\n\nb\rc\rca\r\nac\r\r\ncb\nba\rbac", unknown="error")
+        found = [line for part in ("train", "val", "test") for line in lines_of(data, part)]
+    assert found == ["ab", "abc", "a", "b", "c", "ca", "ac", "cb", "ba", "bac"]
+    assert data.vocab == ["a", "b", "c"]
+    assert data.sample_names("test")["line"][-1] == 13
+    assert caplog.messages == [
+        "text: 10 of 13 lines kept, 19 of 19 characters; left out: 3 shorter than 1; 6 train, 2 val, 2 test, split by "
+        "position"
+    ]
+
+
+def test_what_is_left_out_is_counted(text: Callable[..., TextLines], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        text("a\nab\nabc\na\n\na\nab\nabcdefghijk\n" + "c\nd\ne\nf\ng\nh\n", split="random").setup()
+    assert caplog.messages == [
+        "text: 9 of 14 lines kept, 12 of 27 characters; left out: 1 longer than 10, 1 shorter than 1, 3 duplicates; "
+        "5 train, 2 val, 2 test, split at random (split_seed 0)"
+    ]
+
+
+def test_lines_in_order_are_split_at_random_and_the_same_each_time(text: Callable[..., TextLines]) -> None:
+    words = [f"{a}{b}" for a in "abcdefghij" for b in "qrstuvwxyz"]
+    whole = "\n".join(words)
+    parts = {part: lines_of(text(whole, split="random"), part) for part in ("train", "val", "test")}
+    assert sorted(line for lines in parts.values() for line in lines) == words
+    assert [len(lines) for lines in parts.values()] == [60, 20, 20]
+    assert all(len({line[0] for line in lines}) > 6 for lines in parts.values())
+    torch.manual_seed(7)
+    assert lines_of(text(whole, split="random"), "val") == parts["val"] == sorted(parts["val"])
+    assert lines_of(text(whole, split="random", split_seed=1), "val") != parts["val"]
+    position = text(whole, unknown="error")
+    with pytest.raises(ValueError, match=r"'g' .* does not occur in the training part"):
+        position.setup()
+
+
+def test_a_hash_alone_takes_no_two_lines_for_one(text: Callable[..., TextLines], monkeypatch: Any) -> None:
+    content = "abc\nabd\nabe\nabc\nab\nabd\na\nb\nc\nabc\nbc\nbd\nabe"
+
+    def every() -> list[str]:
+        data = text(content)
+        return [line for part in ("train", "val", "test") for line in lines_of(data, part)]
+
+    assert every() == ["abc", "abd", "abe", "ab", "a", "b", "c", "bc", "bd"]
+    monkeypatch.setattr(text_lines, "_hashes", lambda codes, starts, lengths: np.zeros(len(lengths), np.uint64))
+    assert set(every()) == set(content.split("\n"))
+
+
+def test_an_old_vocabulary_of_lines_is_extended(text: Callable[..., TextLines]) -> None:
+    Path("old.json").write_text('["z", "b", "a"]')
+    content = "ab\r\nabc\na\nb\nba\nbb\naab\nbab\naa\n"
+    assert text(content, vocab_from="old.json").vocab == ["<unk>", "z", "b", "a", "c"]
+    data = text(content, vocab=["c", "b", "a"])
+    assert lines_of(data, "train")[:2] == ["ab", "abc"]
+    assert data.vocab == ["c", "b", "a"]
+
+
+def test_lines_need_little_more_memory_than_their_text(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    lines = draw.integers(ord("a"), ord("z"), (100_000, 30), np.uint8)
+    lines[:, -1] = ord("\n")
+    (tmp_path / "large.txt").write_bytes(lines.tobytes())
+    TextLines("python", limit=10_000).setup()  # what is imported and kept once
+    data = TextLines(str(tmp_path / "large.txt"))
+    tracemalloc.start()
+    try:
+        data.setup()
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, data.parts.values())) == 100_000
+    assert kept < 2 * lines.size
+    assert peak < 3 * lines.size + 10 * 2**20, "of which a chunk is some megabytes"
+
+
 def test_a_batch_is_padded_with_zeros(text: Callable[..., TextLines]) -> None:
-    table = LineTable(torch.tensor([3, 1, 2, 4, 4]), torch.tensor([1, 0, 2, 2]), "abcde")
+    lengths = torch.tensor([1, 0, 2, 2])
+    table = LineTable(np.array([3, 9, 1, 2, 9, 4, 4]), torch.tensor([0, 1, 2, 5]), lengths, "abcde")
     batch = table[torch.tensor([2, 0, 1])]
     assert batch.values.tolist() == [[1, 2], [3, 0], [0, 0]]
     assert batch.lengths.tolist() == [2, 1, 0]
@@ -99,8 +179,11 @@ def test_a_batch_is_padded_with_zeros(text: Callable[..., TextLines]) -> None:
 
 
 def test_the_alphabet_is_a_part_of_the_fingerprint() -> None:
-    codes, lengths = torch.tensor([0, 1]), torch.tensor([2])
-    assert LineTable(codes, lengths, "ab").fingerprint() != LineTable(codes, lengths, "ba").fingerprint()
+    places = torch.tensor([0]), torch.tensor([2])
+    ab, ba = (LineTable(np.array([0, 1], np.uint8), *places, alphabet).fingerprint() for alphabet in ("ab", "ba"))
+    assert ab != ba
+    # As it was when each part held a copy of its codes: runs of then can still be resumed.
+    assert ab == loader.checksum([torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([97, 98])])
 
 
 def test_training_goes_through_lines_of_similar_length() -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from common.vocabulary import decode_chars, encode_chars
-from datamodules import text as module
+from datamodules.parts import corpus as module
 from datamodules.text import CharText, TextBatch, Windows
 from tests.conftest import DATA, REPOSITORY
 
@@ -264,16 +264,16 @@ def test_evaluation_is_not_cut(make: Make) -> None:
 
 def test_vocabulary_is_that_of_the_training_part_alone(make: Make, tmp_path: Path) -> None:
     text = "abc\n" * 25
-    assert make(text + "abc").vocab == ["\n", "a", "b", "c"]
+    assert make(text + "abc", unknown="error").vocab == ["\n", "a", "b", "c"]
     with pytest.raises(ValueError, match="expected") as error:
-        make(text + "xé")
+        make(text + "xé", unknown="error")
     assert str(error.value) == (
         f"{tmp_path / 'corpus.txt'}: character 100: 'x' (U+0078) does not occur in the training part; "
-        "expected unknown: unk, or more text"
+        "expected unknown=unk, or more text"
     )
     assert "x" in make("a" * 84 + "x" + "a" * 15).vocab  # the training part's last character
     with pytest.raises(ValueError, match=r"character 85: 'x'"):
-        make("a" * 85 + "x" + "a" * 14)
+        make("a" * 85 + "x" + "a" * 14, unknown="error")
     data = make(text + "xé", unknown="unk", val_fraction=0.1, test_fraction=0.1)
     assert data.vocab == ["<unk>", "\n", "a", "b", "c"]
     assert data.part("test")[-2:].tolist() == [0, 0]
@@ -288,10 +288,12 @@ def test_old_vocabulary_serves_a_new_text(make: Make, tmp_path: Path) -> None:
     for options in ({"vocab": vocab}, {"vocab_from": "old.ckpt"}, {"vocab_from": str(tmp_path / "old.json")}):
         data = make("cab" * 40, **options)
         assert data.vocab == vocab
+        assert data.unknown == "unk"
         assert data.part("train")[:3].tolist() == [3, 1, 2]
     message = r"character 1: 'y' \(U\+0079\) is not one of the given vocabulary's 5; expected unknown"
     with pytest.raises(ValueError, match=message):
-        make("ay" + "cab" * 40, vocab=vocab)
+        make("ay" + "cab" * 40, vocab=vocab, unknown="error")
+    assert make("ay" + "cab" * 40, vocab=vocab).unknown == "unk", "it has it"
     assert make("ay" + "cab" * 40, vocab=vocab, unknown="unk").part("train")[:3].tolist() == [1, 0, 3]
     with pytest.raises(ValueError, match="expected a text without it"):
         make("ay" + "cab" * 40, vocab=["a", "b", "c"])
@@ -302,6 +304,38 @@ def test_old_vocabulary_serves_a_new_text(make: Make, tmp_path: Path) -> None:
             make("cab" * 40, vocab=broken)
     with pytest.raises(ValueError, match=r"vocab_from=.* with a vocab: expected only one of them"):
         make("cab" * 40, vocab=vocab, vocab_from="old.json")
+
+
+def test_rare_characters_of_a_text_of_ones_own_are_unknown_and_counted(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        data = make("abc\n" * 30 + "É!É?*É-")
+    assert data.vocab == ["<unk>", "\n", "a", "b", "c"]
+    assert (data.part("test") == 0).sum() == 7
+    assert caplog.messages == [
+        "corpus: 7 of 127 characters are not in the vocabulary and become <unk>: 'É' (U+00C9), '!' (U+0021), "
+        "'?' (U+003F) and 2 more"
+    ]
+    assert CharText(limit=30_000).unknown == "error", "published results have a vocabulary without it"
+
+
+@pytest.mark.parametrize("before", [["a", "b", "c"], ["<unk>", "a", "b", "c"]])
+def test_an_old_vocabulary_is_extended_by_the_new_texts_characters(
+    make: Make, caplog: pytest.LogCaptureFixture, before: list[str]
+) -> None:
+    Path("old.json").write_text(json.dumps(before))
+    text = "yab" + "cab" * 40 + "z"  # z is in the test part only
+    with caplog.at_level("INFO"):
+        data = make(text, vocab_from="old.json")
+    assert data.vocab == ["<unk>", "a", "b", "c", "y"]
+    new = [char for char in ("<unk>", "'y' (U+0079)") if char not in before]
+    said = f"vocab_from=old.json: {len(new)} more than its {len(before)} characters: {', '.join(new)}"
+    assert said in caplog.messages
+    assert "1 of 124 characters are not in the vocabulary and become <unk>: 'z'" in caplog.text
+    assert make(text, vocab_from="old.json", unknown="unk").vocab == ["<unk>", "a", "b", "c"]
+    with pytest.raises(ValueError, match=r"'y' .* is not one of the given vocabulary's"):
+        make(text, vocab_from="old.json", unknown="error")
 
 
 def test_broken_vocabulary_files_are_refused(make: Make, tmp_path: Path) -> None:
@@ -349,7 +383,7 @@ def test_text_is_taken_as_it_is(make: Make) -> None:
         data = make(content)
         assert "".join(data.vocab[code] for code in data.codes) == text
         assert data.codes.dtype == np.uint8
-        assert data.vocab == sorted(set(text))
+        assert data.vocab == ["<unk>", *sorted(set(text))]
 
 
 def test_characters_are_whole_at_the_edges_of_chunks(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +401,10 @@ def test_codes_have_the_smallest_type(make: Make, size: int, dtype: type) -> Non
     assert numbered_data(make, size).codes.dtype == dtype
 
 
-def test_folders_and_globs_are_read_in_the_order_of_their_paths(tmp_path: Path) -> None:
+def test_folders_and_globs_are_read_in_the_order_of_their_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / "books"
     (folder / "sub").mkdir(parents=True)
     for name, text in (("b.txt", "bb" * 20), ("a.txt", "aa" * 20), ("sub/c.txt", "ab" * 20), ("notes.md", "zz")):
@@ -378,10 +415,17 @@ def test_folders_and_globs_are_read_in_the_order_of_their_paths(tmp_path: Path) 
         assert "".join(data.vocab[code] for code in data.codes) == expected
     assert CharText(str(folder), batch_size=1, seq_len=3).corpus_name == "books"
     assert CharText(str(folder / "[ab].txt"), batch_size=1, seq_len=3).corpus.length == 80
+    (folder / "sub").rename(tmp_path / "books [x]")
+    (tmp_path / "books [x]" / "D.TXT").write_text("cd" * 20)
+    (tmp_path / "books [x]" / ".hidden.txt").write_text("zz" * 20)
+    for source in ("books [x]", "books [x]/*.[tT]*", "~/books [x]"):
+        assert CharText(source, batch_size=1, seq_len=3).corpus.length == 80, source
+    (tmp_path / "books [x]").rename(folder / "sub")
+    (folder / "sub" / "D.TXT").unlink()
     assert CharText(str(folder), batch_size=1, seq_len=3, limit=50).corpus.length == 50
     (folder / "sub" / "c.txt").write_text("ab" * 18 + "aaxb")
     with pytest.raises(ValueError, match=r"c.txt: character 38: 'x'"):
-        CharText(str(folder), batch_size=1, seq_len=3).setup()
+        CharText(str(folder), batch_size=1, seq_len=3, unknown="error").setup()
 
 
 def test_standard_library_has_one_alphabet() -> None:
@@ -500,7 +544,7 @@ def test_a_text_that_changes_while_it_is_read_leaves_nothing(tmp_path: Path, mon
 MEASURE = """
 import resource, sys
 from datamodules.text import CharText
-import datamodules.text as module
+import datamodules.parts.corpus as module
 module.MEMORY_LIMIT = 2**20
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -606,8 +650,14 @@ def test_empty_and_missing_files_are_named(make: Make, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="did you mean 'tiny_shakespeare'"):
         CharText("tinyshakespeare")
     (tmp_path / "books").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"source='books': no \*.txt file in it"):
+    with pytest.raises(FileNotFoundError, match=r"source='books': no \*.txt file in it, expected some"):
         CharText("books")
+    (tmp_path / "books" / "a.md").write_text("a")
+    with pytest.raises(FileNotFoundError, match=r"in it, but 1 \*.md; 'books/\*\*/\*.md' takes these"):
+        CharText("books")
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match=f"source='{empty}': expected a file, a folder, a glob, 'python' or"):
+            CharText(empty)
 
 
 # In a run.

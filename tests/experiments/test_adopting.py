@@ -50,7 +50,7 @@ def evaluated(*args: object) -> CLI:
 def test_other_text_is_read_with_the_vocabulary_of_the_checkpoint(
     fit: Callable[..., CLI], capsys: pytest.CaptureFixture[str], mistake: Callable[..., str]
 ) -> None:
-    run = fit(*TEXT, *SHORT, "--data.source", text("old.txt", "abcd\n"))
+    run = fit(*TEXT, *SHORT, "--data.source", text("old.txt", "abcd\n"), "--data.unknown", "error")
     before = json.loads(run.folder.summary.read_text())
     checkpoint = run.folder.best_checkpoint()
     capsys.readouterr()
@@ -231,7 +231,7 @@ def test_lines_by_character() -> None:
 def test_a_text_may_begin_without_what_comes_later_if_the_model_knows_it() -> None:
     Path("new.txt").write_text("ab" * 30 + "cd" * 10)
     with pytest.raises(ValueError, match=r"'c' .*does not occur in the training part"):
-        CharText("new.txt", batch_size=1, seq_len=4, val_fraction=0.2).setup()
+        CharText("new.txt", batch_size=1, seq_len=4, val_fraction=0.2, unknown="error").setup()
     data = CharText("new.txt", batch_size=1, seq_len=4, val_fraction=0.2)
     data.adopt({"vocab": ["d", "c", "b", "a"]})
     assert data.codes[-4:].tolist() == [1, 0, 1, 0]
