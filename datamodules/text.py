@@ -94,7 +94,7 @@ class CharText(LightningDataModule):
             it lacks becomes ``<unk>`` if it has that, and is refused otherwise.
         vocab_from: a file with the vocabulary of an earlier run, its checkpoint or a JSON list of characters, to go on
             with its model on a new text. If ``unknown`` is not given, the characters of the training part that it lacks
-            are added behind its own.
+            are added behind its own, and ``<unk>`` before them if the other parts of a text of one's own need it.
         limit: number of characters to use from the beginning of the text; by default all.
 
     Attributes:
@@ -156,6 +156,8 @@ class CharText(LightningDataModule):
         self.unknown: Unknown = unknown or ("error" if source in SHIPPED else "unk")
         self._is_own = given is None  # the vocabulary is that of the training part
         self.vocab = self._vocabulary(given, vocab_from, extend=vocab_from is not None and unknown is None)
+        if UNK not in self.vocab:
+            self.unknown = "error"
         if given is not None:
             self._refuse_unknown()
         self._codes: np.ndarray | None = None
@@ -175,7 +177,9 @@ class CharText(LightningDataModule):
             if self.unknown == "unk" and UNK not in given:
                 raise ValueError(f"unknown='unk': expected a vocabulary that has {UNK!r}, or 'error'")
             return list(given)
-        vocab = extended(given, seen if extend else [], self.unknown == "unk")
+        added = seen if extend else []
+        is_all = extend and {*self.corpus.first_seen} <= {*given, *added, *self.separators}
+        vocab = extended(given, added, with_unknown=self.unknown == "unk" and not is_all)
         if len(vocab) > len(given):
             new = [char for char in vocab if char not in given]
             rank_zero_info(

@@ -38,7 +38,7 @@ from torchmetrics import MeanMetric
 from common.checks import at_least, more_than, one_of, within
 from common.distributed import global_mean
 from common.randomness import normal_of_samples, uniform_of_samples
-from common.vocabulary import encode_chars
+from common.vocabulary import UNK, encode_chars
 from datamodules.sequences import SequenceBatch
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.latent import as_codes, gaussian_kl
@@ -307,6 +307,8 @@ class TextVAE(LightningModule):
         with evaluating(self):
             while len(written) < self.longest and not ended.all():
                 logits, state = self(previous, z, state)
+                if UNK in self.vocab:
+                    logits[:, :, self.vocab.index(UNK)] = -torch.inf  # stands for characters that it cannot write
                 previous = draw(logits[:, -1], temperature, generator=generator)[:, None]
                 written.append(previous)
                 ended |= previous[:, 0] == self.end

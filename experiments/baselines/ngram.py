@@ -13,13 +13,14 @@ many different characters came before hw (the beginning of the text counts as on
 
     python -m experiments.baselines.ngram --source tiny_shakespeare
 
+The options are those of CharText. With ``--split rows --batch_size R`` the text has R rows, as in a training.
+
 Measured on the last 10 % of tiny_shakespeare, counted on the rest, in nats per character: 2.4835 (n = 2), 1.7190 (4),
 1.5226 (6), 1.5165 (7, the best), 1.5225 (10), 1.5210 (20); all orders together take 20 seconds on one CPU core.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -171,13 +172,20 @@ class NGram:
         return array
 
 
-def nats_by_order(train: np.ndarray, text: np.ndarray, vocab_size: int, order: int) -> Iterator[np.ndarray]:
-    """``NGram(n).fit(train, vocab_size).score(text)`` for n = 1, 2, … up to ``order``, computed together."""
+def nats_by_order(
+    train: np.ndarray, text: np.ndarray, vocab_size: int, order: int, begins: Sequence[int] | np.ndarray = ()
+) -> Iterator[np.ndarray]:
+    """``NGram(n).fit(train, vocab_size).score(text)`` for n = 1, 2, … up to ``order``, computed together.
+
+    Args:
+        begins: places of the text where another one begins, whose characters are scored without what is before it.
+    """
     train, text = _checked(train, vocab_size), _checked(text, vocab_size)
     probabilities, contexts = np.full(len(text), 1 / vocab_size), np.zeros(len(text), np.int64)
     for highest, below in levels(train, vocab_size, order):
         yield -np.log(highest.refine(text, contexts, probabilities, vocab_size)[0])
         probabilities, contexts = below.refine(text, contexts, probabilities, vocab_size)
+        contexts[np.asarray(begins, np.int64)] = -1
 
 
 def _checked(codes: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -189,28 +197,32 @@ def _checked(codes: np.ndarray, vocab_size: int) -> np.ndarray:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Prints the nats and bits per character of a text's validation part for each order."""
+    from jsonargparse import ArgumentParser
+
     from datamodules.text import CharText
 
-    parser = argparse.ArgumentParser("python -m experiments.baselines.ngram", description=main.__doc__)
-    parser.add_argument("--source", default="python", help="the text, as in CharText")
-    parser.add_argument("--root", help="the data folder, as in CharText")
+    parser = ArgumentParser("python -m experiments.baselines.ngram", description=main.__doc__)
     parser.add_argument("--orders", type=int, nargs="+", default=list(range(1, 21)))
-    parser.add_argument("--val_fraction", type=float, default=0.1)
-    parser.add_argument("--test_fraction", type=float, default=0.0)
-    options = parser.parse_args(args)
-    if min(options.orders) < 1:
-        parser.error(f"orders={options.orders}: expected numbers from 1")
+    parser.add_class_arguments(CharText, skip={"seq_len", "windows", "eval_context"})  # which only training has
+    parser.set_defaults(batch_size=1, test_fraction=0.0)
+    options = parser.parse_args(args).as_dict()
+    orders = options.pop("orders")
+    if min(orders) < 1:
+        parser.error(f"orders={orders}: expected numbers from 1")
     try:
-        shares = {"val_fraction": options.val_fraction, "test_fraction": options.test_fraction}
-        data = CharText(options.source, root=options.root, batch_size=1, seq_len=max(options.orders), **shares)
+        data = CharText(**options, seq_len=max(orders))
+        train, val = data.part("train"), data.part("val")
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    train, val = data.part("train"), data.part("val")
-    print(f"{data.corpus_name}: {len(train)} training characters; the last {len(val) - 1} of {len(val)} are scored")
+    rows = data.batch_size if data.split == "rows" else 1
+    begins = np.arange(rows) * (len(val) // rows)
+    of_what = f"of {len(val)}" if rows == 1 else f"of each of {rows} rows, {len(val) - rows} in all,"
+    scored = len(val) // rows - 1
+    print(f"{data.corpus_name}: {len(train)} training characters; the last {scored} {of_what} are scored")
     print("order  nats/char  bits/char")
-    for order, nats in enumerate(nats_by_order(train, val, len(data.vocab), max(options.orders)), 1):
-        if order in options.orders:
-            mean = nats[1:].mean()  # the first character has nothing before it: as in CharText's evaluation
+    for order, nats in enumerate(nats_by_order(train, val, len(data.vocab), max(orders), begins), 1):
+        if order in orders:
+            mean = np.delete(nats, begins).mean()  # these have nothing before them: as in CharText's evaluation
             print(f"{order:5}  {mean:9.4f}  {mean / np.log(2):9.4f}")
             sys.stdout.flush()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 import math
 import os
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from common.checks import nearest
+from common.files import matching
 from experiments.arguments import Mistake
 from experiments.run_folder import RunFolder, read_record
 
@@ -54,7 +54,7 @@ def find_folders(places: list[str], left_out: dict[str, str]) -> list[RunFolder]
     """
     found: dict[str, RunFolder] = {}
     for place in places:
-        matches = sorted(glob.glob(place, recursive=True)) if not os.path.exists(place) else [place]
+        matches = [str(path) for path in matching(place)]
         if not matches:
             near = nearest(place, map(str, Path(place).parent.glob("*")))
             raise Mistake(f"{place}: no such folder; expected a run, a folder that contains runs, or a glob{near}")

@@ -144,7 +144,7 @@ def test_a_hash_alone_takes_no_two_lines_for_one(text: Callable[..., TextLines],
 def test_an_old_vocabulary_of_lines_is_extended(text: Callable[..., TextLines]) -> None:
     Path("old.json").write_text('["z", "b", "a"]')
     content = "ab\r\nabc\na\nb\nba\nbb\naab\nbab\naa\n"
-    assert text(content, vocab_from="old.json").vocab == ["<unk>", "z", "b", "a", "c"]
+    assert text(content, vocab_from="old.json").vocab == ["z", "b", "a", "c"]
     data = text(content, vocab=["c", "b", "a"])
     assert lines_of(data, "train")[:2] == ["ab", "abc"]
     assert data.vocab == ["c", "b", "a"]

@@ -78,6 +78,20 @@ def test_characters_keep_their_weights(
     assert "by name: 5 of 6 known" in said
 
 
+@pytest.mark.parametrize("options", [{}, {"embedding_dim": 8, "tied": True}], ids=["one-hot", "tied"])
+def test_a_vocabulary_grows(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """By what a new text has, and by ``<unk>``, which the old model was trained without."""
+    before, after = list("abc"), ["<unk>", *"abcxy"]
+    old, new = (CharLM(vocab, hidden=8, layers=1, **options) for vocab in (before, after))
+    done, initial = transfer(old, new)
+    for name in ("decoder.weight", "decoder.bias"):
+        value, there = new.state_dict()[name], old.state_dict()[name]
+        assert torch.equal(value[1:4], there)
+        assert torch.equal(value[[0, 4, 5]], initial[name][[0, 4, 5]])
+    assert not done.left_out
+    assert "by name: 3 of 6 known" in capsys.readouterr().out
+
+
 def test_series_of_another_length_take_every_weight() -> None:
     facts = {"sequence_dim": 2, "code_dim": 4, "hidden": 8}
     old = SequenceAutoencoder(9, scaling={"shift": [1.0, 2.0], "scale": [3.0, 4.0]}, **facts)

@@ -562,3 +562,12 @@ def test_it_is_trained_from_the_command_line(fit: Callable[..., CLI], tmp_path: 
     loaded = TextVAE.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     assert loaded.sample(5, seed=0) == cli.model.sample(5, seed=0)
     assert torch.equal(loaded.encode("aku"), cli.model.encode("aku"))
+
+
+def test_unknown_characters_are_read_and_never_written() -> None:
+    model = make(vocab=["<unk>", *VOCAB])
+    with torch.no_grad():
+        model.head.bias[0] = 50.0  # by itself it would write nothing else
+    lines = [*model.sample(8, seed=0), *model.reconstruct(["aé", "b"]), *model.sample(4, temperature=0.0)]
+    assert any(lines)
+    assert not any("<unk>" in line for line in lines)

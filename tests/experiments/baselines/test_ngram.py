@@ -131,6 +131,14 @@ def test_all_orders_at_once_are_those_one_by_one() -> None:
         np.testing.assert_allclose(nats, NGram(order).fit(train, V).score(text))
 
 
+def test_a_row_is_scored_without_the_row_before_it() -> None:
+    train, rows = text_of(300, seed=1), [text_of(40, seed=seed) for seed in (2, 3)]
+    together = nats_by_order(train, np.concatenate(rows), V, 5, begins=[0, 40])
+    for order, nats in enumerate(together, 1):
+        alone = [NGram(order).fit(train, V).score(row) for row in rows]
+        np.testing.assert_allclose(nats, np.concatenate(alone))
+
+
 def test_context_helps_on_a_text_that_has_some() -> None:
     train, text = text_of(20_000)[:18_000], text_of(20_000)[18_000:]
     first, second, third, *more = (nats.mean() for nats in nats_by_order(train, text, V, 8))
@@ -168,3 +176,19 @@ def test_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert status.value.code == 2
         assert message in capsys.readouterr().err
     assert ngram.main.__doc__
+
+
+def test_command_takes_what_the_data_module_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 50 + "É")
+
+    def said(*args: str) -> str:
+        main(["--source", "text.txt", "--orders", "3", *args])
+        return capsys.readouterr().out
+
+    assert "the last 120 of 121 are scored" in said(), "an unknown character is no mistake"
+    assert "108 training characters; the last 11 of 12 are scored" in said("--limit", "120")
+    rows = said("--split", "rows", "--batch_size", "4", "--val_fraction", "0.2", "--unknown", "error")
+    assert "the last 59 of each of 4 rows, 236 in all, are scored" in rows
+    with pytest.raises(SystemExit):
+        said("--unknown", "error")
+    assert "'É' (U+00C9) does not occur in the training part; expected unknown=unk" in capsys.readouterr().err
