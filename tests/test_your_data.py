@@ -20,7 +20,13 @@ IN_SHORT = [
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"),
     *("--trainer.limit_test_batches", "2", "--figures.every_n_epochs", "null", "--trainer.accelerator", "cpu"),
 ]
-SMALLER = {"vae": ["--model.test_samples", "4"], "deep_image_prior": ["--data.iterations_per_epoch", "2"]}
+SMALLER = {
+    "char_lm": ["--data.seq_len", "20", "--data.batch_size", "4", "--model.hidden", "8"],
+    "text_vae": ["--data.batch_size", "8", "--model.hidden", "8"],
+    "seq_autoencoder": ["--data.batch_size", "4", "--model.hidden", "8", "--trainer.check_val_every_n_epoch", "1"],
+    "vae": ["--model.test_samples", "4"],
+    "deep_image_prior": ["--data.iterations_per_epoch", "2"],
+}
 
 
 def paint(file: Path, seed: int, red: float) -> None:
@@ -42,6 +48,14 @@ def folders(tmp_path: Path) -> None:
             paint(tmp_path / "vehicles" / vehicle / f"{number:02}.jpg", number, place)
             for part in ("train", "val")[: 1 + (number < 9)]:
                 paint(tmp_path / "judged" / part / animal / f"{number:02}.jpg", number, place)
+    generator = np.random.default_rng(0)
+    (tmp_path / "book.txt").write_text("The cat, the dog and what is in this line.\n" * 100 + "É\n")
+    (tmp_path / "letters.txt").write_text("Dear cat! Yours, the dog.\n" * 100)
+    names = sorted({"".join(generator.choice(list("anrobet"), 6)).capitalize() for _ in range(200)})
+    (tmp_path / "names.txt").write_text("\r\n".join(["Anna", "Robert", *names]))
+    rows = [f"{patient},{60 + step},{120 - step},calm" for patient in range(12) for step in range(9 + patient)]
+    (tmp_path / "patients.csv").write_text("\n".join(["patient,pulse,pressure,note", *rows]))
+    (tmp_path / "recording.csv").write_text("\n".join(f"{np.sin(step / 5):.3f}" for step in range(505)))
     paint(tmp_path / "new.jpg", 0, 0.9)
     paint(tmp_path / "other.png", 1, 0.1)
 
@@ -66,4 +80,4 @@ def test_the_page_can_be_followed(folders: None, tmp_path: Path, monkeypatch: py
                 commands += 1
         else:
             (tmp_path / "pairs.csv").write_text(block)
-    assert commands == 12
+    assert commands == 20

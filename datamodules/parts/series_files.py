@@ -27,6 +27,7 @@ from common.checks import nearest
 from common.files import matching, nearest_path
 from datamodules.parts.image_files import part_called
 from datamodules.parts.stroke_files import unpickled_arrays
+from datamodules.parts.tables import DELIMITERS
 
 TABLES = (".csv", ".tsv")
 EXTENSIONS = (".npy", ".npz", *TABLES)
@@ -292,9 +293,12 @@ def _rows_of(path: Path) -> tuple[list[tuple[int, list[str]]], list[str]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start}: not UTF-8 ({error.reason}), expected a table in UTF-8") from None
     first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = next((each for each in "\t;," if each in first), ",")
+    delimiter = next((each for each in reversed(DELIMITERS) if each in first), ",")  # a comma may be within a text
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    try:
+        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num}: expected a table: {error}") from None
     header: list[str] = []
     if rows and not any(map(_is_number, rows[0][1])):
         header = [cell.strip() for cell in rows.pop(0)[1]]
