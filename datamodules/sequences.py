@@ -245,8 +245,9 @@ class TextLines(LightningDataModule):
                     f"source={self.text.source!r}: its {name} part has no new line of {self.min_length} to "
                     f"{self.longest} characters, expected at least one: see min_length, max_length and split"
                 )
-            places = (torch.from_numpy(each[of_part]).long() for each in (starts, lengths))
-            self.parts[name], self.numbers[name] = LineTable(codes, *places, "".join(self.vocab)), numbers[of_part]
+            begin, length = (torch.from_numpy(each[of_part]).long() for each in (starts, lengths))
+            self.parts[name] = LineTable(codes, begin, length, "".join(self.vocab))
+            self.numbers[name] = numbers[of_part]
         said = f"{len(lengths):,} of {counts['lines']:,} lines kept, {int(lengths.sum()):,} of {counts['characters']:,}"
         reasons = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
         sizes = ", ".join(f"{len(table):,} {name}" for name, table in self.parts.items())

@@ -179,8 +179,8 @@ def test_a_batch_is_padded_with_zeros(text: Callable[..., TextLines]) -> None:
 
 
 def test_the_alphabet_is_a_part_of_the_fingerprint() -> None:
-    places = torch.tensor([0]), torch.tensor([2])
-    ab, ba = (LineTable(np.array([0, 1], np.uint8), *places, alphabet).fingerprint() for alphabet in ("ab", "ba"))
+    places, text = (torch.tensor([3]), torch.tensor([2])), np.array([1, 1, 9, 0, 1, 9], np.uint8)
+    ab, ba = (LineTable(text, *places, alphabet).fingerprint() for alphabet in ("ab", "ba"))
     assert ab != ba
     # As it was when each part held a copy of its codes: runs of then can still be resumed.
     assert ab == loader.checksum([torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([97, 98])])
