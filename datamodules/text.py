@@ -133,7 +133,7 @@ class CharText(LightningDataModule):
         at_least(0, eval_context=eval_context)
         one_of(Split, split=split)
         one_of(WindowKind, windows=windows)
-        one_of(Unknown, unknown=unknown or "unk")
+        one_of(Unknown, unknown="unk" if unknown is None else unknown)
         within("(0, 1)", val_fraction=val_fraction)
         within("[0, 1)", test_fraction=test_fraction)
         if val_fraction + test_fraction >= 1:

@@ -37,6 +37,7 @@ FACTS: dict[str, Any] = {
     "path": "nowhere",
     "question_types": ["shape"],
     "representation": "random",
+    "source": "nowhere",
     "vocab": ["<pad>", "<unk>", "a"],
 }
 """what arguments without a default get"""
