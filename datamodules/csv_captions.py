@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from common.checks import within
+from common.checks import one_of, within
 from common.pictures import Fit
 from datamodules.caption_files import Photograph, PhotographCaptions, words_of
 from datamodules.parts.image_files import Broken
@@ -51,6 +51,8 @@ class CSVCaptions(PhotographCaptions):
         check: bool = True,
         broken: Broken = "error",
     ) -> None:
+        one_of(Fit, fit=fit)
+        one_of(Broken, broken=broken)
         within("(0, 1)", val_fraction=val_fraction)
         within("[0, 1)", test_fraction=test_fraction)
         table = PictureTable(path, images, (), ("caption",))
