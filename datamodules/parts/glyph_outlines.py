@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.drawings import simplified, to_stroke_3
 from common.randomness import keyed_generator
 
 FONTS = {
@@ -48,7 +49,8 @@ def glyph_sketches(
 
     Args:
         part: "train", "val" or "test".
-        epsilon: how far a simplified outline may be from the font's, in these units: see :func:`simplified`.
+        epsilon: how far a simplified outline may be from the font's, in these units: see
+            :func:`~common.drawings.simplified`.
         variants: further versions of each font, that lean and are narrower or wider. They are the same on every
             machine: their draws are of (font, number of the variant).
 
@@ -70,39 +72,6 @@ def glyph_sketches(
             sketches += [to_stroke_3([contour @ shear for contour in contours]) for contours in outlines]
             labels += range(len(characters))
     return sketches, np.array(labels)
-
-
-def simplified(points: np.ndarray, epsilon: float) -> np.ndarray:
-    """A polyline (n, 2) as some of its own points, by Ramer (1972) and Douglas & Peucker (1973).
-
-    Its ends stay, and every point is within ``epsilon`` of the line between its neighbors among those that stay. A
-    closed polyline, whose ends are one point, is divided at the point that is farthest from it.
-    """
-    kept = np.zeros(len(points), bool)
-    kept[[0, -1]] = True
-    spans = [(0, len(points) - 1)]
-    while spans:
-        first, last = spans.pop()
-        between = points[first + 1 : last] - points[first]
-        chord = points[last] - points[first]
-        if (length := np.hypot(*chord)) > 0:
-            distances = np.abs(between[:, 0] * chord[1] - between[:, 1] * chord[0]) / length
-        else:
-            distances = np.hypot(*between.T)
-        if len(distances) and distances.max() > epsilon:
-            middle = first + 1 + int(distances.argmax())
-            kept[middle] = True
-            spans += [(first, middle), (middle, last)]
-    return points[kept]
-
-
-def to_stroke_3(lines: list[np.ndarray]) -> np.ndarray:
-    """Polylines (n_i, 2) → (Σ n_i, 3) float32: offsets, of which the first is 0, and 1 at each line's last point."""
-    positions = np.concatenate(lines)
-    lifted = np.zeros(len(positions))
-    lifted[np.cumsum([len(line) for line in lines]) - 1] = 1
-    offsets = np.diff(positions, axis=0, prepend=positions[:1])
-    return np.column_stack([offsets, lifted]).astype(np.float32)
 
 
 def _shears(font: str, variants: int) -> Iterator[np.ndarray]:
