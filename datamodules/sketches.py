@@ -5,11 +5,11 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from common.checks import at_least, more_than, nearest, one_of, within
@@ -18,123 +18,17 @@ from common.files import data_root, fetch, nearest_path
 from common.randomness import keyed_generator
 from datamodules.parts import loader
 from datamodules.parts.glyph_outlines import glyph_sketches
+from datamodules.parts.image_files import PARTS, counted
+from datamodules.parts.image_sets import stratified_order
 from datamodules.parts.loader import TensorLoader
-from datamodules.parts.stroke_files import MEMBERS, QUICKDRAW_CATEGORIES, fetch_quickdraw, read_stroke_file
-
-OFFSET_LIMIT = 1000
-"""raw offsets are clamped to ± this, as in sketch-rnn"""
+from datamodules.parts.sketch_batches import SketchBatch, SketchTable, drop_points, scale_factor_of, scale_randomly
+from datamodules.parts.stroke_files import QUICKDRAW_CATEGORIES, fetch_quickdraw, read_stroke_file
 
 BATCHES_PER_CHUNK = 16
 """number of global batches whose sketches are sorted by length together"""
 
-
-class SketchBatch(NamedTuple):
-    """B sketches; T is one more than the number of points in the longest, before training drops any."""
-
-    strokes: Tensor
-    """(B, T, 5) float32: Δx, Δy in units of the scale factor, y downward, and the pen state as a one-hot: p1 the pen
-    stays down until the next point, p2 it is lifted after this one, p3 the drawing has ended. The rows after a sketch's
-    last point are (0, 0, 0, 0, 1); each sketch has at least one."""
-    lengths: Tensor
-    """(B,) int64: number of points in each sketch, without its end row"""
-    labels: Tensor
-    """(B,) int64: the category, or -1 if there is none"""
-
-
-def to_stroke_5(offsets: Tensor, lifted: Tensor, lengths: Tensor) -> Tensor:
-    """Rows (B, T, 5) of a :class:`SketchBatch`: Ha & Eck 2017, section 3.1.
-
-    Args:
-        offsets: (B, T, 2), with any value after a sketch's end.
-        lifted: (B, T) bool: whether the pen is lifted after the point; likewise.
-        lengths: (B,) number of points in each.
-    """
-    inside = torch.arange(offsets.shape[1], device=lengths.device) < lengths[:, None]
-    pen = torch.stack([inside & ~lifted, inside & lifted, ~inside], 2)
-    return torch.cat([offsets * inside[:, :, None], pen.to(offsets.dtype)], 2)
-
-
-def scale_factor_of(offsets: Tensor) -> float:
-    """The standard deviation of offsets (P, 2), of both axes together: what sketch-rnn divides by.
-
-    Raises:
-        ValueError: all of them are equal.
-    """
-    factor = float(offsets.double().std(correction=0))
-    if factor == 0:
-        raise ValueError(f"all training offsets are {float(offsets[0, 0]):g}: expected real drawings")
-    return factor
-
-
-def scale_randomly(strokes: Tensor, draws: Tensor, amount: float) -> Tensor:
-    """Stretches each sketch along x and y by factors within 1 ± ``amount``: strokes (B, T, 5), draws (B, 2) in 0..1."""
-    factors = 1 + amount * (2 * draws - 1)
-    return torch.cat([strokes[:, :, :2] * factors[:, None], strokes[:, :, 2:]], 2)
-
-
-def drop_points(batch: SketchBatch, draws: Tensor, probability: float) -> SketchBatch:
-    """The batch without some of its points; the remaining points stay where they were.
-
-    As in sketch-rnn's code, any point of a stroke except its first two and last two may be dropped. The next point
-    absorbs its offset. T is unchanged: to know a new T, the host would have to wait for the device.
-
-    Args:
-        draws: (B, at least T − 1) in 0..1; point i is dropped if the i-th draw is below ``probability``.
-    """
-    strokes = batch.strokes
-    last = strokes.shape[1] - 1  # the row is an end row
-    down = strokes[:, :, 2] > 0.5
-    dropped = torch.zeros_like(down)
-    inner = down[:, :-3] & down[:, 1:-2] & down[:, 2:-1] & down[:, 3:]
-    dropped[:, 2:-1] = inner & (draws[:, 2:last] < probability)
-    # A row moves up by the rows that were dropped before it; a dropped one meets the next that is kept.
-    kept = (~dropped).long()
-    places = kept.cumsum(1) - kept
-    rows = torch.cat([strokes[:, :, :2], strokes[:, :, 2:] * kept[:, :, None]], 2)
-    rows = torch.zeros_like(rows).scatter_add_(1, places[:, :, None].expand_as(rows), rows)
-    rows[:, :, 4] = 1 - rows[:, :, 2] - rows[:, :, 3]  # the rows that became free at the end
-    return batch._replace(strokes=rows, lengths=batch.lengths - dropped.sum(1))
-
-
-class SketchTable:
-    """Sketches in memory, one after the other; indexed by a vector of rows, it returns one :class:`SketchBatch`.
-
-    Args:
-        sketches: stroke-3 arrays (n, 3).
-        labels: (N,) int64.
-
-    Attributes:
-        offsets: (P, 2) of all points, int16 if they are whole numbers, else float32; clamped.
-        lifted: (P,) bool.
-        lengths, starts: (N,) number of points in each sketch, and the position of its first.
-        scale_factor: the divisor of the offsets.
-    """
-
-    def __init__(self, sketches: Sequence[np.ndarray], labels: Tensor) -> None:
-        points = np.concatenate(sketches)
-        offsets = points[:, :2].astype(np.float64).clip(-OFFSET_LIMIT, OFFSET_LIMIT)
-        are_whole = bool((offsets == np.rint(offsets)).all())
-        self.offsets = torch.from_numpy(offsets.astype(np.int16 if are_whole else np.float32))
-        self.lifted = torch.from_numpy(points[:, 2] == 1)
-        self.lengths = torch.tensor([len(sketch) for sketch in sketches])
-        self.starts = self.lengths.cumsum(0) - self.lengths
-        self.labels = labels
-        self.scale_factor = 1.0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def fingerprint(self) -> int:
-        """A checksum of the points, the starts of the sketches and the labels."""
-        return loader.checksum([self.offsets, self.lifted, self.lengths, self.labels])
-
-    def __getitem__(self, indices: Tensor) -> SketchBatch:
-        lengths = self.lengths[indices]
-        columns = torch.arange(int(lengths.max()) + 1)
-        # Behind its end a sketch reads on in the next one, what to_stroke_5 covers, but not behind the last one's.
-        places = (self.starts[indices][:, None] + columns).clamp_(max=len(self.offsets) - 1)
-        offsets = self.offsets[places].float() / self.scale_factor
-        return SketchBatch(to_stroke_5(offsets, self.lifted[places], lengths), lengths, self.labels[indices])
+EXTREME = 100
+"""standard deviations beyond which a training offset is told of: sketches of one unit have none"""
 
 
 class BucketedLoader(TensorLoader):
@@ -165,19 +59,24 @@ class Sketches(LightningDataModule):
     """Shared by all sources of sketches: facts, loaders, and the augmentation on the device.
 
     A source calls :meth:`hold` in its constructor. Training uses batches of sketches of similar length, in an order
-    drawn anew each epoch. Evaluation sees each sketch once, in storage order and unchanged; ``predict`` uses the test
-    part.
+    drawn anew each epoch. Evaluation sees each sketch once and unchanged, in storage order, or, where that is one class
+    after the other, in a fixed order of all classes; ``predict`` uses the test part, in storage order.
 
     Args:
         batch_size: sketches per rank and batch.
         random_scale: in training, each sketch is stretched along each axis by a factor within 1 ± this.
-        point_drop: in training, the probability of dropping a point within a stroke: see :func:`drop_points`.
+        point_drop: in training, the probability of dropping a point within a stroke: see
+            :func:`~datamodules.parts.sketch_batches.drop_points`.
+        max_points: leave out sketches of more points, and say how many. Sketch-RNN's loss is divided by the number of
+            points in the longest sketch, so that a single long one rules the training.
 
     Attributes:
         scale_factor: the standard deviation of the training offsets, by which the offsets of all parts are divided.
         longest: number of points in the longest sketch of all parts: N_max.
         class_names, num_classes: of the labels, in their order.
-        parts: the sketches of "train", "val" and "test".
+        parts: the sketches of "train", "val" and, if there is one, "test".
+        val_fraction, test_fraction, split_seed: how a part that the source lacks is cut from its training part, the
+            same share of each class.
 
     Raises:
         FileNotFoundError: the data do not exist and cannot be downloaded; says where to put them.
@@ -186,23 +85,89 @@ class Sketches(LightningDataModule):
 
     scale_factor: float
     longest: int
+    preparation: dict[str, Any] | None = None
+    """how the lines of a file become pen moves, for models that are asked about files"""
+    val_fraction = test_fraction = 0.1
+    split_seed = 0
 
-    def __init__(self, batch_size: int = 100, random_scale: float = 0.15, point_drop: float = 0.1) -> None:
+    def __init__(
+        self,
+        batch_size: int = 100,
+        random_scale: float = 0.15,
+        point_drop: float = 0.1,
+        max_points: int | None = None,
+    ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size)
+        at_least(1, "or null for any number", max_points=max_points)
         within("[0, 1)", random_scale=random_scale, point_drop=point_drop)
         self.batch_size, self.random_scale, self.point_drop = batch_size, random_scale, point_drop
+        self.max_points = max_points
         self.order_seed = torch.initial_seed()  # of seed_everything
         self.class_names: list[str] = []
         self.parts: dict[str, SketchTable] = {}
+        self.parts_are_cut = False  # from one whole here
+        self._most_points = 0  # of a sketch in any part
 
-    def hold(self, parts: Mapping[str, SketchTable]) -> None:
-        """Stores the parts and derives the facts from them."""
-        self.parts = dict(parts)
-        self.scale_factor = scale_factor_of(self.parts["train"].offsets)
-        self.longest = max(int(table.lengths.max()) for table in self.parts.values())
-        for table in self.parts.values():
+    def hold(self, parts: Mapping[str, SketchTable], source: str = "", notes: Sequence[str] = ()) -> None:
+        """Stores the parts and derives the facts from them.
+
+        Args:
+            parts: "train", or "all" for sketches that are in no part yet; "val" and "test" are cut from it where they
+                are missing, except for a test with ``test_fraction`` 0.
+            source: where they are from, for the line that says what there is, what was cut and what left out.
+            notes: what the source left out.
+
+        Raises:
+            ValueError: a part has no sketch, or there are too few to cut it.
+        """
+        there, notes = dict(parts), list(notes)
+        self.parts_are_cut = "all" in there
+        if self.max_points is not None:
+            short = {name: table.lengths <= self.max_points for name, table in there.items()}
+            for name, kept in short.items():
+                if not kept.any():
+                    raise ValueError(f"max_points={self.max_points}: leaves no drawing in {name}, expected more")
+                there[name] = there[name].only(kept)
+            if left_out := sum(int((~kept).sum()) for kept in short.values()):
+                notes.append(f"{counted(left_out, 'drawing')} of more than {self.max_points} points left out")
+        rest = there.pop("all") if self.parts_are_cut else there.pop("train")
+        wanted = {"test": self.test_fraction, "val": self.val_fraction}
+        missing = [part for part, share in wanted.items() if part not in there and share]
+        for part in missing:
+            count = max(1, round(len(rest) * wanted[part]))
+            if count >= len(rest):
+                raise ValueError(f"{source}: {counted(len(rest), 'drawing')}, expected at least one for each part")
+            chosen = torch.zeros(len(rest), dtype=torch.bool)
+            chosen[stratified_order(rest.labels, part, self.split_seed)[:count]] = True
+            there[part], rest = rest.only(chosen), rest.only(~chosen)
+        there["train"] = rest
+        self._keep({part: there[part] for part in PARTS if part in there})
+        if source:
+            sizes = ", ".join(f"{len(table)} {part}" for part, table in self.parts.items())
+            cut = f" ({' and '.join(sorted(missing))} cut from the rest)" if missing else ""
+            rank_zero_info("; ".join([f"{source}: {self.in_words()}", f"{sizes}{cut}", *notes]))
+
+    def _keep(self, parts: dict[str, SketchTable]) -> None:
+        self.parts = parts
+        offsets = parts["train"].offsets
+        self.scale_factor = scale_factor_of(offsets)
+        self.longest = self._most_points = max(int(table.lengths.max()) for table in parts.values())
+        for table in parts.values():
             table.scale_factor = self.scale_factor
+        if extreme := int((offsets.abs() > EXTREME * self.scale_factor).any(1).sum()):
+            rank_zero_warn(
+                f"{counted(extreme, 'training offset')} of more than {EXTREME} standard deviations will rule the loss "
+                f"(the largest is {float(offsets.abs().max()):g}, the standard deviation {self.scale_factor:g}); "
+                "expected drawings in one unit"
+            )
+
+    def in_words(self) -> str:
+        """How many sketches and classes there are: ``60 drawings of 2 classes (cat, house)``."""
+        total, few = counted(sum(map(len, self.parts.values())), "drawing"), 8
+        names = ", ".join(self.class_names[:few]) + (", …" if self.num_classes > few else "")
+        classes = f"{self.num_classes} class{'' if self.num_classes == 1 else 'es'}"
+        return f"{total} of {classes} ({names})" if names else f"{total}, no classes"
 
     def adopt(self, facts: Mapping[str, Any]) -> set[str]:
         """Measures offsets in the unit of a checkpoint's model, and counts the classes as it does.
@@ -219,10 +184,7 @@ class Sketches(LightningDataModule):
                 table.labels = torch.where(table.labels >= 0, torch.tensor(codes)[table.labels.clamp_min(0)], -1)
         if names is not None:
             self.class_names = list(names)
-        return {"scale_factor", "longest", "class_names", "num_classes"}
-
-    parts_are_cut = False
-    """whether the parts are cut from one whole here"""
+        return {"scale_factor", "longest", "class_names", "num_classes", "preparation"}
 
     @property
     def part_names(self) -> list[str]:
@@ -238,7 +200,7 @@ class Sketches(LightningDataModule):
         """The number of each sketch in its part, and its class."""
         labels = self.parts[part].labels.tolist()
         classes = [self.class_names[i] if i >= 0 else "" for i in labels]
-        return {"row": range(len(labels)), **({"class": classes} if any(classes) else {})}
+        return {"row": self.parts[part].rows.tolist(), **({"class": classes} if any(classes) else {})}
 
     @property
     def num_classes(self) -> int:
@@ -248,13 +210,20 @@ class Sketches(LightningDataModule):
         return BucketedLoader(self.parts["train"], self.batch_size, drop_last=True, seed=self.order_seed)
 
     def val_dataloader(self) -> TensorLoader:
-        return TensorLoader(self.parts["val"], self.batch_size)
+        return self._mixed("val")
 
-    def test_dataloader(self) -> TensorLoader:
-        return TensorLoader(self.parts["test"], self.batch_size)
+    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self._mixed("test") if "test" in self.parts else []
 
-    def predict_dataloader(self) -> TensorLoader:
-        return self.test_dataloader()
+    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self.plain_loader("test") if "test" in self.parts else []
+
+    def _mixed(self, part: str) -> TensorLoader:
+        """A part for evaluation, where sketches that are stored one class after the other come in an order of all."""
+        plain, labels = self.plain_loader(part), self.parts[part].labels
+        if len(labels.unique()) == 1 or (labels.diff() < 0).any():
+            return plain
+        return plain.in_order(stratified_order(labels, "evaluated", part, self.split_seed))
 
     def on_after_batch_transfer(self, batch: SketchBatch, dataloader_idx: int) -> SketchBatch:
         return self.augmented(batch, self.trainer)
@@ -264,9 +233,9 @@ class Sketches(LightningDataModule):
         if trainer is None or not trainer.training or not (self.random_scale or self.point_drop):
             return batch
         # One for each point of the longest sketch there is: a sketch's draws do not depend on who else is in the batch.
-        num_draws = 2 + self.longest
-        draws = loader.draws_per_sample(trainer, len(batch.lengths), num_draws, self.order_seed)
-        for_scale, for_points = draws.to(batch.strokes.dtype).split([2, self.longest], 1)
+        most = max(self.longest, self._most_points)  # a checkpoint's longest may be shorter
+        draws = loader.draws_per_sample(trainer, len(batch.lengths), 2 + most, self.order_seed)
+        for_scale, for_points = draws.to(batch.strokes.dtype).split([2, most], 1)
         batch = batch._replace(strokes=scale_randomly(batch.strokes, for_scale, self.random_scale))
         return drop_points(batch, for_points, self.point_drop)
 
@@ -274,14 +243,15 @@ class Sketches(LightningDataModule):
 class SketchNPZ(Sketches):
     """One of sketch-rnn's files: its own data sets (Ha & Eck 2017), QuickDraw's, or any other of that form.
 
-    Their sketches have no labels.
+    Their sketches have no labels. Of a file without parts for validation or the test, a tenth of the sketches is each.
+    Other forms are read by :class:`datamodules.sketch_files.SketchFiles`.
 
     Args:
         source: "aaron_sheep" (8,000 sheep by the visitors of Aaron Koblin's Sheep Market; CC BY-NC 4.0) or "omniglot"
             (32,000 drawn characters of fifty alphabets; Lake et al. 2015), from ``<root>/sketch_rnn/<source>.npz`` or
             downloaded to it; another name of a file in that folder; or the path of an ``.npz`` file.
         root: the data folder, by default ``LIT_DATA`` or ``data/``.
-        batch_size, random_scale, point_drop: see :class:`Sketches`.
+        batch_size, random_scale, point_drop, max_points: see :class:`Sketches`.
     """
 
     DATA_SETS: ClassVar[str] = "https://github.com/hardmaru/sketch-rnn-datasets"
@@ -297,19 +267,43 @@ class SketchNPZ(Sketches):
         batch_size: int = 100,
         random_scale: float = 0.15,
         point_drop: float = 0.1,
+        max_points: int | None = None,
     ) -> None:
-        super().__init__(batch_size, random_scale, point_drop)
+        super().__init__(batch_size, random_scale, point_drop, max_points)
+        folder = data_root(root) / "sketch_rnn"
         if source in self.SHA256:
-            file = data_root(root) / "sketch_rnn" / f"{source}.npz"
+            file = folder / f"{source}.npz"
             fetch(f"{self.DATA_SETS}/raw/master/{source}/{source}.npz", file, self.SHA256[source])
         else:
-            is_path = source.endswith(".npz")
-            file = Path(source) if is_path else data_root(root) / "sketch_rnn" / f"{source}.npz"
-            if not file.is_file():
-                hint = nearest_path(file, *(str(file.with_name(f"{name}.npz")) for name in self.SHA256))
-                raise FileNotFoundError(f"{file}: not found; expected an .npz file as {self.DATA_SETS} has{hint}")
+            file = self._file(source, folder)
         arrays = read_stroke_file(file)
-        self.hold({part: SketchTable(part_of, torch.full((len(part_of),), -1)) for part, part_of in arrays.items()})
+        tables = {part: SketchTable(some, torch.full((len(some),), -1)) for part, some in arrays.items()}
+        self.hold(tables, str(file))
+
+    def _file(self, source: str, folder: Path) -> Path:
+        """The file that a name or a path stands for.
+
+        Raises:
+            FileNotFoundError: there is none. ValueError: it is not an ``.npz``.
+        """
+        given, named = Path(source), folder / f"{source}.npz"
+        if source.endswith(".npz") or (named.is_file() and not given.is_file()):
+            file = given if source.endswith(".npz") else named
+        elif given.exists() or given.suffix in (".ndjson", ".svg"):
+            raise ValueError(
+                f"source={source!r}: expected an .npz file; .ndjson files and folders are read by "
+                "datamodules.sketch_files.SketchFiles"
+            )
+        else:
+            there = [path.stem for path in folder.glob("*.npz")]
+            raise FileNotFoundError(
+                f"{named}: not found; expected {' or '.join(self.SHA256)}, the name of a file there, or the path of an "
+                f".npz file as {self.DATA_SETS} has{nearest(source, [*self.SHA256, *there])}"
+            )
+        if not file.exists():
+            hint = nearest_path(file)
+            raise FileNotFoundError(f"{file}: not found; expected an .npz file as {self.DATA_SETS} has{hint}")
+        return file
 
 
 class QuickDraw(Sketches):
@@ -321,7 +315,7 @@ class QuickDraw(Sketches):
     Args:
         categories: their names, as "cat" or "The Eiffel Tower".
         root: the data folder, by default ``LIT_DATA`` or ``data/``.
-        batch_size, random_scale, point_drop: see :class:`Sketches`.
+        batch_size, random_scale, point_drop, max_points: see :class:`Sketches`.
     """
 
     def __init__(
@@ -331,8 +325,9 @@ class QuickDraw(Sketches):
         batch_size: int = 100,
         random_scale: float = 0.15,
         point_drop: float = 0.1,
+        max_points: int | None = None,
     ) -> None:
-        super().__init__(batch_size, random_scale, point_drop)
+        super().__init__(batch_size, random_scale, point_drop, max_points)
         if isinstance(categories, str) or not categories or len(set(categories)) < len(categories):
             raise ValueError(f"categories={categories!r}: expected a list of names, each once")
         folder = data_root(root) / "sketch_rnn" / "quickdraw"
@@ -343,13 +338,16 @@ class QuickDraw(Sketches):
                 raise ValueError(f"categories={category!r}: expected a category of QuickDraw{hint}")
         for category, file in files.items():
             fetch_quickdraw(category, file)
-        arrays = [read_stroke_file(file) for file in files.values()]
-        parts = {}
-        for part in MEMBERS:
-            labels = [torch.full((len(each[part]),), label) for label, each in enumerate(arrays)]
-            parts[part] = SketchTable([sketch for each in arrays for sketch in each[part]], torch.cat(labels))
+        found = {category: read_stroke_file(file) for category, file in files.items()}
         self.class_names = list(categories)
-        self.hold(parts)
+        tables = {}
+        for part in [name for name in ("all", *PARTS) if any(name in each for each in found.values())]:
+            lacking = [str(files[category]) for category, each in found.items() if part not in each]
+            if lacking:
+                raise ValueError(f"{lacking[0]}: it has no part {part}, expected the same parts as the other files")
+            labels = [torch.full((len(each[part]),), label) for label, each in enumerate(found.values())]
+            tables[part] = SketchTable([sketch for each in found.values() for sketch in each[part]], torch.cat(labels))
+        self.hold(tables, str(folder))
 
 
 class Glyphs(Sketches):
@@ -382,7 +380,7 @@ class Glyphs(Sketches):
         more_than(0, epsilon=epsilon)
         at_least(0, variants=variants)
         parts = {}
-        for part in MEMBERS:
+        for part in PARTS:
             sketches, labels = glyph_sketches(part, characters, epsilon, variants if part == "train" else 0)
             parts[part] = SketchTable(sketches, torch.from_numpy(labels))
         self.class_names = list(characters)

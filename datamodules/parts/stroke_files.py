@@ -1,4 +1,4 @@
-"""sketch-rnn's .npz files: pickled arrays of sketches, read without running any code that they may contain.
+"""Sketches in .npz files, such as sketch-rnn's: read without running any code that their pickles may contain.
 
 A sketch in them is a stroke-3 array (n, 3): Δx, Δy from the previous point, and 1 if the pen is lifted after the point,
 else 0.
@@ -18,11 +18,15 @@ from typing import Any, BinaryIO, ClassVar
 from urllib.parse import quote
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from common.files import write_whole
+from datamodules.parts.image_files import PARTS, part_called
 
-MEMBERS = {"train": "train.npy", "val": "valid.npy", "test": "test.npy"}
-"""the file of each part in the archive"""
+EXPECTED = "sketches as one array, or as train.npy, valid.npy and test.npy"
+
+LARGEST = 1e30
+"""what an offset must be below, in any unit"""
 
 MEMBER_LIMIT = 2**30
 """largest size in bytes to which one of them may unpack"""
@@ -72,7 +76,11 @@ QUICKDRAW_CATEGORIES = (
 
 
 def read_stroke_file(source: Path | BinaryIO, name: str | None = None) -> dict[str, list[np.ndarray]]:
-    """The sketches of "train", "val" and "test", each (n, 3) with n ≥ 1, in the file's own numeric types.
+    """The sketches of each part, each (n, 3) with n ≥ 1, in the file's own numeric types.
+
+    A part is an array, called as people call it (``train``, ``valid``, ``val``, ``test``, …): of objects, of which
+    each is a sketch, an array or a list of points; or of numbers (N, T, 3). A file with a single array of any name has
+    one part, "all".
 
     Args:
         source: a file, or its content.
@@ -81,20 +89,20 @@ def read_stroke_file(source: Path | BinaryIO, name: str | None = None) -> dict[s
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not an archive or is broken; its pickle asks for something other than NumPy arrays, which is
-            refused by name and not run; a part is missing or empty; a sketch has a wrong shape or type, a non-finite
-            number, or a pen state other than 0 and 1. Names the file, the part and the sketch.
+            refused by name and not run; there is no part for training; one is empty; a sketch has a wrong shape or
+            type, a non-finite number, or a pen state other than 0 and 1. Names the file, the part and the sketch.
     """
     name = name or str(source)
+    if isinstance(source, Path) and source.is_dir():
+        raise ValueError(f"{name}: a folder, expected an .npz file")
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{name}: no complete .npz file, expected sketch-rnn's, with {_listed()} ({error})") from error
-    parts = {}
+        raise ValueError(f"{name}: no complete .npz file, expected {EXPECTED} ({error})") from error
+    parts: dict[str, list[np.ndarray]] = {}
     with archive:
-        for part, member in MEMBERS.items():
+        for part, member in _members(archive, name).items():
             where = f"{name}: {member}"
-            if member not in archive.namelist():
-                raise ValueError(f"{where}: missing, expected {_listed()}; it has {', '.join(archive.namelist())}")
             if (size := archive.getinfo(member).file_size) > MEMBER_LIMIT:
                 raise ValueError(f"{where}: {size} bytes, expected at most {MEMBER_LIMIT}")
             try:
@@ -107,18 +115,32 @@ def read_stroke_file(source: Path | BinaryIO, name: str | None = None) -> dict[s
     return parts
 
 
+def _members(archive: zipfile.ZipFile, name: str) -> dict[str, str]:
+    """The file of each part in the archive."""
+    arrays = [member for member in archive.namelist() if member.endswith(".npy")]
+    called = {member: part_called(member.removesuffix(".npy")) for member in arrays}
+    if len(arrays) == 1 and called[arrays[0]] in (None, "train"):
+        return {"all": arrays[0]}
+    members = {part: member for member, part in called.items() if part is not None}
+    if "train" not in members or len(members) < sum(part is not None for part in called.values()):
+        raise ValueError(f"{name}: it has {', '.join(archive.namelist()) or 'nothing'}; expected {EXPECTED}")
+    if others := [member for member, part in called.items() if part is None]:
+        rank_zero_warn(f"{name}: left out what is no part: {', '.join(others)}")
+    return {part: members[part] for part in PARTS if part in members}
+
+
 def check_sketches(sketches: Sequence[np.ndarray], where: str) -> None:
     """Raises ValueError, naming ``where`` and the sketch, if one does not match :func:`read_stroke_file`."""
     if not len(sketches):
         raise ValueError(f"{where}: empty, expected at least one sketch")
     for i, sketch in enumerate(sketches):
-        if sketch.ndim != 2 or sketch.shape[1] != 3 or not len(sketch) or sketch.dtype.kind not in "if":
+        if sketch.ndim != 2 or sketch.shape[1] != 3 or not len(sketch) or sketch.dtype.kind not in "iuf":
             raise ValueError(
                 f"{where}: sketch {i}: {sketch.dtype} of shape {sketch.shape}, expected numbers of shape (points, 3)"
             )
     points, ends = np.concatenate(sketches), np.cumsum([len(sketch) for sketch in sketches])
     for is_wrong, expected in (
-        (~np.isfinite(points).all(1), "finite numbers"),
+        (~(np.abs(points) < LARGEST).all(1), f"finite numbers, below {LARGEST:g}"),
         (~np.isin(points[:, 2], (0, 1)), "0 or 1 in the last column, whether the pen is lifted after the point"),
     ):
         if is_wrong.any():
@@ -148,39 +170,63 @@ def fetch_quickdraw(category: str, file: Path) -> None:
         raise FileNotFoundError(f"{file}: not found; download it from {address} to this path ({reason})") from error
     if expected is not None and len(content) != int(expected):
         raise ValueError(f"{address}: for {file}: received {len(content)} bytes, expected {expected}")
-    read_stroke_file(io.BytesIO(content), f"{address}: for {file}")
+    parts = read_stroke_file(io.BytesIO(content), f"{address}: for {file}")
+    if list(parts) != list(PARTS):
+        raise ValueError(f"{address}: for {file}: it has {', '.join(parts)}, expected {', '.join(PARTS)}")
     write_whole(file, [content])
 
 
-def _listed() -> str:
-    return ", ".join(MEMBERS.values())
-
-
 def unpickled_arrays(content: bytes) -> list[np.ndarray]:
-    """The arrays of an .npy file that holds a one-dimensional array of them."""
+    """The arrays of an .npy file that holds one of them, or of lists: see :func:`read_stroke_file`."""
     stream = io.BytesIO(content)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }[np.lib.format.read_magic(stream)]
+    try:
+        version = np.lib.format.read_magic(stream)
+    except ValueError as error:
+        raise ValueError(f"no .npy file: {error}") from None
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"an .npy file of version {version[0]}.{version[1]}, expected 1.0 or 2.0")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(stream)
     if dtype.kind != "O":
-        raise ValueError(f"an array of {dtype}, expected one of sketches")
+        if dtype.kind not in "biuf" or len(shape) != 3:
+            raise ValueError(f"an array of {dtype} of shape {shape}, expected sketches: (N, points, 3), or of objects")
+        stream.seek(0)
+        return [*np.lib.format.read_array(stream, allow_pickle=False)]
     pickled = _Unpickler(stream, encoding="latin1").load()  # in latin1, text of Python 2 is the bytes that it was
     items = pickled.items if isinstance(pickled, _Array) else None
-    if items is None or len(shape) != 1 or len(items) != shape[0]:
+    if items is None or len(items) != int(np.prod(shape)) or len(shape) not in (1, 3):
         raise ValueError(f"expected a one-dimensional array of sketches, found one of shape {shape}")
-    for i, item in enumerate(items):
-        if not isinstance(item, _Array) or item.numbers is None:
-            raise ValueError(f"sketch {i} is not an array of numbers")
-    return [item.numbers for item in items]
+    if len(shape) == 3:  # NumPy takes drawings with as many points for one array, whose objects are the numbers
+        return [*_numbers(items, "its numbers").reshape(shape)]
+    return [_numbers(item, f"sketch {i}") for i, item in enumerate(items)]
+
+
+def _numbers(item: Any, what: str) -> np.ndarray:
+    """A sketch from what stands for it in a pickle: an array, or a list of its points."""
+    if isinstance(item, _Array) and item.numbers is not None:
+        return item.numbers
+    if isinstance(item, (list, tuple)):
+        try:
+            array = np.array(item)
+        except ValueError:  # points of different lengths
+            array = np.empty(0, object)
+        if array.dtype.kind in "biuf":
+            return array
+    raise ValueError(f"{what} is not an array of numbers")
+
+
+def _bytes_of(text: object, encoding: object) -> bytes:
+    """What Python 3 writes for bytes in a pickle of protocol 2 or less, as NumPy did before 1.17; nothing else."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in {encoding!r}, expected latin1")
+    return text.encode("latin1")
 
 
 class _Dtype:
     """Stands in for NumPy's dtype in a pickle: numbers or objects, nothing structured."""
 
     def __init__(self, name: object, *flags: object) -> None:
-        if not re.fullmatch("[if][1248]|O8?", str(name)):
+        if not re.fullmatch("[iuf][1248]|O8?", str(name)):
             raise pickle.UnpicklingError(f"arrays of {name!r}, expected numbers")
         self.name, self.order = str(name), "="
 
@@ -205,7 +251,7 @@ class _Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, data = state
         if dtype.name.startswith("O"):
-            self.items = data if isinstance(data, list) and len(shape) == 1 else None
+            self.items = data if isinstance(data, list) else None
             return
         content = data.encode("latin1") if isinstance(data, str) else data
         numbers = np.frombuffer(content, np.dtype(dtype.name).newbyteorder(dtype.order))
@@ -214,7 +260,7 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits only NumPy's ``ndarray``, ``dtype`` and ``_reconstruct``, as stand-ins.
+    """Admits only NumPy's ``ndarray``, ``dtype`` and ``_reconstruct`` and the bytes of their data, as stand-ins.
 
     No function chosen by the file is called, and NumPy code sees its state only after it has been checked.
     """
@@ -224,6 +270,7 @@ class _Unpickler(pickle.Unpickler):
         ("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct only, never called
         ("numpy.core.multiarray", "_reconstruct"): _Array,
         ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("_codecs", "encode"): _bytes_of,
     }
 
     def find_class(self, module: str, name: str) -> Any:

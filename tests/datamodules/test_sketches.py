@@ -22,22 +22,18 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from datamodules.parts import stroke_files
-from datamodules.parts.glyph_outlines import FONTS, glyph_sketches, simplified, to_stroke_3
+from datamodules.parts.glyph_outlines import FONTS, glyph_sketches
 from datamodules.parts.loader import TensorLoader
-from datamodules.parts.stroke_files import QUICKDRAW_CATEGORIES, read_stroke_file
-from datamodules.sketches import (
-    BucketedLoader,
-    Glyphs,
-    QuickDraw,
+from datamodules.parts.sketch_batches import (
     SketchBatch,
-    Sketches,
-    SketchNPZ,
     SketchTable,
     drop_points,
     scale_factor_of,
     scale_randomly,
     to_stroke_5,
 )
+from datamodules.parts.stroke_files import QUICKDRAW_CATEGORIES, read_stroke_file
+from datamodules.sketches import BucketedLoader, Glyphs, QuickDraw, Sketches, SketchNPZ
 from experiments.cli import CLI, build
 from tests.conftest import DATA, QUIET
 from tests.contracts.test_resume import Kill, Killed
@@ -206,10 +202,18 @@ NAN = [[1.0, 2.0, 0.0], [np.nan, 1.0, 1.0]]
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"valid": None}, r"valid.npy: missing, expected train.npy, valid.npy, test.npy; it has train.npy, test.npy"),
+        (
+            {"train": None},
+            r"it has valid.npy, test.npy; expected sketches as one array, or as train.npy, valid.npy and",
+        ),
+        ({"val": draw([3])}, r"it has train.npy, valid.npy, test.npy, val.npy; expected sketches as one array, or as"),
         ({"test": []}, "test.npy: empty, expected at least one sketch"),
-        ({"train": np.zeros((4, 5, 3))}, "train.npy: cannot be read: an array of float64, expected one of sketches"),
-        ({"train": np.zeros((4, 5, 3), object)}, r"expected a one-dimensional array .* of shape \(4, 5, 3\)"),
+        (
+            {"train": np.zeros((4, 5))},
+            r"train.npy: cannot be read: an array of float64 of shape \(4, 5\), expected",
+        ),
+        ({"train": np.zeros((4, 5, 2), object)}, r"sketch 0: int64 of shape \(5, 2\), expected numbers of shape \(poi"),
+        ({"train": np.zeros((4, 5), object)}, r"expected a one-dimensional array .* of shape \(4, 5\)"),
         ({"train": [*draw([3]), np.array(NAN)]}, r"train.npy: sketch 1: a point is \[nan, 1.0, 1.0\], expected finite"),
         ({"train": [*draw([3, 4]), np.array([[1, 1, 2]])]}, r"sketch 2: a point is \[1, 1, 2\], expected 0 or 1 in"),
         ({"train": [np.array([[1, 1, -1]])]}, r"sketch 0: a point is \[1, 1, -1\], expected 0 or 1 in"),
@@ -217,6 +221,7 @@ NAN = [[1.0, 2.0, 0.0], [np.nan, 1.0, 1.0]]
             {"train": [np.zeros((3, 2), np.int16)]},
             r"sketch 0: int16 of shape \(3, 2\), expected numbers of shape \(poi",
         ),
+        ({"train": [*draw([3]), np.array([[1e31, 1, 1]])]}, "sketch 1: a point is .* finite numbers, below 1e.30"),
         ({"train": [np.zeros(3, np.int16)]}, r"sketch 0: int16 of shape \(3,\), expected"),
         ({"train": [*draw([2]), np.zeros((0, 3), np.int16)]}, r"sketch 1: int16 of shape \(0, 3\), expected"),
         ({"train": [*draw([2]), np.zeros((4, 3), "U1")]}, "arrays of 'U1', expected numbers"),
@@ -236,7 +241,7 @@ def test_broken_sketches_are_named(parts: dict[str, Any], message: str, tmp_path
 def test_what_is_no_whole_archive_is_refused(kept: float, tmp_path: Path) -> None:
     content = write(tmp_path / "a.npz").read_bytes()
     (tmp_path / "a.npz").write_bytes(content[: int(len(content) * kept) if kept == 0.5 else int(kept)])
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/a.npz: no complete .npz file, expected sketch-rnn's"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/a.npz: no complete .npz file, expected sketches as"):
         SketchNPZ(str(tmp_path / "a.npz"))
 
 
@@ -287,14 +292,14 @@ def test_batches_are_trimmed_scaled_and_padded_with_ends(dtype: Any) -> None:
             assert found == expected + [END] * (longest + 1 - len(expected))
 
 
-def test_the_scale_factor_is_of_training_offsets_clamped_of_both_axes(tmp_path: Path) -> None:
+def test_the_scale_factor_is_of_training_offsets_of_both_axes(tmp_path: Path) -> None:
     train = [np.array([[3, 0, 0], [5000, -5000, 1]], np.int32), np.array([[-1, 2, 1]], np.int32)]
     file = write(tmp_path / "a.npz", train=train, valid=draw([40]), test=[np.array([[-7000, 2, 1]])])
     data = SketchNPZ(str(file))
-    assert data.scale_factor == pytest.approx(np.std([3, 0, 1000, -1000, -1, 2]), rel=1e-12)
+    assert data.scale_factor == pytest.approx(np.std([3, 0, 5000, -5000, -1, 2]), rel=1e-12)
     assert data.longest == 40, "of all parts"
     batch = next(iter(data.test_dataloader()))
-    assert batch.strokes[0, 0].tolist() == pytest.approx([-1000 / data.scale_factor, 2 / data.scale_factor, 0, 1, 0])
+    assert batch.strokes[0, 0].tolist() == pytest.approx([-7000 / data.scale_factor, 2 / data.scale_factor, 0, 1, 0])
     assert batch.labels.tolist() == [-1]
     assert (data.class_names, data.num_classes) == ([], 0)
     with pytest.raises(ValueError, match="all training offsets are 2: expected real drawings"):
@@ -326,7 +331,7 @@ def test_sketch_rnns_own_data(name: str, factor: float, sizes: list[int], longes
     assert np.array_equal(rows[:, 3], raw[:, 2])
 
 
-def test_evaluation_sees_each_sketch_once_in_order_and_as_it_is() -> None:
+def test_evaluation_sees_each_sketch_once_and_as_it_is() -> None:
     data = held([5, 5, 5], batch_size=2)
     for loader, part in (
         (data.val_dataloader(), "val"),
@@ -334,10 +339,21 @@ def test_evaluation_sees_each_sketch_once_in_order_and_as_it_is() -> None:
         (data.predict_dataloader(), "test"),
     ):
         batches = list(loader)
-        assert torch.cat([batch.labels for batch in batches]).tolist() == list(range(len(data.parts[part])))
+        assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == list(range(len(data.parts[part])))
         for batch in batches:
             at(data, 0, 0, training=False)
             assert data.on_after_batch_transfer(batch, 0) is batch
+
+
+def test_classes_that_are_stored_one_after_the_other_are_mixed_for_evaluation_only() -> None:
+    data = held([5] * 3, batch_size=4)
+    for labels, expected in (([0] * 40 + [1] * 40, [2, 2]), ([0, 1] * 40, None), ([-1] * 80, None)):
+        data.parts["val"] = data.parts["test"] = SketchTable(draw([6] * 80), torch.tensor(labels))
+        loaders = data.val_dataloader(), data.test_dataloader()
+        for loader in loaders:
+            first = next(iter(loader)).labels
+            assert first.bincount().tolist() == expected if expected else first.tolist() == labels[:4]
+        assert torch.cat([batch.labels for batch in data.predict_dataloader()]).tolist() == labels, "as they are named"
 
 
 @pytest.mark.parametrize(
@@ -631,43 +647,6 @@ def lines_of(sketch: np.ndarray) -> list[np.ndarray]:
     return np.split(sketch[:, :2].astype(np.float64).cumsum(0), np.flatnonzero(sketch[:, 2])[:-1] + 1)
 
 
-def distance_to(point: np.ndarray, line: np.ndarray) -> float:
-    """From a point to the nearest of a polyline."""
-    a, b = line[:-1], line[1:]
-    chord = b - a
-    along = (((point - a) * chord).sum(1) / np.maximum((chord**2).sum(1), 1e-12)).clip(0, 1)
-    return float(np.hypot(*(a + along[:, None] * chord - point).T).min())
-
-
-def test_simplified_lines_keep_their_ends_and_stay_near() -> None:
-    t = np.linspace(0, 2 * np.pi, 400)
-    wave = np.column_stack([30 * t, 40 * np.sin(3 * t)])
-    circle = 50 * np.column_stack([np.cos(t), np.sin(t)])
-    circle[-1] = circle[0]
-    counts = []
-    for line in (wave, circle):
-        for epsilon in (0.1, 1.0, 10.0):
-            found = simplified(line, epsilon)
-            counts.append(len(found))
-            assert np.array_equal(found[[0, -1]], line[[0, -1]])
-            assert {tuple(p) for p in found} <= {tuple(p) for p in line}
-            assert max(distance_to(p, found) for p in line) <= epsilon
-    assert counts == sorted(counts[:3], reverse=True) + sorted(counts[3:], reverse=True)
-    assert counts[2] <= 9
-    assert counts[5] in (5, 6, 7, 8, 9)
-    straight = np.column_stack([np.arange(50), 2 * np.arange(50)]).astype(float)
-    assert simplified(straight, 0.01).tolist() == [[0, 0], [49, 98]]
-    spike = np.array([[0, 0], [1, 0], [2, 5], [3, 0], [4, 0]], float)
-    assert simplified(spike, 0.9).tolist() == spike.tolist()
-    assert simplified(spike, 1).tolist() == [[0, 0], [2, 5], [4, 0]]
-    assert simplified(spike, 6).tolist() == [[0, 0], [4, 0]]
-
-
-def test_lines_as_stroke_3() -> None:
-    lines = [np.array([[10.0, 20.0], [11.0, 22.0]]), np.array([[5.0, 5.0], [6.0, 5.0], [6.0, 4.0]])]
-    assert to_stroke_3(lines).tolist() == [[0, 0, 0], [1, 2, 1], [-6, -17, 0], [1, 0, 0], [0, -1, 1]]
-
-
 def box(sketch: np.ndarray) -> np.ndarray:
     """Width and height."""
     points = np.concatenate(lines_of(sketch))
@@ -762,11 +741,17 @@ def test_a_source_is_a_name_in_the_data_folder_or_a_path(tmp_path: Path, monkeyp
     assert len(SketchNPZ("mine", root=str(tmp_path / "other")).parts["train"]) == 7
     assert len(SketchNPZ(str(tmp_path / "other" / "sketch_rnn" / "mine.npz")).parts["train"]) == 7
     missing = tmp_path / "data" / "sketch_rnn" / "mime.npz"
-    message = rf"^{missing}: not found; expected an .npz file .* did you mean '\S*/mine.npz'"
+    message = rf"^{missing}: not found; expected aaron_sheep or omniglot, .* did you mean 'mine'"
     with pytest.raises(FileNotFoundError, match=message):
         SketchNPZ("mime")
     with pytest.raises(FileNotFoundError, match=r"^none.npz: not found; expected an .npz file as https://github.com"):
         SketchNPZ("none.npz")
+    (tmp_path / "d.npz").mkdir()
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/d.npz: a folder, expected an .npz file$"):
+        SketchNPZ(str(tmp_path / "d.npz"))
+    for other in (tmp_path / "cat.ndjson", tmp_path):
+        with pytest.raises(ValueError, match=r"expected an .npz file; .ndjson files and folders are read by"):
+            SketchNPZ(str(other))
 
 
 def test_sketch_rnns_own_files_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -840,7 +825,7 @@ def test_categories_are_downloaded_once_and_labeled(served: dict[str, bytes], tm
         ("bat", "whole", FileNotFoundError, r"{file}: not found; download it from {address} to this path \(Incomplete"),
         ("dog", "cut", ValueError, "{address}: for {file}: no complete .npz file"),
         ("dog", b"<html>", ValueError, "{address}: for {file}: no complete .npz file"),
-        ("dog", "two parts", ValueError, "{address}: for {file}: valid.npy: missing, expected"),
+        ("dog", "two parts", ValueError, "{address}: for {file}: it has train, test, expected train, val, test"),
     ],
 )
 def test_half_a_download_is_never_kept(
