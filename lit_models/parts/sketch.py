@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+
+from common.checks import more_than
+from common.drawings import Preparation, to_lines
+from common.files import nearest_path
+from common.svg import svg_lines
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 END = (0.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -57,29 +68,77 @@ class Sketch:
         rows = torch.cat([points[:, :2] / scale_factor, 1 - lifted, lifted, torch.zeros_like(lifted)], 1)
         return torch.cat([rows, torch.tensor([END])])
 
+    @classmethod
+    def from_lines(cls, lines: Sequence[ArrayLike], size: float | None = None, epsilon: float = 0.0) -> Sketch:
+        """A sketch from the positions that the pen passes each time that it is down: lines (K, 2), a dot has one.
+
+        Args:
+            size, epsilon: brought to one size and simplified, as :class:`common.drawings.Preparation` says; by default
+                neither.
+
+        Raises:
+            ValueError: there is no line, or one is no (K, 2).
+        """
+        arrays = [np.asarray(line, np.float64) for line in lines]
+        for array in arrays:
+            if array.ndim != 2 or array.shape[1] != 2 or not len(array):
+                raise ValueError(f"a line of shape {array.shape}: expected (K, 2), the positions of its points")
+        if not arrays:
+            raise ValueError("lines=[]: expected at least one")
+        return cls(Preparation(size, epsilon)(arrays))
+
+    @classmethod
+    def from_svg(cls, path: str | Path, size: float | None = None, epsilon: float = 0.0) -> Sketch:
+        """The drawing of an SVG file: see :func:`common.svg.svg_lines`; ``size``, ``epsilon`` as for from_lines.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no SVG file, or has no lines.
+        """
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"sketch={file}: no such file{nearest_path(file)}")
+        try:
+            lines, left_out = svg_lines(file.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        if not lines:
+            raise ValueError(f"{file}: no line in it, expected paths or shapes")
+        if left_out:
+            rank_zero_warn(f"{file}: left out what is not strokes: {', '.join(left_out)}")
+        return cls.from_lines(lines, size, epsilon)
+
     def polylines(self) -> list[np.ndarray]:
         """The lines that the pen draws without being lifted, each (K, 2) positions; a dot is a line of one point."""
-        positions = self.points[:, :2].cumsum(0)
-        lifted = self.points[:-1, 2].nonzero()[0] + 1
-        return [line for line in np.split(positions, lifted) if len(line)]
+        return to_lines(self.points)
 
     def to_svg(self, path: str | Path | None = None, size: int = 128) -> str:
-        """The drawing as an SVG text of ``size`` pixels, also written to ``path`` if given."""
+        """The drawing as an SVG text of ``size`` pixels, also written to ``path`` if given.
+
+        Raises:
+            ValueError: the size is not positive.
+        """
+        more_than(0, size=size)
         lines = self.polylines()
-        every = np.concatenate(lines) if lines else np.zeros((1, 2), np.float32)
+        every = np.concatenate(lines) if lines else np.zeros((1, 2))
         low, high = every.min(0), every.max(0)
-        extent = max(float((high - low).max()), 1e-6)
+        extent = float((high - low).max()) or 1.0  # of a single dot
         pen, margin = 0.015 * extent, 0.05 * extent
         left, top = (low + high) / 2 - extent / 2 - margin
         side = extent + 2 * margin
+        places = 5 - math.floor(math.log10(extent))  # what counts is the size of the drawing, not where it is
+
+        def text_of(number: float) -> str:
+            return f"{round(float(number), places) + 0.0:.15g}"
+
         # A dot is a line of no length with a round end.
         paths = (
-            "M" + "L".join(f"{x:.6g} {y:.6g}" for x, y in (line if len(line) > 1 else line.repeat(2, 0)))
+            "M" + "L".join(f"{text_of(x)} {text_of(y)}" for x, y in (line if len(line) > 1 else line.repeat(2, 0)))
             for line in lines
         )
         text = (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}" '
-            f'viewBox="{left:.6g} {top:.6g} {side:.6g} {side:.6g}">\n'
+            f'viewBox="{" ".join(map(text_of, (left, top, side, side)))}">\n'
             f'<path d="{" ".join(paths)}" fill="none" stroke="black" stroke-width="{pen:.4g}" '
             'stroke-linecap="round" stroke-linejoin="round"/>\n</svg>\n'
         )
