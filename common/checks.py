@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 from typing import Any, get_args
 
 
@@ -20,6 +21,14 @@ def at_least(low: float, note: str = "", /, **numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and not number >= low:
             raise ValueError(f"{name}={number}: expected at least {low:g}{_after_comma(note)}")
+
+
+def whole(low: int, note: str = "", /, **numbers: int | None) -> None:
+    """Raises ValueError for the first number that is not an integer or is below ``low``; ``note`` as for at_least."""
+    for name, number in numbers.items():
+        if number is not None and not isinstance(number, Integral):
+            raise ValueError(f"{name}={number!r}: expected a whole number{_after_comma(note)}")
+    at_least(low, note, **numbers)
 
 
 def more_than(low: float, note: str = "", /, **numbers: float | None) -> None:

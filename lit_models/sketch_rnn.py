@@ -22,6 +22,7 @@ unconditional model that starts from zeros.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,16 +33,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from common.checks import at_least, more_than, within
+from common.checks import at_least, more_than, whole, within
 from common.distributed import global_mean, mean_over_ranks
-from common.randomness import normal_of_samples
+from common.randomness import keyed_generator, normal_of_samples
 from lit_models.networks.mixture_density import Mixture, draw_move, log_density, mixture_size, to_mixture
 from lit_models.networks.recurrent import SteppedLSTM
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.latent import as_codes, gaussian_kl, slerp
 from lit_models.parts.optim import DecayToFloor, configure_optimizers
 from lit_models.parts.sampling import check_sampling, draw
-from lit_models.parts.sketch import Sketch, to_strokes
+from lit_models.parts.sequences import initialize_lstm
+from lit_models.parts.sketch import Sketch, as_sketches, to_strokes
 from lit_models.scores.vae import PosteriorScores
 
 if TYPE_CHECKING:
@@ -51,8 +53,12 @@ START = (0.0, 0.0, 1.0, 0.0, 0.0)
 """the decoder's input before the first move"""
 CANDIDATES = 512
 """number of codes that :meth:`SketchRNN.complete` chooses from"""
+MAPPED = 300
+"""number of evaluated drawings that are kept for the map of the codes"""
 MEANS = ("reconstruction", "offset_reconstruction", "pen_reconstruction", "nats_per_point", "kl", "kl_nats")
 
+Drawing = Sketch | str | Path
+Drawings = Drawing | Sequence[Drawing]
 LSTMState = tuple[Tensor, Tensor]
 """(h, c), each (1, B, H)"""
 
@@ -89,7 +95,8 @@ class SketchRNN(LightningModule):
 
     Args:
         scale_factor: what 1 means in a batch, in units of the data: the standard deviation of the training offsets.
-        longest: N_max, number of points in the longest drawing; L_R is divided by it, and drawing stops there.
+        longest: N_max, number of points in the longest drawing; L_R is divided by it, and drawing stops there. Since
+            the KL is not, a single long drawing makes the reconstruction cost less: the data leave it out.
         class_names: names of the data's labels, for the map of the codes.
         encoder_hidden, decoder_hidden: sizes of the LSTMs' states; the encoder has one for each direction.
         latent_dim: N_z, size of the code z; 0 for the unconditional model, a decoder alone.
@@ -100,6 +107,8 @@ class SketchRNN(LightningModule):
         kl_weight, kl_weight_start, kl_decay: w goes from ``kl_weight_start`` to ``kl_weight``, ``kl_decay`` per step.
         kl_floor: of L_KL: the mean nats per dimension of z that cost nothing.
         optimizer, scheduler: callables, as Lightning's CLI makes them; by default the paper's.
+        preparation: how a file becomes a drawing: arguments of :class:`common.drawings.Preparation`; by default files
+            are in the data's unit.
 
     Raises:
         ValueError: an argument out of range.
@@ -122,6 +131,7 @@ class SketchRNN(LightningModule):
         kl_floor: float = 0.2,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
         scheduler: LRSchedulerCallable | None = lambda optimizer: DecayToFloor(optimizer, decay=0.9999, floor=1e-5),
+        preparation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         at_least(1, longest=longest, encoder_hidden=encoder_hidden, decoder_hidden=decoder_hidden)
@@ -132,7 +142,7 @@ class SketchRNN(LightningModule):
         within("(0, 1]", kl_decay=kl_decay)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.scale_factor, self.longest, self.class_names = scale_factor, longest, class_names
-        self.latent_dim = latent_dim
+        self.latent_dim, self.preparation = latent_dim, preparation
         self.kl_weight, self.kl_weight_start = kl_weight, kl_weight_start
         self.kl_decay, self.kl_floor = kl_decay, kl_floor
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -144,18 +154,19 @@ class SketchRNN(LightningModule):
             self.to_posterior = nn.Linear(2 * encoder_hidden, 2 * latent_dim)
             self.to_state = nn.Linear(latent_dim, 2 * decoder_hidden)
             for direction in directions:
-                initialize(direction)
+                initialize_lstm(direction)
         self.decoder: nn.LSTM = (
             SteppedLSTM(5 + latent_dim, decoder_hidden, layer_norm, recurrent_dropout)
             if layer_norm or recurrent_dropout
             else nn.LSTM(5 + latent_dim, decoder_hidden, batch_first=True)
         )
-        initialize(self.decoder)
+        initialize_lstm(self.decoder)
         self.head = nn.Linear(decoder_hidden, mixture_size(components))
 
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in MEANS})
         self.posterior = PosteriorScores()
         self.mean_kl: Tensor | None = None  # (D,) nats of each dimension in the last evaluation
+        self.evaluated: list[SketchBatch] = []  # its first batches, for the figures
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -231,6 +242,9 @@ class SketchRNN(LightningModule):
         self._evaluate(batch, batch_idx, "test")
 
     def _evaluate(self, batch: SketchBatch, batch_idx: int, stage: str) -> None:
+        self.evaluated = self.evaluated if batch_idx else []
+        if sum(len(seen.lengths) for seen in self.evaluated) < MAPPED:
+            self.evaluated.append(batch)
         each = self._objective(batch, 0, stage, batch_idx)
         for name, metric in self.means.items():
             if name in each:  # a point weighs as much in a long drawing as in a short one
@@ -279,11 +293,13 @@ class SketchRNN(LightningModule):
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
-    def encode(
-        self, sketches: Sketch | Sequence[Sketch] | SketchBatch, sample: bool = False, seed: int | None = None
-    ) -> Tensor:
-        """Drawings → codes (B, D), in the batch's order: the posterior's mean, or a draw from it."""
-        return self._code(sketches, sample, self._generator(seed))
+    def encode(self, sketches: Drawings | SketchBatch, sample: bool = False, seed: int | None = None) -> Tensor:
+        """Drawings → codes (B, D), in their order: the posterior's mean, or a draw from it.
+
+        A drawing is a :class:`~lit_models.parts.sketch.Sketch`, or the path of an SVG file, which is read as the files
+        of the training were.
+        """
+        return self._code(sketches, sample, self._generator(seed, "code"))
 
     def decode(
         self, z: Tensor, temperature: float = 0.5, seed: int | None = None, max_points: int | None = None
@@ -311,11 +327,7 @@ class SketchRNN(LightningModule):
         return self._drawn(self._prior(n, generator), None, temperature, generator, max_points)
 
     def reconstruct(
-        self,
-        sketch: Sketch | Sequence[Sketch],
-        temperature: float = 0.5,
-        sample: bool = False,
-        seed: int | None = None,
+        self, sketch: Drawings, temperature: float = 0.5, sample: bool = False, seed: int | None = None
     ) -> Sketch | list[Sketch]:
         """A drawing similar to ``sketch``, or to each of several: from the posterior's mean, or from a draw of it.
 
@@ -323,32 +335,51 @@ class SketchRNN(LightningModule):
         """
         generator = self._generator(seed)
         made = self._drawn(self._code(sketch, sample, generator), None, temperature, generator, None)
-        return made[0] if isinstance(sketch, Sketch) else made
+        return made if isinstance(sketch, (list, tuple)) else made[0]
 
     def interpolate(
-        self, a: Sketch, b: Sketch, steps: int = 8, temperature: float = 0.1, seed: int | None = None
+        self, a: Drawing, b: Drawing, steps: int = 8, temperature: float = 0.1, seed: int | None = None
     ) -> list[Sketch]:
         """``steps`` drawings from ``a`` to ``b``, for codes on the great circle between theirs."""
+        whole(2, steps=steps)
         first, last = self.encode([a, b])
         return self.decode(slerp(first, last, steps), temperature, seed)
 
-    @torch.no_grad()
     def complete(
         self,
-        prefix: Sketch,
+        prefix: Sketch | Sequence[Sketch],
         n: int = 1,
         temperature: float = 0.5,
         seed: int | None = None,
         max_points: int | None = None,
-    ) -> list[Sketch]:
+    ) -> list[Sketch] | list[list[Sketch]]:
         """``n`` drawings that all start with ``prefix``, included in them, and end in different ways.
 
         The prefix is not a whole drawing, so the encoder cannot give its code. By Bayes' rule, p(z|prefix) is
         proportional to p(z) p(prefix|z): codes are drawn from the prior and chosen by how likely they make the prefix.
+        A file is a whole drawing and is refused. Of several prefixes there is a list for each.
+
+        Raises:
+            ValueError: an argument out of range; the prefix leaves no room for an end.
         """
+        generator = self._generator(seed)
+        several = isinstance(prefix, (list, tuple))
+        prefixes: Any = prefix if several else [prefix]
+        made = [self._completed(each, n, temperature, generator, max_points) for each in prefixes]
+        return made if several else made[0]
+
+    @torch.no_grad()
+    def _completed(
+        self, prefix: Any, n: int, temperature: float, generator: torch.Generator | None, max_points: int | None
+    ) -> list[Sketch]:
+        if not isinstance(prefix, Sketch):
+            raise ValueError(f"a prefix of type {type(prefix).__name__}: expected a Sketch, the beginning of a drawing")
+        whole(1, max_points=max_points)
+        if len(prefix) >= (limit := max_points or self.longest):
+            asked = f"max_points={max_points}" if max_points else f"longest={limit}, or a larger max_points"
+            raise ValueError(f"a prefix of {len(prefix)} points: expected fewer than {asked}")
         strokes, lengths = self._strokes(prefix)
         rows = strokes[:, :-1]
-        generator = self._generator(seed)
         z = self._prior(n, generator)
         if self.latent_dim:
             candidates = self._prior(CANDIDATES, generator)
@@ -380,8 +411,8 @@ class SketchRNN(LightningModule):
     ) -> list[Sketch]:
         """One drawing for each code (B, D), all starting with the rows ``prefix`` (1, P, 5)."""
         check_sampling(temperature, None, None)
-        limit = self.longest if max_points is None else max_points
-        at_least(1, max_points=max_points)
+        whole(1, max_points=max_points)
+        limit = max_points or self.longest
         inputs = z.new_tensor(START).expand(len(z), 1, 5)
         moves: list[Tensor] = []
         if prefix is not None:
@@ -402,36 +433,23 @@ class SketchRNN(LightningModule):
         return [Sketch.from_rows(rows, self.scale_factor) for rows in torch.stack(moves, 1).float().cpu()]
 
     def _prior(self, count: int, generator: torch.Generator | None) -> Tensor:
-        at_least(1, n=count)
+        whole(1, n=count)
         dtype = self.head.weight.dtype
         return torch.randn(count, self.latent_dim, generator=generator, device=self.device, dtype=dtype)
 
-    def _generator(self, seed: int | None) -> torch.Generator | None:
-        return None if seed is None else torch.Generator(self.device).manual_seed(seed)
+    def _generator(self, seed: int | None, *purpose: str) -> torch.Generator | None:
+        """Draws of a seed; those of a purpose have nothing to do with others of the same seed."""
+        if seed is None or purpose:
+            return None if seed is None else keyed_generator(seed, *purpose, device=self.device)
+        return torch.Generator(self.device).manual_seed(seed)
 
-    def _strokes(self, sketches: Sketch | Sequence[Sketch] | SketchBatch) -> tuple[Tensor, Tensor]:
-        given: Any = [sketches] if isinstance(sketches, Sketch) else sketches
-        if hasattr(given, "strokes"):
-            strokes, lengths = given.strokes, given.lengths
+    def _strokes(self, sketches: Any) -> tuple[Tensor, Tensor]:
+        if hasattr(sketches, "strokes"):
+            strokes, lengths = sketches.strokes, sketches.lengths
         else:
-            strokes, lengths = to_strokes(given, self.scale_factor)
+            strokes, lengths = to_strokes(as_sketches(sketches, self.preparation), self.scale_factor)
         return strokes.to(self.device, self.head.weight.dtype), lengths.to(self.device)
 
     def _needs_code(self, verb: str) -> None:
         if not self.latent_dim:
             raise ValueError(f"{verb} with latent_dim=0: expected a model with a code; this one only generates")
-
-
-def initialize(lstm: nn.LSTM) -> None:
-    """Glorot initialization for input weights, orthogonal for recurrent ones, forget bias 1, other biases 0."""
-    hidden = lstm.hidden_size
-    for name, parameter in lstm.named_parameters():
-        if name.startswith("weight_ih"):
-            nn.init.xavier_uniform_(parameter)
-        elif name.startswith("weight_hh"):
-            for gate in parameter.data.split(hidden):
-                nn.init.orthogonal_(gate)
-        elif name.startswith(("bias", "gate_bias")):
-            nn.init.zeros_(parameter)
-        if name.startswith(("bias_ih", "gate_bias")):  # of the LSTM's two biases, one is enough
-            parameter.data[hidden : 2 * hidden] = 1

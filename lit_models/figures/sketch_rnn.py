@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 8
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-MAPPED = 150
-"""number of drawings on the map of the codes"""
+SIDE = 0.09
+"""of a drawing on the map of the codes, whose sides are 2"""
 INK, PREFIX = "0.1", "tab:red"
 
 
@@ -41,21 +42,37 @@ def illustrate(model: SketchRNN, batch: SketchBatch) -> dict[str, Picture]:
     the codes, and what each of its dimensions changes.
 
     Drawings are given both as figures and, under the same name with ``.svg``, as SVG texts.
+
+    Args:
+        batch: evaluated drawings. The map of the codes also has those of the batches after it.
     """
     kl = model.mean_kl
-    drawings = [Sketch.from_rows(rows.float().cpu(), model.scale_factor) for rows in batch.strokes[:MAPPED]]
+    drawings, labels = of_all_classes(_sketches(model, batch), batch.labels.tolist())
     shown = drawings[:COLUMNS]
     made = {"samples": samples_figure(model), "completions": completions_figure(model, shown)}
     if kl is not None:
+        seen = model.evaluated or [batch]
+        mapped = [sketch for some in seen for sketch in _sketches(model, some)]
         made["reconstructions"] = reconstructions_figure(model, shown)
         made["variations"] = variations_figure(model, shown)
-        made["interpolations"] = interpolations_figure(model, drawings)
-        made["codes"] = codes_figure(model, drawings, batch.labels[:MAPPED])
+        made["interpolations"] = interpolations_figure(model, drawings, labels)
+        made["codes"] = codes_figure(model, mapped, torch.cat([some.labels for some in seen]))
     pictures: dict[str, Picture] = {**made}
     pictures |= {f"{name}.svg": to_svg(figure) for name, figure in made.items()}
     if kl is not None:
         pictures["kl"] = kl_figure(kl)
     return pictures
+
+
+def of_all_classes(drawings: Sequence[Sketch], labels: Sequence[int]) -> tuple[list[Sketch], list[int]]:
+    """Drawings and their labels, in turn one of each class: the first few are of as many classes as there are."""
+    counts: Counter[int] = Counter()
+    turns = []
+    for place, label in enumerate(labels):
+        turns.append((counts[label], place))  # without classes, all are of one
+        counts[label] += 1
+    order = [place for _, place in sorted(turns)]
+    return [drawings[place] for place in order], [labels[place] for place in order]
 
 
 def reconstructions_figure(model: SketchRNN, shown: Sequence[Sketch]) -> Figure:
@@ -68,21 +85,30 @@ def reconstructions_figure(model: SketchRNN, shown: Sequence[Sketch]) -> Figure:
 def variations_figure(model: SketchRNN, shown: Sequence[Sketch], temperature: float = 0.4, draws: int = 7) -> Figure:
     """One input gives several similar outputs, each from a different draw of its code and of its moves."""
     first = shown[:6]
-    z = torch.cat([model.encode(first, sample=True, seed=seed) for seed in range(draws)])
-    decoded = model.decode(z, temperature, seed=0)
-    rows = [[sketch, *decoded[i :: len(first)]] for i, sketch in enumerate(first)]
+    repeated = [sketch for sketch in first for _ in range(draws)]
+    decoded = model.reconstruct(repeated, temperature, sample=True, seed=0)
+    assert isinstance(decoded, list)
+    rows = [[sketch, *decoded[i * draws : (i + 1) * draws]] for i, sketch in enumerate(first)]
     title = f"left: the input; the others: draws of its code, decoded at τ = {temperature}"
     return drawings_figure(rows, title=title)
 
 
-def interpolations_figure(model: SketchRNN, drawings: Sequence[Sketch], temperature: float = 0.1) -> Figure:
-    """The codes of four drawings in the corners, and drawings from the great circles between them."""
+def interpolations_figure(
+    model: SketchRNN, drawings: Sequence[Sketch], labels: Sequence[int] = (), temperature: float = 0.1
+) -> Figure:
+    """The codes of four drawings in the corners, and drawings from the great circles between them.
+
+    The drawings come in turn of each class, so that from left to right is from one class to another.
+    """
     corners = model.encode([drawings[i % len(drawings)] for i in range(4)])
     left, right = (slerp(corners[i], corners[i + 2], COLUMNS) for i in (0, 1))
     z = torch.cat([slerp(a, b, COLUMNS) for a, b in zip(left, right, strict=True)])
     sketches = model.decode(z, temperature, seed=0)
     rows = [sketches[i : i + COLUMNS] for i in range(0, len(sketches), COLUMNS)]
-    return drawings_figure(rows, title=f"between the codes of four drawings, τ = {temperature}")
+    names = model.class_names or []
+    known = [names[label] for label in labels[:4] if 0 <= label < len(names)]
+    of = f" ({', '.join(known)})" if len(set(known)) > 1 and len(known) == 4 else ""
+    return drawings_figure(rows, title=f"between the codes of four drawings{of}, τ = {temperature}")
 
 
 def samples_figure(model: SketchRNN) -> Figure:
@@ -95,36 +121,53 @@ def samples_figure(model: SketchRNN) -> Figure:
 def completions_figure(model: SketchRNN, shown: Sequence[Sketch], temperature: float = 0.4) -> Figure:
     """The first third of some drawings, and how the model completes them."""
     prefixes = [Sketch(sketch.points[: max(1, len(sketch) // 3)]) for sketch in shown[:5]]
-    rows = [[prefix, *model.complete(prefix, COLUMNS - 1, temperature, seed=0)] for prefix in prefixes]
+    # Drawings may be longer than all of the training.
+    most = max(model.longest, *(len(prefix) + 1 for prefix in prefixes))
+    ends: Any = model.complete(prefixes, COLUMNS - 1, temperature, seed=0, max_points=most)
+    rows = [[prefix, *made] for prefix, made in zip(prefixes, ends, strict=True)]
     title = f"ends of a beginning (red), τ = {temperature}"
     return drawings_figure(rows, title=title, prefixes=[len(prefix) for prefix in prefixes])
 
 
 def codes_figure(model: SketchRNN, drawings: Sequence[Sketch], labels: Tensor) -> Figure:
-    """Each drawing at the position of its code on the plane of the codes' two strongest components."""
+    """Each drawing at the position of its code on the plane of the codes' two strongest components.
+
+    Either component has a scale of its own. Where codes are so close that drawings would cover each other, only one is
+    drawn and the others are dots.
+    """
     codes = model.encode(drawings).double().cpu()
     centered = codes - codes.mean(0)
     _, _, axes = torch.linalg.svd(centered, full_matrices=False)
     places = centered @ axes[:2].T
-    extent = float(places.abs().max().clamp_min(1e-6))
-    places = F.pad(places, (0, 2 - places.shape[1])) / extent
+    places = F.pad(places / places.abs().amax(0).clamp_min(1e-6), (0, 2 - places.shape[1])).numpy() * [1, -1]
     classes = labels.tolist()
     colors = [colormaps["tab10"](place) for place in range(10)]
+    inks = [INK if label < 0 else colors[label % len(colors)] for label in classes]
+    is_drawn = apart(places, SIDE)
     figure, (axis,) = panels(8, 8.25, margins=(0.1, 0.1, 0.1, 0.35))
-    lines, inks = [], []
-    for sketch, (x, y), label in zip(drawings, places.tolist(), classes, strict=True):
-        placed = _placed(sketch, (x, -y), 0.09)
-        lines += placed
-        inks += [INK if label < 0 else colors[label % len(colors)]] * len(placed)
-    _add(axis, lines, inks, 0.8)
+    placed = [_placed(drawings[i], places[i], SIDE) for i in is_drawn]
+    strokes = [inks[i] for i, lines in zip(is_drawn, placed, strict=True) for _ in lines]
+    _add(axis, [line for lines in placed for line in lines], strokes, 0.8)
+    dots = sorted(set(range(len(drawings))) - set(is_drawn))
+    axis.scatter(places[dots, 0], places[dots, 1], s=5, c=[inks[i] for i in dots], alpha=0.5, linewidths=0, zorder=0)
     known = sorted(set(classes) - {-1})
     if model.class_names and 1 < len(known) <= len(colors):
         for label in known:
             axis.plot([], [], color=colors[label % len(colors)], label=model.class_names[label])
         axis.legend(loc="upper left", frameon=False)
     _bare(axis, (-1.1, 1.1), (1.1, -1.1))
-    axis.set_title("the codes on the plane of their two strongest components", size=10)
+    rest = f"; {len(dots)} of {len(drawings)} are dots" if dots else ""
+    axis.set_title(f"the codes on the plane of their two strongest components{rest}", size=10)
     return figure
+
+
+def apart(places: np.ndarray, side: float) -> list[int]:
+    """Which squares of a side around places (N, 2) to take, from the first on, so that none covers another."""
+    taken: list[int] = []
+    for i, place in enumerate(places):
+        if not taken or (np.abs(places[taken] - place).max(1) >= side).all():
+            taken.append(i)
+    return taken
 
 
 def drawings_figure(
@@ -157,21 +200,33 @@ def drawings_figure(
     return figure
 
 
-def _placed(sketch: Sketch, center: tuple[float, float], side: float) -> list[np.ndarray]:
+def _sketches(model: SketchRNN, batch: SketchBatch) -> list[Sketch]:
+    return [Sketch.from_rows(rows.float().cpu(), model.scale_factor) for rows in batch.strokes]
+
+
+def _placed(sketch: Sketch, center: Sequence[float] | np.ndarray, side: float) -> list[np.ndarray]:
     """The lines of a drawing, moved and scaled to a square of the axes."""
     lines = sketch.polylines()
     if not lines:
         return []
     every = np.concatenate(lines)
     low, high = every.min(0), every.max(0)
-    scale = side / max(float((high - low).max()), 1e-6)
+    extent = float((high - low).max())
+    scale = side / extent if extent else 1.0
     return [(line - (low + high) / 2) * scale + np.asarray(center) for line in lines]
 
 
 def _add(axis: Axes, lines: list[np.ndarray], colors: Any, width: float) -> None:
-    """Adds all lines to the axes at once, which is much faster; a dot is a line of zero length with round ends."""
-    visible = [line if len(line) > 1 else line.repeat(2, 0) for line in lines]
-    axis.add_collection(LineCollection(visible, colors=colors, linewidths=width, capstyle="round", joinstyle="round"))
+    """Adds all lines to the axes at once, which is much faster; a line without length is a dot twice as wide."""
+    inks = [colors] * len(lines) if isinstance(colors, str) else colors
+    are_dots = [bool((line == line[0]).all()) for line in lines]
+    whole = [line for line, is_dot in zip(lines, are_dots, strict=True) if not is_dot]
+    ink = [ink for ink, is_dot in zip(inks, are_dots, strict=True) if not is_dot]
+    axis.add_collection(LineCollection(whole, colors=ink, linewidths=width, capstyle="round", joinstyle="round"))
+    if any(are_dots):
+        dots = np.array([line[0] for line, is_dot in zip(lines, are_dots, strict=True) if is_dot])
+        ink = [ink for ink, is_dot in zip(inks, are_dots, strict=True) if is_dot]
+        axis.scatter(dots[:, 0], dots[:, 1], s=(2 * width) ** 2, c=ink, linewidths=0)
 
 
 def _bare(axis: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:

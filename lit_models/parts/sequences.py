@@ -38,3 +38,18 @@ def remember(network: nn.RNNBase) -> None:
     for name, parameter in network.named_parameters() if isinstance(network, nn.LSTM) else ():
         if name.startswith("bias"):
             parameter.data[network.hidden_size : 2 * network.hidden_size] = float(name.startswith("bias_ih"))
+
+
+def initialize_lstm(lstm: nn.LSTM) -> None:
+    """Glorot initialization for input weights, orthogonal for recurrent ones, forget bias 1, other biases 0."""
+    hidden = lstm.hidden_size
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("weight_ih"):
+            nn.init.xavier_uniform_(parameter)
+        elif name.startswith("weight_hh"):
+            for gate in parameter.data.split(hidden):
+                nn.init.orthogonal_(gate)
+        elif name.startswith(("bias", "gate_bias")):
+            nn.init.zeros_(parameter)
+        if name.startswith(("bias_ih", "gate_bias")):  # of the LSTM's two biases, one is enough
+            parameter.data[hidden : 2 * hidden] = 1

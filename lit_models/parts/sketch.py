@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -147,17 +147,35 @@ class Sketch:
         return text
 
 
+def as_sketches(given: Any, preparation: Mapping[str, Any] | None = None) -> list[Sketch]:
+    """What a model is asked about, one or several: sketches, or paths of SVG files.
+
+    Args:
+        preparation: how the files of the model's training were read: see :class:`common.drawings.Preparation`.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it is something else, or there is nothing.
+    """
+    several = isinstance(given, (list, tuple))
+    found = []
+    for each in given if several else [given]:
+        if isinstance(each, (str, Path)):
+            each = Sketch.from_svg(each, **(preparation or {}))
+        elif not isinstance(each, Sketch):
+            what = "a sketch" if several else "sketches"
+            also = "Sketch(points), points (N, 3)" if several else "a Sketch or the path of an SVG file, or a list"
+            raise ValueError(f"{what} of type {type(each).__name__}: expected {also}")
+        found.append(each)
+    return found
+
+
 def to_strokes(sketches: Sequence[Sketch], scale_factor: float) -> tuple[Tensor, Tensor]:
     """Sketches as the ``strokes`` (B, T, 5) and ``lengths`` (B,) of a batch, padded with end rows.
 
     Raises:
         ValueError: there are no sketches, one has no points, or something is not a sketch.
     """
-    if not isinstance(sketches, Sequence):
-        raise ValueError(f"sketches of type {type(sketches).__name__}: expected a Sketch, or a list of them")
-    for sketch in sketches:
-        if not isinstance(sketch, Sketch):
-            raise ValueError(f"a sketch of type {type(sketch).__name__}: expected Sketch(points), points (N, 3)")
+    sketches = as_sketches(sketches)
     lengths = torch.tensor([len(sketch) for sketch in sketches])
     if not len(lengths) or lengths.min() == 0:
         raise ValueError(f"sketches of {lengths.tolist()} points: expected some sketches, each with some points")

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
 from lit_models import sketch_rnn
-from lit_models.figures.sketch_rnn import illustrate
+from lit_models.figures.sketch_rnn import (
+    codes_figure,
+    drawings_figure,
+    illustrate,
+    interpolations_figure,
+    of_all_classes,
+)
 from lit_models.networks.mixture_density import Mixture, draw_move, log_density, mixture_size, to_mixture
 from lit_models.networks.recurrent import SteppedLSTM, unroll
 from lit_models.parts.optim import DecayToFloor, configure_optimizers
@@ -478,6 +484,29 @@ def test_a_sketch_as_svg(tmp_path: Path) -> None:
     assert left < 10 < 13 < left + width
     assert top < 0 < 8 < top + height
     ElementTree.fromstring(Sketch(np.zeros((0, 3))).to_svg())
+    for dot in (Sketch([[10, 0, 1]]), Sketch([[1e38, 3e38, 0]])):
+        root = ElementTree.fromstring(dot.to_svg())
+        left, top, side, _ = map(float, root.attrib["viewBox"].split())
+        width = float(root[0].attrib["stroke-width"])
+        assert math.isfinite(left + top), "also of the largest numbers"
+        assert width / side > 0.01, "a dot can be seen"
+    for size in (0, -5):
+        with pytest.raises(ValueError, match=f"size={size}: expected more than 0"):
+            sketch.to_svg(size=size)
+
+
+def test_a_sketch_from_lines_and_from_a_file(tmp_path: Path) -> None:
+    sketch = Sketch.from_lines([[(10, 20), (30, 20)], [(5, 5)]])
+    assert sketch.points.tolist() == [[0, 0, 0], [20, 0, 1], [-25, -15, 1]]
+    assert Sketch.from_lines([[(10, 20), (30, 20)]], size=255).points.tolist() == [[0, 0, 0], [255, 0, 1]]
+    sketch.to_svg(tmp_path / "a.svg")
+    assert Sketch.from_svg(tmp_path / "a.svg").points.tolist() == sketch.points.tolist()
+    for lines, message in (([], r"lines=\[\]: expected at least one"), ([[1, 2]], r"a line of shape \(2,\): expected")):
+        with pytest.raises(ValueError, match=message):
+            Sketch.from_lines(lines)
+    (tmp_path / "b.svg").write_text("<svg><text>a</text></svg>")
+    with pytest.raises(ValueError, match=r"b.svg: no line in it, expected paths or shapes"):
+        Sketch.from_svg(tmp_path / "b.svg")
 
 
 @pytest.mark.parametrize(
@@ -590,6 +619,45 @@ def test_completions_begin_with_what_was_given(kind: dict) -> None:
     assert all(same(a, b) for a, b in zip(made, model.complete(prefix, 4, 1.0, seed=0), strict=True))
 
 
+@KINDS
+def test_many_prefixes_give_a_list_each_and_one_without_room_is_refused(kind: dict) -> None:
+    model, prefix = make(**kind), sketches()[0]
+    one, other = model.complete((prefix, prefix), n=3, temperature=1.0, seed=0)
+    assert len(one) == len(other) == 3
+    assert not all(same(a, b) for a, b in zip(one, other, strict=True)), "each has draws of its own"
+    for given, options, message in (
+        (prefix, {"max_points": 5}, "a prefix of 5 points: expected fewer than max_points=5$"),
+        (sketches((12,))[0], {}, "a prefix of 12 points: expected fewer than longest=12, or a larger max_points"),
+        (prefix, {"n": 2.0}, "n=2.0: expected a whole number"),
+        ("a.svg", {}, "a prefix of type str: expected a Sketch, the beginning of a drawing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.complete(given, **options)
+    assert len(model.complete(sketches((12,))[0], max_points=13)[0]) == 13
+
+
+def test_a_code_and_the_moves_of_the_same_seed_are_independent() -> None:
+    model, sketch = make(), sketches()[0]
+    _, log_var = model.posterior_of(*model._strokes(sketch))
+    drawn = (model.encode(sketch, sample=True, seed=5) - model.encode(sketch)) / (0.5 * log_var).exp()
+    moves = torch.randn(1, 3, generator=torch.Generator().manual_seed(5))
+    assert not torch.allclose(drawn, moves, atol=1e-3), "decode(seed=5) starts with these"
+    assert torch.equal(model.encode(sketch, True, 5), model.encode(sketch, True, 5))
+
+
+def test_files_are_read_as_those_of_the_training(tmp_path: Path) -> None:
+    file = tmp_path / "a.svg"
+    file.write_text('<svg><path d="M0 0 h30 v40 M5 5 v10"/></svg>')
+    model = make(preparation={"size": 80.0, "epsilon": 0.5})
+    read = Sketch([[0, 0, 0], [60, 0, 0], [0, 80, 1], [-50, -70, 0], [0, 20, 1]])
+    assert torch.allclose(model.encode(file), model.encode(read))
+    assert same(model.reconstruct(str(file), 0.0), model.reconstruct(read, 0.0))
+    assert len(model.reconstruct([file, read], 0.0)) == 2
+    assert len(model.interpolate(file, read, steps=3)) == 3
+    with pytest.raises(FileNotFoundError, match=r"sketch=\S*b.svg: no such file; did you mean '\S*a.svg'"):
+        model.encode(tmp_path / "b.svg")
+
+
 def test_completions_are_of_codes_that_make_the_beginning_likely(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make()
 
@@ -635,6 +703,44 @@ def test_the_pictures(kind: dict) -> None:
     assert made["samples.svg"] == illustrate(model, shown)["samples.svg"], "the same model gives the same pictures"
 
 
+def test_pictures_show_all_classes_though_they_are_stored_one_after_the_other() -> None:
+    labels = [0] * 5 + [1] * 5 + [-1, 2]
+    chosen, order = of_all_classes(sketches((3,) * 12), labels)
+    assert order == [0, 1, -1, 2, 0, 1, 0, 1, 0, 1, 0, 1]
+    assert len(chosen) == 12
+    assert of_all_classes(["a", "b", "c"], [-1] * 3)[0] == ["a", "b", "c"]  # type: ignore[list-item]
+    model = make(class_names=["cat", "house"])
+    figure = interpolations_figure(model, sketches((3,) * 4), [0, 1, 0, 1])
+    assert figure.axes[0].get_title() == "between the codes of four drawings (cat, house, cat, house), τ = 0.1"
+
+
+def test_the_map_has_the_drawings_of_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    for _ in range(2):  # an evaluation starts anew
+        scores(model, monkeypatch, [batch(), batch(seed=2)])
+        assert [part.lengths.tolist() for part in model.evaluated] == [[5, 1, 8, 2, 11, 3]] * 2
+    monkeypatch.setattr(sketch_rnn, "MAPPED", 6)
+    scores(model, monkeypatch, [batch(), batch(seed=2)])
+    assert len(model.evaluated) == 1
+
+
+def test_of_codes_on_top_of_each_other_one_drawing_is_shown() -> None:
+    model = make()
+    one, other = sketches((6, 7))
+    figure = codes_figure(model, [one, one, one, other], torch.tensor([-1] * 4))
+    assert figure.axes[0].get_title().endswith("; 2 of 4 are dots")
+    lines = figure.axes[0].collections[0]
+    assert len(lines.get_segments()) == sum(len(line) > 1 for sketch in (one, other) for line in sketch.polylines())
+    assert len(figure.axes[0].collections[-1].get_offsets()) == 2
+
+
+def test_a_drawing_of_one_point_can_be_seen() -> None:
+    figure = drawings_figure([[Sketch([[3, 4, 1]])]])
+    dots = figure.axes[0].collections[1]
+    assert dots.get_offsets().tolist() == [[0, 0]]
+    assert dots.get_sizes()[0] > 4
+
+
 def test_a_mixture_is_split_where_it_is_joined() -> None:
     mixture = to_mixture(torch.arange(mixture_size(2), dtype=torch.float) / 10)
     assert isinstance(mixture, Mixture)
@@ -648,9 +754,9 @@ def test_a_mixture_is_split_where_it_is_joined() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("abc", "a sketch of type str: expected Sketch"),
-        (None, "sketches of type NoneType: expected a Sketch, or a list"),
-        (torch.zeros(4, 3), "sketches of type Tensor: expected a Sketch, or a list"),
+        (3, "sketches of type int: expected a Sketch or the path of an SVG file, or a list"),
+        (None, "sketches of type NoneType: expected a Sketch or the path"),
+        (torch.zeros(4, 3), "sketches of type Tensor: expected a Sketch or the path"),
         ([np.zeros((4, 3))], r"a sketch of type ndarray: expected Sketch\(points\), points \(N, 3\)"),
         ([], "expected some sketches"),
     ],
