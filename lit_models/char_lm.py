@@ -24,6 +24,7 @@ Recipes: Karpathy's char-rnn; Karpathy, Johnson & Fei-Fei, "Visualizing and Unde
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,19 +36,22 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from common.checks import at_least
+from common.checks import at_least, whole
 from common.distributed import gather_rows, global_mean, rows_of_this_rank
 from common.vocabulary import UNK, decode_chars, encode_chars
 from lit_models.networks.recurrent import Cell, RecurrentStack, State
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.optim import DecayAfter, configure_optimizers
-from lit_models.parts.sampling import check_sampling, draw
+from lit_models.parts.sampling import check_sampling, draw, seeded
 
 if TYPE_CHECKING:
     from datamodules.text import TextBatch
 
 PASSAGE = 2000
 """characters of the evaluated text that are kept for the figures"""
+
+PIECE = 4096
+"""characters that are read at a time where a text may be of any length"""
 
 
 def nats_per_character(logits: Tensor, targets: Tensor) -> Tensor:
@@ -212,23 +216,27 @@ class CharLM(LightningModule):
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _drawn(
         self,
-        primes: Sequence[str],
+        primes: Any,
         length: int,
         temperature: float,
         top_k: int | None,
         top_p: float | None,
         seed: int | None,
     ) -> Iterator[Tensor]:
-        """Codes (B,) of one character after the other, of a text a prime."""
-        at_least(1, length=length)
+        """Codes (B,) of one character after the other, of a text a prime; arguments are checked at once."""
+        whole(1, length=length)
         check_sampling(temperature, top_k, top_p)
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        codes = [self.to_codes(_text(prime, "prime") or self.start) for prime in primes]
+        generator = seeded(seed, self.device)
+        return self._continued(codes, length, (temperature, top_k, top_p, generator))
+
+    @torch.no_grad()
+    def _continued(self, primes: Sequence[Tensor], length: int, how: tuple[Any, ...]) -> Iterator[Tensor]:
         with evaluating(self):
             # Primes differ in length, and a padded one would change the state: each is read by itself.
-            read = [self(self.to_codes(prime or self.start)[None]) for prime in primes]
+            read = [deque(self._read(prime), 1)[0] for prime in primes]
             logits = torch.cat([last[:, -1] for last, _ in read])
             state: State = [
                 tuple(torch.cat(parts, 1) for parts in zip(*layer, strict=True))
@@ -237,10 +245,17 @@ class CharLM(LightningModule):
             for _ in range(length):
                 if UNK in self.vocab:
                     logits[:, self.vocab.index(UNK)] = -torch.inf  # stands for characters that it cannot write
-                codes = draw(logits, temperature, top_k, top_p, generator)
+                codes = draw(logits, *how)
                 yield codes
                 outputs, state = self(codes[:, None], state)
                 logits = outputs[:, 0]
+
+    def _read(self, codes: Tensor) -> Iterator[tuple[Tensor, State]]:
+        """The logits (1, T, V) of each next character and the state after the last, for pieces of codes (N,)."""
+        state = None
+        for piece in codes.split(PIECE):
+            logits, state = self(piece[None], state)
+            yield logits, state
 
     @property
     def start(self) -> str:
@@ -275,12 +290,13 @@ class CharLM(LightningModule):
         Raises:
             ValueError: an argument is out of range; a character of the prime is not in the vocabulary.
         """
-        primes = [prime] if isinstance(prime, str) else list(prime)
-        if not primes:
+        several = isinstance(prime, (list, tuple))
+        if several and not prime:
             return []
+        primes = prime if several else [prime]
         codes = torch.stack(list(self._drawn(primes, length, temperature, top_k, top_p, seed)), 1).tolist()
         texts = ["".join(self.vocab[code] for code in row) for row in codes]
-        return texts[0] if isinstance(prime, str) else texts
+        return texts if several else texts[0]
 
     def stream(
         self,
@@ -292,15 +308,34 @@ class CharLM(LightningModule):
         seed: int | None = None,
     ) -> Iterator[str]:
         """Like :meth:`sample`, but yields each character as it is drawn."""
-        for codes in self._drawn([prime], length, temperature, top_k, top_p, seed):
-            yield self.vocab[int(codes)]
+        drawn = self._drawn([prime], length, temperature, top_k, top_p, seed)
+        return (self.vocab[int(codes)] for codes in drawn)
 
     @torch.no_grad()
-    def score(self, text: str, prime: str = "") -> Tensor:
-        """(len(text),): −ln p of each character in nats, given those before it and ``prime``."""
-        if not text:
+    def score(self, text: str | Sequence[str], prime: str = "") -> Tensor | list[Tensor]:
+        """(len(text),): −ln p of each character in nats, given those before it and ``prime``; a list for a list.
+
+        A text is read in pieces of :data:`PIECE` characters, so that its length takes little memory.
+
+        Raises:
+            ValueError: it is no text, or empty; a character is not in the vocabulary, unless that has ``<unk>``.
+        """
+        if isinstance(text, (list, tuple)):
+            return [self._score(each, prime) for each in text]
+        return self._score(text, prime)
+
+    def _score(self, text: Any, prime: str) -> Tensor:
+        if not _text(text, "text"):
             raise ValueError("text='': expected at least one character")
-        codes = self.to_codes((prime or self.start) + text)
+        codes = self.to_codes((_text(prime, "prime") or self.start) + text)
         with evaluating(self):
-            logits, _ = self(codes[None, :-1])
-        return nats_per_character(logits, codes[None, 1:])[0, -len(text) :]
+            read = zip(self._read(codes[:-1]), codes[1:].split(PIECE), strict=True)
+            nats = [nats_per_character(logits, targets[None])[0] for (logits, _), targets in read]
+        return torch.cat(nats)[-len(text) :]
+
+
+def _text(given: Any, name: str) -> str:
+    """Raises ValueError if it is none."""
+    if not isinstance(given, str):
+        raise ValueError(f"{name}={given!r:.60}: expected a text")
+    return given

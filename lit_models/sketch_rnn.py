@@ -35,13 +35,13 @@ from torchmetrics import MeanMetric
 
 from common.checks import at_least, more_than, whole, within
 from common.distributed import global_mean, mean_over_ranks
-from common.randomness import keyed_generator, normal_of_samples
+from common.randomness import normal_of_samples
 from lit_models.networks.mixture_density import Mixture, draw_move, log_density, mixture_size, to_mixture
 from lit_models.networks.recurrent import SteppedLSTM
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.latent import as_codes, gaussian_kl, slerp
 from lit_models.parts.optim import DecayToFloor, configure_optimizers
-from lit_models.parts.sampling import check_sampling, draw
+from lit_models.parts.sampling import check_sampling, draw, seeded
 from lit_models.parts.sequences import initialize_lstm
 from lit_models.parts.sketch import Sketch, as_sketches, to_strokes
 from lit_models.scores.vae import PosteriorScores
@@ -299,7 +299,7 @@ class SketchRNN(LightningModule):
         A drawing is a :class:`~lit_models.parts.sketch.Sketch`, or the path of an SVG file, which is read as the files
         of the training were.
         """
-        return self._code(sketches, sample, self._generator(seed, "code"))
+        return self._code(sketches, sample, seeded(seed, self.device, "code"))
 
     def decode(
         self, z: Tensor, temperature: float = 0.5, seed: int | None = None, max_points: int | None = None
@@ -317,13 +317,13 @@ class SketchRNN(LightningModule):
         """
         self._needs_code("decode")
         z = as_codes(z, self.latent_dim, self.head.weight)
-        return self._drawn(z, None, temperature, self._generator(seed), max_points)
+        return self._drawn(z, None, temperature, seeded(seed, self.device), max_points)
 
     def generate(
         self, n: int = 1, temperature: float = 0.5, seed: int | None = None, max_points: int | None = None
     ) -> list[Sketch]:
         """``n`` drawings for codes from the prior, or, without a code, from the decoder alone; see :meth:`decode`."""
-        generator = self._generator(seed)
+        generator = seeded(seed, self.device)
         return self._drawn(self._prior(n, generator), None, temperature, generator, max_points)
 
     def reconstruct(
@@ -333,7 +333,7 @@ class SketchRNN(LightningModule):
 
         Each seed gives a different one; only from the mean at temperature 0 are they all the same.
         """
-        generator = self._generator(seed)
+        generator = seeded(seed, self.device)
         made = self._drawn(self._code(sketch, sample, generator), None, temperature, generator, None)
         return made if isinstance(sketch, (list, tuple)) else made[0]
 
@@ -362,7 +362,7 @@ class SketchRNN(LightningModule):
         Raises:
             ValueError: an argument out of range; the prefix leaves no room for an end.
         """
-        generator = self._generator(seed)
+        generator = seeded(seed, self.device)
         several = isinstance(prefix, (list, tuple))
         prefixes: Any = prefix if several else [prefix]
         made = [self._completed(each, n, temperature, generator, max_points) for each in prefixes]
@@ -436,12 +436,6 @@ class SketchRNN(LightningModule):
         whole(1, n=count)
         dtype = self.head.weight.dtype
         return torch.randn(count, self.latent_dim, generator=generator, device=self.device, dtype=dtype)
-
-    def _generator(self, seed: int | None, *purpose: str) -> torch.Generator | None:
-        """Draws of a seed; those of a purpose have nothing to do with others of the same seed."""
-        if seed is None or purpose:
-            return None if seed is None else keyed_generator(seed, *purpose, device=self.device)
-        return torch.Generator(self.device).manual_seed(seed)
 
     def _strokes(self, sketches: Any) -> tuple[Tensor, Tensor]:
         if hasattr(sketches, "strokes"):

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric
 
-from common.checks import at_least, more_than, one_of, within
+from common.checks import at_least, more_than, one_of, whole, within
 from common.distributed import global_mean
 from common.randomness import normal_of_samples, uniform_of_samples
 from common.vocabulary import UNK, encode_chars
@@ -43,7 +43,7 @@ from datamodules.sequences import SequenceBatch
 from lit_models.parts.evaluating import evaluating
 from lit_models.parts.latent import as_codes, gaussian_kl
 from lit_models.parts.optim import WarmupCosine, configure_optimizers
-from lit_models.parts.sampling import check_sampling, draw
+from lit_models.parts.sampling import check_sampling, draw, seeded
 from lit_models.parts.sequences import Cell, State, remember, split_state, step_mask, with_end
 from lit_models.scores.vae import PosteriorScores
 
@@ -254,7 +254,7 @@ class TextVAE(LightningModule):
         Raises:
             ValueError: no line, or not text; a character is not in the vocabulary, unless that has ``<unk>``.
         """
-        return self._code(lines, sample, self._generator(seed))
+        return self._code(lines, sample, seeded(seed, self.device, "code"))
 
     def decode(self, z: Tensor, temperature: float = 0.0, seed: int | None = None) -> list[str]:
         """Codes (B, D) → one line for each.
@@ -265,19 +265,19 @@ class TextVAE(LightningModule):
         """
         self._needs_code("decode")
         z = as_codes(z, self.latent_dim, self.head.weight)
-        return self._written(z, temperature, self._generator(seed))
+        return self._written(z, temperature, seeded(seed, self.device))
 
     def sample(self, n: int = 1, temperature: float = 1.0, seed: int | None = None) -> list[str]:
         """``n`` lines for codes from the prior, or, without a code, from the decoder alone; see :meth:`decode`."""
-        at_least(1, n=n)
-        generator = self._generator(seed)
+        whole(1, n=n)
+        generator = seeded(seed, self.device)
         return self._written(self._normal((n, self.latent_dim), generator), temperature, generator)
 
     def reconstruct(
         self, lines: Any, temperature: float = 0.0, sample: bool = False, seed: int | None = None
     ) -> str | list[str]:
         """The reconstruction of a line, or of each line in a list, from its code: the posterior's mean, or a draw."""
-        generator = self._generator(seed)
+        generator = seeded(seed, self.device)
         made = self._written(self._code(lines, sample, generator), temperature, generator)
         return made[0] if isinstance(lines, str) else made
 
@@ -285,8 +285,8 @@ class TextVAE(LightningModule):
         self, a: str, b: str, steps: int = 8, temperature: float = 0.0, seed: int | None = None
     ) -> list[str]:
         """A homotopy: ``steps`` lines on the straight line from the code of ``a`` to that of ``b``, ends included."""
-        at_least(2, steps=steps)
-        generator = self._generator(seed)
+        whole(2, steps=steps)
+        generator = seeded(seed, self.device)
         first, last = self._code([a, b], False, generator)
         t = torch.linspace(0, 1, steps, dtype=first.dtype, device=self.device)[:, None]
         return self._written(torch.lerp(first, last, t), temperature, generator)
@@ -307,8 +307,8 @@ class TextVAE(LightningModule):
         with evaluating(self):
             while len(written) < self.longest and not ended.all():
                 logits, state = self(previous, z, state)
-                if UNK in self.vocab:
-                    logits[:, :, self.vocab.index(UNK)] = -torch.inf  # stands for characters that it cannot write
+                if UNK in self.vocab:  # stands for characters that it cannot write
+                    logits[..., self.vocab.index(UNK)] = -torch.inf
                 previous = draw(logits[:, -1], temperature, generator=generator)[:, None]
                 written.append(previous)
                 ended |= previous[:, 0] == self.end
@@ -319,7 +319,7 @@ class TextVAE(LightningModule):
         """Lines as codes of characters (B, T) and lengths (B,), on the model's device."""
         if hasattr(lines, "lengths"):
             return lines.values.to(self.device), lines.lengths.to(self.device)
-        lines = [lines] if isinstance(lines, str) else list(lines)
+        lines = list(lines) if isinstance(lines, (list, tuple)) else [lines]
         if not lines or not all(isinstance(line, str) for line in lines):
             raise ValueError(f"lines={lines!r:.60}: expected a line of text, or a list of at least one")
         rows = [encode_chars(line, self.vocab) for line in lines]
@@ -328,9 +328,6 @@ class TextVAE(LightningModule):
 
     def _normal(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         return torch.randn(*shape, generator=generator, device=self.device, dtype=self.head.weight.dtype)
-
-    def _generator(self, seed: int | None) -> torch.Generator | None:
-        return None if seed is None else torch.Generator(self.device).manual_seed(seed)
 
     def _needs_code(self, verb: str) -> None:
         if not self.latent_dim:

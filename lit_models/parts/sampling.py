@@ -5,14 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.checks import at_least, within
+from common.checks import at_least, whole, within
+from common.randomness import keyed_generator
+
+
+def seeded(seed: int | None, device: torch.device, *purpose: str) -> torch.Generator | None:
+    """The draws of a seed, or PyTorch's own without one; those of a purpose are unrelated to all others of the seed.
+
+    Raises:
+        ValueError: the seed is no whole number.
+    """
+    if seed is None:
+        return None
+    whole(-(2**63), seed=seed)
+    return keyed_generator(seed, *purpose, device=device) if purpose else torch.Generator(device).manual_seed(seed)
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raises a ValueError for a temperature below 0 or infinite, a ``top_k`` below 1, or a ``top_p`` outside (0, 1]."""
+    """Raises a ValueError for a temperature below 0 or infinite, a ``top_k`` not 1, 2, …, a ``top_p`` not in (0, 1]."""
     at_least(0, "which takes the likeliest symbol", temperature=temperature)
     within("[0, inf)", temperature=temperature)
-    at_least(1, top_k=top_k)
+    whole(1, top_k=top_k)
     within("(0, 1]", top_p=top_p)
 
 

@@ -5,9 +5,10 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
-from common.checks import at_least, more_than, nearest, one_of, within
+from common.checks import at_least, more_than, nearest, one_of, whole, within
 
 Color = Literal["red", "green", "blue"]
 
@@ -16,6 +17,7 @@ Color = Literal["red", "green", "blue"]
     "check",
     [
         lambda: at_least(1, layers=1, hidden=7.5, width=math.inf, dim=None),
+        lambda: whole(1, layers=1, hidden=np.int64(7), dim=None),
         lambda: more_than(0, temperature=1e-9, sigma=None),
         lambda: within("[0, 1]", p=0, q=1, r=0.5, s=None),
         lambda: within("(0, 1)", p=1e-9),
@@ -36,6 +38,8 @@ def test_what_is_in_range_passes(check: Callable[[], None]) -> None:
         (at_least, {"layers": 0}, "layers=0: expected at least 1"),
         (at_least, {"layers": 1, "hidden": -2}, "hidden=-2: expected at least 1"),
         (at_least, {"weight": math.nan}, "weight=nan: expected at least 1"),
+        (whole, {"n": 2.0}, "n=2.0: expected a whole number"),
+        (whole, {"n": 1, "steps": 0}, "steps=0: expected at least 1"),
         (more_than, {"sigma": 1}, "sigma=1: expected more than 1"),
         (more_than, {"sigma": math.inf}, "sigma=inf: expected more than 1"),
         (more_than, {"sigma": math.nan}, "sigma=nan: expected more than 1"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from datamodules.text import CharText, TextBatch
 from experiments.cli import CLI
+from lit_models import char_lm
 from lit_models.char_lm import CharLM, carried, nats_per_character, text_metrics
 from lit_models.figures.char_lm import TEMPERATURES, illustrate
 from lit_models.figures.text_probes import (
@@ -340,11 +341,17 @@ def test_unknown_characters() -> None:
         ({"temperature": math.nan}, "temperature=nan: expected at least 0"),
         ({"top_k": 0}, "top_k=0: expected at least 1"),
         ({"top_p": 0.0}, r"top_p=0.0: expected a number in \(0, 1\]"),
+        ({"top_k": 2.0}, "top_k=2.0: expected a whole number"),
+        ({"length": 2.5}, "length=2.5: expected a whole number"),
+        ({"seed": 0.5}, "seed=0.5: expected a whole number"),
+        ({"prime": 3}, "prime=3: expected a text"),
+        ({"prime": "é"}, "'é'"),
     ],
 )
 def test_impossible_ways_to_sample(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make().sample("a", **options)
+    for verb in (make().sample, make().stream):  # a stream does not wait for its first character
+        with pytest.raises(ValueError, match=message):
+            verb(**{"prime": "a", **options})
 
 
 def test_draws_have_the_models_distribution() -> None:
@@ -385,6 +392,26 @@ def test_score_is_the_chain_rule() -> None:
         assert float(nats[k]) == pytest.approx(-float(logits[0, -1].log_softmax(0)[VOCAB.index(char)]), abs=1e-5)
     with pytest.raises(ValueError, match="at least one character"):
         model.score("")
+    for wrong in (3, [3], ["a", None]):
+        with pytest.raises(ValueError, match=r"text=.*: expected a text"):
+            model.score(wrong)
+    first, second = model.score(("abca", "bb"), prime="d")
+    assert torch.equal(first, nats)
+    assert torch.equal(second, model.score("bb", prime="d"))
+
+
+@ALL_CELLS
+def test_a_long_text_is_read_in_pieces_with_the_same_result(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(cell)
+    text = "".join(VOCAB[code] for code in codes(1, 500)[0])
+    whole, after = model.score(text, prime=text[:30]), model.sample(text, 20, seed=0)
+    seen: list[int] = []
+    monkeypatch.setattr(char_lm, "PIECE", 64)
+    model.recurrent.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    assert torch.allclose(model.score(text, prime=text[:30]), whole, atol=1e-5)
+    assert model.sample(text, 20, seed=0) == after
+    assert max(seen) == 64
+    assert sum(seen) == 529 + 500 + 20
 
 
 # ---- what the pictures are made of ---------------------------------------------------------------------------------

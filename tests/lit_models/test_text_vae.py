@@ -461,6 +461,31 @@ def test_seeds_and_temperatures() -> None:
     assert torch.allclose(drawn.std(0), (0.5 * log_var[0]).exp(), rtol=0.06)
 
 
+def test_as_many_lines_come_back_as_went_in() -> None:
+    model = make()
+    assert isinstance(model.reconstruct("abc"), str)
+    assert model.reconstruct(("abc", "fedc")) == model.reconstruct(["abc", "fedc"]) != []
+    codes = model.encode("abc")
+    codes.requires_grad_()  # codes can be moved by gradients
+    assert model.decode(codes.detach().double().numpy()) == [model.reconstruct("abc")]
+
+
+def test_a_code_and_the_characters_of_the_same_seed_are_independent() -> None:
+    model = make()
+    _, log_var = model.posterior_of(*lines_of("abc"))
+    drawn = (model.encode("abc", sample=True, seed=5) - model.encode("abc")) / (0.5 * log_var).exp()
+    first = torch.randn(1, 3, generator=torch.Generator().manual_seed(5))
+    assert not torch.allclose(drawn, first, atol=1e-3), "decode(seed=5) starts with these"
+
+
+def test_what_stands_for_unknown_characters_is_never_written() -> None:
+    model = make(vocab=["<unk>", *VOCAB])
+    with torch.no_grad():
+        model.head.bias[0] = 50
+    for lines in (model.sample(20, seed=0), model.decode(torch.randn(20, 3))):
+        assert "<unk>" not in "".join(lines)
+
+
 def test_a_homotopy_is_a_straight_line_between_two_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make()
     path = model.interpolate("abc", "fedc", 5)
@@ -476,8 +501,8 @@ def test_what_cannot_be_read_is_refused() -> None:
     with pytest.raises(ValueError, match=r"character 1: 'é' \(U\+00E9\) is not one of the vocabulary's 6"):
         model.encode("aé")
     assert make(vocab=["<unk>", *VOCAB]).encode("aé").shape == (1, 3)
-    for wrong in ([], ["a", 3]):
-        with pytest.raises(ValueError, match=r"lines=\[.*expected a line of text, or a list of at least one"):
+    for wrong in ([], ["a", 3], 3, None):
+        with pytest.raises(ValueError, match=r"lines=.*expected a line of text, or a list of at least one"):
             model.encode(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n=0: expected at least 1"):
         model.sample(0)
@@ -485,6 +510,8 @@ def test_what_cannot_be_read_is_refused() -> None:
         model.interpolate("a", "b", 1)
     with pytest.raises(ValueError, match="temperature=-1: expected at least 0"):
         model.sample(1, -1)
+    with pytest.raises(ValueError, match=r"n=2.0: expected a whole number"):
+        model.sample(2.0)  # type: ignore[arg-type]
     for verb in (rival.encode, rival.reconstruct):
         with pytest.raises(ValueError, match="encode with latent_dim=0: expected a model with a code"):
             verb("abc")
