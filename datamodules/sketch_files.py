@@ -13,7 +13,6 @@ from common.checks import at_least, one_of, within
 from common.drawings import Preparation
 from common.files import data_root
 from datamodules.parts.drawing_files import Drawing, DrawingFiles, by_part
-from datamodules.parts.image_sets import stratified_order
 from datamodules.parts.sketch_batches import SketchTable
 from datamodules.sketches import Sketches
 
@@ -44,6 +43,10 @@ class SketchFiles(Sketches):
 
     Attributes:
         preparation: ``size`` and ``epsilon``, by which a model reads the files that it is asked about.
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        ValueError: an argument is out of range, or files are broken, see ``DrawingFiles``; too few drawings.
     """
 
     def __init__(
@@ -72,12 +75,12 @@ class SketchFiles(Sketches):
         given, below = Path(path).expanduser(), data_root(root) / path
         self.path = below if below.exists() and not given.exists() else given
         how = Preparation(size, epsilon)
-        self.preparation = asdict(Preparation(None, 0) if prepare == "none" else how)
         self._listed: dict[str, list[Drawing]] = {}
-        self._read()
+        self._read(Preparation(None, 0) if prepare == "none" else how)
 
-    def _read(self) -> None:
-        found = DrawingFiles(self.path, Preparation(**self.preparation), self.prepare == "all")
+    def _read(self, preparation: Preparation) -> None:
+        self.preparation = asdict(preparation)
+        found = DrawingFiles(self.path, preparation, self.prepare == "all")
         names = sorted({drawing.label for drawing in found.drawings} - {""})
         codes = {name: code for code, name in enumerate(names)} | {"": -1}
         self.class_names = names
@@ -92,19 +95,10 @@ class SketchFiles(Sketches):
         }
         self.hold(tables, str(self.path), found.notes)
 
-    def _keep(self, parts: dict[str, SketchTable]) -> None:
-        training = parts["train"]
-        if self.limit is not None and self.limit < len(training):
-            chosen = torch.zeros(len(training), dtype=torch.bool)
-            chosen[stratified_order(training.labels, "limit", self.split_seed)[: self.limit]] = True
-            parts["train"] = training.only(chosen)
-        super()._keep(parts)
-
     def adopt(self, facts: Mapping[str, Any]) -> set[str]:
         """:meth:`Sketches.adopt`; and files are read as the model's own drawings were."""
         if facts.get("preparation") and facts["preparation"] != self.preparation:
-            self.preparation = dict(facts["preparation"])
-            self._read()
+            self._read(Preparation(**facts["preparation"]))
         return super().adopt(facts)
 
     def sample_names(self, part: str) -> dict[str, Sequence[Any]]:

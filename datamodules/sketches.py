@@ -77,6 +77,7 @@ class Sketches(LightningDataModule):
         parts: the sketches of "train", "val" and, if there is one, "test".
         val_fraction, test_fraction, split_seed: how a part that the source lacks is cut from its training part, the
             same share of each class.
+        limit: the number of training sketches, each class in proportion; None for all.
 
     Raises:
         FileNotFoundError: the data do not exist and cannot be downloaded; says where to put them.
@@ -89,6 +90,7 @@ class Sketches(LightningDataModule):
     """how the lines of a file become pen moves, for models that are asked about files"""
     val_fraction = test_fraction = 0.1
     split_seed = 0
+    limit: int | None = None
 
     def __init__(
         self,
@@ -138,17 +140,24 @@ class Sketches(LightningDataModule):
             count = max(1, round(len(rest) * wanted[part]))
             if count >= len(rest):
                 raise ValueError(f"{source}: {counted(len(rest), 'drawing')}, expected at least one for each part")
-            chosen = torch.zeros(len(rest), dtype=torch.bool)
-            chosen[stratified_order(rest.labels, part, self.split_seed)[:count]] = True
+            chosen = self._share(rest, part, count)
             there[part], rest = rest.only(chosen), rest.only(~chosen)
-        there["train"] = rest
-        self._keep({part: there[part] for part in PARTS if part in there})
+        if self.limit is not None and self.limit < len(rest):
+            notes.append(f"limit={self.limit} of {len(rest)} are trained on")
+            rest = rest.only(self._share(rest, "limit", self.limit))
+        self._measure({part: {**there, "train": rest}[part] for part in PARTS if part in (*there, "train")})
         if source:
             sizes = ", ".join(f"{len(table)} {part}" for part, table in self.parts.items())
             cut = f" ({' and '.join(sorted(missing))} cut from the rest)" if missing else ""
             rank_zero_info("; ".join([f"{source}: {self.in_words()}", f"{sizes}{cut}", *notes]))
 
-    def _keep(self, parts: dict[str, SketchTable]) -> None:
+    def _share(self, table: SketchTable, key: str, count: int) -> Tensor:
+        """(N,) bool: which ``count`` of the sketches to take, of each class in proportion."""
+        chosen = torch.zeros(len(table), dtype=torch.bool)
+        chosen[stratified_order(table.labels, key, self.split_seed)[:count]] = True
+        return chosen
+
+    def _measure(self, parts: dict[str, SketchTable]) -> None:
         self.parts = parts
         offsets = parts["train"].offsets
         self.scale_factor = scale_factor_of(offsets)
@@ -212,10 +221,10 @@ class Sketches(LightningDataModule):
     def val_dataloader(self) -> TensorLoader:
         return self._mixed("val")
 
-    def test_dataloader(self) -> TensorLoader | list[TensorLoader]:
+    def test_dataloader(self) -> Any:
         return self._mixed("test") if "test" in self.parts else []
 
-    def predict_dataloader(self) -> TensorLoader | list[TensorLoader]:
+    def predict_dataloader(self) -> Any:
         return self.plain_loader("test") if "test" in self.parts else []
 
     def _mixed(self, part: str) -> TensorLoader:

@@ -1,7 +1,8 @@
-"""Every command and every line of Python of docs/your_data.md, on pictures of one's own, in short trainings."""
+"""Every command and every line of Python of docs/your_data.md, on data of one's own, in short trainings."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -26,6 +27,7 @@ SMALLER = {
     "seq_autoencoder": ["--data.batch_size", "4", "--model.hidden", "8", "--trainer.check_val_every_n_epoch", "1"],
     "vae": ["--model.test_samples", "4"],
     "deep_image_prior": ["--data.iterations_per_epoch", "2"],
+    "sketch_rnn": ["--trainer.check_val_every_n_epoch", "1"],
 }
 
 
@@ -56,6 +58,14 @@ def folders(tmp_path: Path) -> None:
     rows = [f"{patient},{60 + step},{120 - step},calm" for patient in range(12) for step in range(9 + patient)]
     (tmp_path / "patients.csv").write_text("\n".join(["patient,pulse,pressure,note", *rows]))
     (tmp_path / "recording.csv").write_text("\n".join(f"{np.sin(step / 5):.3f}" for step in range(505)))
+    for name, shape in (("house", '<rect width="{}" height="70"/>'), ("boat", '<path d="M0 0h{} l-9 30 h-40 z"/>')):
+        for number in range(40):
+            file = tmp_path / "icons" / name / f"{number:02}.svg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f'<svg xmlns="http://www.w3.org/2000/svg">{shape.format(80 + number)}</svg>')
+    (tmp_path / "new.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><circle r="9"/></svg>')
+    drawing = {"word": "cat", "drawing": [[[0, 255, 100], [0, 40, 90]], [[7, 9], [30, 20]]]}
+    (tmp_path / "cat.ndjson").write_text(f"{json.dumps(drawing)}\n" * 80)
     paint(tmp_path / "new.jpg", 0, 0.9)
     paint(tmp_path / "other.png", 1, 0.1)
 
@@ -80,4 +90,4 @@ def test_the_page_can_be_followed(folders: None, tmp_path: Path, monkeypatch: py
                 commands += 1
         else:
             (tmp_path / "pairs.csv").write_text(block)
-    assert commands == 20
+    assert commands == 24

@@ -139,7 +139,9 @@ def codes_figure(model: SketchRNN, drawings: Sequence[Sketch], labels: Tensor) -
     centered = codes - codes.mean(0)
     _, _, axes = torch.linalg.svd(centered, full_matrices=False)
     places = centered @ axes[:2].T
-    places = F.pad(places / places.abs().amax(0).clamp_min(1e-6), (0, 2 - places.shape[1])).numpy() * [1, -1]
+    low, high = places.amin(0), places.amax(0)
+    places = (2 * places - low - high) / (high - low).clamp_min(1e-6)  # fills the square
+    places = F.pad(places, (0, 2 - places.shape[1])).numpy() * [1, -1]
     classes = labels.tolist()
     colors = [colormaps["tab10"](place) for place in range(10)]
     inks = [INK if label < 0 else colors[label % len(colors)] for label in classes]
