@@ -22,6 +22,7 @@ from datamodules.parts.image_files import PARTS, counted
 from datamodules.parts.image_sets import stratified_order
 from datamodules.parts.loader import TensorLoader
 from datamodules.parts.sketch_batches import SketchBatch, SketchTable, drop_points, scale_factor_of, scale_randomly
+from datamodules.parts.sketch_batches import to_stroke_5 as to_stroke_5  # still found here
 from datamodules.parts.stroke_files import QUICKDRAW_CATEGORIES, fetch_quickdraw, read_stroke_file
 
 BATCHES_PER_CHUNK = 16
@@ -221,11 +222,11 @@ class Sketches(LightningDataModule):
     def val_dataloader(self) -> TensorLoader:
         return self._mixed("val")
 
-    def test_dataloader(self) -> Any:
-        return self._mixed("test") if "test" in self.parts else []
+    def test_dataloader(self) -> TensorLoader:
+        return self._mixed("test") if "test" in self.parts else []  # type: ignore[return-value]  # as Lightning has it
 
-    def predict_dataloader(self) -> Any:
-        return self.plain_loader("test") if "test" in self.parts else []
+    def predict_dataloader(self) -> TensorLoader:
+        return self.plain_loader("test") if "test" in self.parts else []  # type: ignore[return-value]
 
     def _mixed(self, part: str) -> TensorLoader:
         """A part for evaluation, where sketches that are stored one class after the other come in an order of all."""
