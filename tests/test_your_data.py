@@ -16,12 +16,16 @@ from experiments.cli import main
 from tests.conftest import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "your_data.md").read_text()
-BLOCKS = re.findall(r"^```(bash|python|)\n(.*?)^```$", PAGE, re.M | re.S)
+BLOCKS = re.findall(r"^```(bash|python|csv|)\n(.*?)^```$", PAGE, re.M | re.S)
 IN_SHORT = [
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"),
     *("--trainer.limit_test_batches", "2", "--figures.every_n_epochs", "null", "--trainer.accelerator", "cpu"),
 ]
 SMALLER = {
+    "text_to_image": [
+        *("--model.classifier_epochs", "1", "--model.embedding_epochs", "1", "--model.width", "4"),
+        *("--trainer.check_val_every_n_epoch", "1"),
+    ],
     "char_lm": ["--data.seq_len", "20", "--data.batch_size", "4", "--model.hidden", "8"],
     "text_vae": ["--data.batch_size", "8", "--model.hidden", "8"],
     "seq_autoencoder": ["--data.batch_size", "4", "--model.hidden", "8", "--trainer.check_val_every_n_epoch", "1"],
@@ -50,6 +54,13 @@ def folders(tmp_path: Path) -> None:
             paint(tmp_path / "vehicles" / vehicle / f"{number:02}.jpg", number, place)
             for part in ("train", "val")[: 1 + (number < 9)]:
                 paint(tmp_path / "judged" / part / animal / f"{number:02}.jpg", number, place)
+    asked = [(f"photos/{number:03}.jpg", "red" if number % 7 > 3 else "blue") for number in range(100)]
+    table = [f"{image},What color is it?,{color}\n{image},Is it red?,no" for image, color in asked]
+    (tmp_path / "questions.csv").write_text("\n".join(["image,question,answer", *table, ""]))
+    (tmp_path / "new_questions.csv").write_text("image,question\nnew.jpg,Is it red?\n")
+    table = [f"{image},a {color} wall\n{image},all of it is {color}" for image, color in asked]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *table, ""]))
+    (tmp_path / "new_pictures.csv").write_text("image\nnew.jpg\nother.png\n")
     generator = np.random.default_rng(0)
     (tmp_path / "book.txt").write_text("The cat, the dog and what is in this line.\n" * 100 + "É\n")
     (tmp_path / "letters.txt").write_text("Dear cat! Yours, the dog.\n" * 100)
@@ -88,6 +99,9 @@ def test_the_page_can_be_followed(folders: None, tmp_path: Path, monkeypatch: py
                 monkeypatch.setattr(sys, "argv", ["train.py", *call])
                 main()
                 commands += 1
+        elif language == "csv":
+            table = tmp_path / ("questions.csv" if "answer" in block else "captions.csv")
+            assert table.read_text().startswith("\n".join(block.splitlines()[:3]))
         else:
             (tmp_path / "pairs.csv").write_text(block)
-    assert commands == 24
+    assert commands == 30
