@@ -9,12 +9,12 @@ SHOWN = 3
 """names of each kind that a message lists"""
 
 
-def are_names(value: Any) -> bool:
+def are_names(value: object) -> bool:
     """Whether a fact is a list of names."""
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(name, str) for name in value)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A fact as a checkpoint or a YAML file gives it back: tuples are lists."""
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items()}
@@ -58,6 +58,6 @@ def refuse_unknown(fact: str, ours: Sequence[str], theirs: Sequence[str]) -> Non
         )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(plain(value))
     return text if len(text) < 60 else f"{text[:56]} ..."

@@ -131,7 +131,7 @@ def opened(picture: Any) -> Image:
     return flattened(_from_numbers(picture))
 
 
-def _from_numbers(picture: Any) -> Image:
+def _from_numbers(picture: object) -> Image:
     """An array or a tensor, as :func:`opened` takes it, as an image of Pillow."""
     from PIL import Image
 
@@ -210,7 +210,7 @@ def resized(images: Tensor, size: Sequence[Any]) -> Tensor:
     return output
 
 
-def are_several(pictures: Any) -> bool:
+def are_several(pictures: object) -> bool:
     """Whether pictures are given rather than one: a list or tuple of them, or an array or tensor with four axes."""
     return isinstance(pictures, (list, tuple)) or getattr(pictures, "ndim", 0) == 4
 

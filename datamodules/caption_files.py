@@ -97,7 +97,7 @@ def read_karpathy(path: Path) -> dict[str, list[Photograph]]:
     return parts
 
 
-def _sentence(path: Path, what: str, sentence: Any) -> str:
+def _sentence(path: Path, what: str, sentence: object) -> str:
     """The words of a sentence of a Karpathy file: its tokens, or those of its text if it has none."""
     found = sentence if isinstance(sentence, dict) else {}
     tokens, raw = found.get("tokens"), found.get("raw")
@@ -167,7 +167,7 @@ class _Wordless:
             rank_zero_warn(f"{self.path}: left out {len(self.found)} captions without a word, first {self.found[0]}")
 
 
-def _records(path: Path, content: Any, key: str, page: str) -> list[dict[str, Any]]:
+def _records(path: Path, content: object, key: str, page: str) -> list[dict[str, Any]]:
     records = content.get(key) if isinstance(content, dict) else None
     if not isinstance(records, list):
         raise ValueError(f"{path}: expected a file as from {page}, with a list of records under {key!r}")
@@ -181,7 +181,7 @@ def _malformed(path: Path, what: str, expected: str) -> ValueError:
     return ValueError(f"{path}: {what}: expected {expected}")
 
 
-def _is_whole(value: Any) -> TypeGuard[int]:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -251,7 +251,7 @@ def read_vizwiz(path: Path, folder: str, numbers: PictureNumbers) -> list[RatedQ
     return questions
 
 
-def _texts(answers: Any) -> list[str] | None:
+def _texts(answers: object) -> list[str] | None:
     if not isinstance(answers, Iterable) or isinstance(answers, str):
         return None
     texts: list[Any] = [entry.get("answer") if isinstance(entry, dict) else None for entry in answers]

@@ -50,7 +50,7 @@ def own_facts(args: list[str], model: type, facts: Set[str], base: Path) -> list
     return [part for name, value in saved.items() for part in (f"--model.{name}", json.dumps(value))]
 
 
-def adopt(data: Any, saved: Mapping[str, Any], checkpoint: Path) -> list[str]:
+def adopt(data: object, saved: Mapping[str, Any], checkpoint: Path) -> list[str]:
     """Lets the data take over the facts in which they differ from a checkpoint's.
 
     Returns:
@@ -76,7 +76,7 @@ def adopt(data: Any, saved: Mapping[str, Any], checkpoint: Path) -> list[str]:
     return list(differing)
 
 
-def _differ(ours: Any, theirs: Any) -> bool:
+def _differ(ours: object, theirs: object) -> bool:
     return bool(plain(ours) != plain(theirs))
 
 
@@ -96,7 +96,7 @@ def other_arguments(data: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]
     return dict(_changed("data", before, data))
 
 
-def _changed(name: str, before: Any, after: Any) -> list[tuple[str, Any]]:
+def _changed(name: str, before: object, after: object) -> list[tuple[str, Any]]:
     if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
         return [(name, after)] if plain(before) != plain(after) else []
     if before.get("class_path") != after.get("class_path"):

@@ -93,7 +93,7 @@ class CLI(LightningCLI):
             parser_kwargs=options | dict.fromkeys(self._subcommands, of_subcommand),
         )
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
         self.config = parser.parse_args(self.command_line)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

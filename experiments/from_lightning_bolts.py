@@ -147,7 +147,7 @@ def _stem(said: Mapping[str, Any]) -> str:
     return STEMS[chosen]
 
 
-def _name(name: Any, argument: str) -> str:
+def _name(name: object, argument: str) -> str:
     one_of(RESNETS, **{argument: name})
     return str(name)
 

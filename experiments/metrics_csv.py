@@ -96,6 +96,6 @@ class MetricsCSV(Logger):
         write_whole(self.path, buffer.getvalue())
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Floats in the shortest form that is read back as the same number."""
     return repr(float(value)) if isinstance(value, float) else str(value)

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import traceback
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -143,5 +143,5 @@ def _relative(path: str) -> str:
     return os.path.relpath(path) if os.path.isabs(path) else path
 
 
-def _flat(message: Any) -> str:
+def _flat(message: object) -> str:
     return re.sub(r"\s*\n\s*", " ", str(message)).strip()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-def usable_precision(precision: Any, module: nn.Module, accelerator: str) -> Any:
+def usable_precision(precision: object, module: nn.Module, accelerator: str) -> Any:
     """The Trainer's ``precision``, or "32-true" with a line on stderr where ``module`` can't be trained in it here.
 
     PyTorch computes an LSTM on the CPU in one fused operation, which has no bfloat16 without AVX-512. It is tried: what

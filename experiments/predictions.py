@@ -29,7 +29,7 @@ from experiments.technique import ListsSamples, ReportsResults, mismatch
 PARTS = ("train", "val", "test")
 
 
-def parts_asked_for(asked: str | None, data: Any, are_others: bool) -> tuple[str, list[str]]:
+def parts_asked_for(asked: str | None, data: object, are_others: bool) -> tuple[str, list[str]]:
     """What is to be predicted in a word, and the parts of the data; none if the data say themselves what to take.
 
     Args:
@@ -79,8 +79,8 @@ class Predictions(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -121,7 +121,7 @@ class Predictions(Callback):
             file.write_bytes(made(value))
             yield f"{self.stem.name}/{file.name}"
 
-    def write(self, data: Any = None) -> list[Path]:
+    def write(self, data: object = None) -> list[Path]:
         """Writes what was collected; the files and the folder that there are now.
 
         Args:
@@ -152,7 +152,7 @@ class Predictions(Callback):
         return files
 
 
-def columns_of(outputs: Any) -> dict[str, Any]:
+def columns_of(outputs: object) -> dict[str, Any]:
     """What ``predict_step`` returned as columns, each with a value for each prediction.
 
     Raises:
@@ -193,7 +193,7 @@ def _drawing(sketch: Any) -> bytes:
     return text.encode()
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> Any:
     """A value as a cell of a table: numbers and texts as they are, lists as JSON."""
     if isinstance(value, Tensor):
         value = value.tolist()

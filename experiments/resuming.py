@@ -138,7 +138,7 @@ def refuse_contradictions(subcommand: str, config: Any, now: dict[str, Any], che
             )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return yaml.safe_load(yaml.safe_dump(value)) if not hasattr(value, "as_dict") else value.as_dict()
 
 

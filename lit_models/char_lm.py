@@ -334,7 +334,7 @@ class CharLM(LightningModule):
         return torch.cat(nats)[-len(text) :]
 
 
-def _text(given: Any, name: str) -> str:
+def _text(given: object, name: str) -> str:
     """Raises ValueError if it is none."""
     if not isinstance(given, str):
         raise ValueError(f"{name}={given!r:.60}: expected a text")

@@ -357,7 +357,7 @@ class SequenceAutoencoder(LightningModule):
     # ---- use -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, sequences: Any) -> Tensor:
+    def encode(self, sequences: object) -> Tensor:
         """Codes (B, code_dim) of sequences.
 
         Args:
@@ -372,7 +372,7 @@ class SequenceAutoencoder(LightningModule):
         with evaluating(self):
             return self.code_of(*self._batch(sequences))
 
-    def decode(self, code: Any) -> Any:
+    def decode(self, code: object) -> Any:
         """Codes (B, code_dim) → sequences, each up to its own end, at most ``longest``.
 
         Returns:
@@ -387,14 +387,14 @@ class SequenceAutoencoder(LightningModule):
         return self._sequences(batch, like.numpy() if isinstance(code, np.ndarray) else like)
 
     @torch.no_grad()
-    def reconstruct(self, sequences: Any) -> Any:
+    def reconstruct(self, sequences: object) -> Any:
         """The reconstruction of a sequence from its code, of the same kind and unit; a list if several are given."""
         with evaluating(self):
             made = self._sequences(self.decoded(self.encode(sequences)), sequences)
         return made[0] if self.elements.is_one(sequences) else made
 
     @torch.no_grad()
-    def interpolate(self, a: Any, b: Any, steps: int = 8) -> list[Any]:
+    def interpolate(self, a: object, b: object, steps: int = 8) -> list[Any]:
         """``steps`` sequences on the straight line from the code of ``a`` to that of ``b``, both ends included."""
         at_least(2, steps=steps)
         with evaluating(self):
@@ -412,7 +412,7 @@ class SequenceAutoencoder(LightningModule):
             raise ValueError(f"sequences={sequences!r}: expected a sequence, or a list of at least one")
         return self.elements.read(sequences, self.head.weight)
 
-    def _sequences(self, batch: SequenceBatch, like: Any) -> list[Any]:
+    def _sequences(self, batch: SequenceBatch, like: object) -> list[Any]:
         """The sequences of a batch in the form of ``like``, which a person gave; see the elements' ``write``."""
         rows = [values[:length] for values, length in zip(batch.values, batch.lengths.tolist(), strict=True)]
         return self.elements.write(rows, like)

@@ -370,7 +370,7 @@ class SketchRNN(LightningModule):
 
     @torch.no_grad()
     def _completed(
-        self, prefix: Any, n: int, temperature: float, generator: torch.Generator | None, max_points: int | None
+        self, prefix: object, n: int, temperature: float, generator: torch.Generator | None, max_points: int | None
     ) -> list[Sketch]:
         if not isinstance(prefix, Sketch):
             raise ValueError(f"a prefix of type {type(prefix).__name__}: expected a Sketch, the beginning of a drawing")
@@ -390,7 +390,7 @@ class SketchRNN(LightningModule):
         return self._drawn(z, rows, temperature, generator, max_points)
 
     @torch.no_grad()
-    def _code(self, sketches: Any, sample: bool, generator: torch.Generator | None) -> Tensor:
+    def _code(self, sketches: object, sample: bool, generator: torch.Generator | None) -> Tensor:
         self._needs_code("encode")
         strokes, lengths = self._strokes(sketches)
         with evaluating(self):

@@ -274,7 +274,7 @@ class TextVAE(LightningModule):
         return self._written(self._normal((n, self.latent_dim), generator), temperature, generator)
 
     def reconstruct(
-        self, lines: Any, temperature: float = 0.0, sample: bool = False, seed: int | None = None
+        self, lines: object, temperature: float = 0.0, sample: bool = False, seed: int | None = None
     ) -> str | list[str]:
         """The reconstruction of a line, or of each line in a list, from its code: the posterior's mean, or a draw."""
         generator = seeded(seed, self.device)
@@ -292,7 +292,7 @@ class TextVAE(LightningModule):
         return self._written(torch.lerp(first, last, t), temperature, generator)
 
     @torch.no_grad()
-    def _code(self, lines: Any, sample: bool, generator: torch.Generator | None) -> Tensor:
+    def _code(self, lines: object, sample: bool, generator: torch.Generator | None) -> Tensor:
         self._needs_code("encode")
         with evaluating(self):
             mean, log_var = self.posterior_of(*self._tokens(lines))

@@ -315,7 +315,7 @@ class VQA(LightningModule):
         return configure_optimizers(self, self.optimizer, self.scheduler)
 
     @torch.no_grad()
-    def answer(self, image: Any, question: str | Sequence[str], top: int = 3) -> Answers | list[Answers]:
+    def answer(self, image: object, question: str | Sequence[str], top: int = 3) -> Answers | list[Answers]:
         """The ``top`` answers to a question about an image, with their probabilities, likeliest first.
 
         Args:

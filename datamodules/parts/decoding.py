@@ -150,7 +150,7 @@ def _result(found: Future[Any]) -> Any:
         return error
 
 
-def _file(tree: Tree, what: Any, broken: Broken, suffix: str) -> Path:
+def _file(tree: Tree, what: object, broken: Broken, suffix: str) -> Path:
     from PIL import __version__ as decoder
 
     return cache_file((tree.files.state(), tree.names, what, broken, decoder, DECODING), suffix)

@@ -8,7 +8,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -166,7 +166,7 @@ class DrawingFiles:
         return found
 
 
-def _drawing_of(entry: Any) -> tuple[str, list[np.ndarray]]:
+def _drawing_of(entry: object) -> tuple[str, list[np.ndarray]]:
     """The word and the strokes of a line of an .ndjson file: each (2 or 3, n), of x, y and perhaps times."""
     if not isinstance(entry, dict) or not isinstance(strokes := entry.get("drawing"), list):
         raise ValueError("expected an object with a 'drawing', a list of strokes")

@@ -201,7 +201,7 @@ def unpickled_arrays(content: bytes) -> list[np.ndarray]:
     return [_numbers(item, f"sketch {i}") for i, item in enumerate(items)]
 
 
-def _numbers(item: Any, what: str) -> np.ndarray:
+def _numbers(item: object, what: str) -> np.ndarray:
     """A sketch from what stands for it in a pickle: an array, or a list of its points."""
     if isinstance(item, _Array) and item.numbers is not None:
         return item.numbers

@@ -18,25 +18,25 @@ class FirstBatch(Callback):
         Mistake: the batch is of another type. A step without an annotation, or with Any, takes whatever comes.
     """
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         self._check(trainer, pl_module, "training_step", batch)
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._check(trainer, pl_module, "validation_step", batch)
 
     def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._check(trainer, pl_module, "test_step", batch)
 
     def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._check(trainer, pl_module, "predict_step", batch)
 
-    def _check(self, trainer: Trainer, pl_module: LightningModule, step: str, batch: Any) -> None:
+    def _check(self, trainer: Trainer, pl_module: LightningModule, step: str, batch: object) -> None:
         if (wanted := batch_type(getattr(type(pl_module), step))) and not is_a(batch, wanted):
             data = type(datamodule_of(trainer)).__name__
             raise Mistake(
@@ -58,7 +58,7 @@ def batch_type(step: Any) -> list[str]:
     return [] if "Any" in names or "object" in names else names
 
 
-def is_a(batch: Any, names: list[str]) -> bool:
+def is_a(batch: object, names: list[str]) -> bool:
     """Whether one of the types of ``batch`` has one of these names.
 
     By name, since a batch type that only annotates is often imported for type checkers alone.

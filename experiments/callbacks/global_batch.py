@@ -109,7 +109,7 @@ def batch_size_of(trainer: Trainer) -> dict[str, int]:
 def scaled(optimizer: Callable[..., Optimizer], factor: float) -> Callable[..., Optimizer]:
     """A callable that creates the same optimizer with ``factor`` times the learning rate in each of its groups."""
 
-    def make(params: Any) -> Optimizer:
+    def make(params: object) -> Optimizer:
         made = optimizer(params)
         for group in made.param_groups:
             group["lr"] = group["lr"] * factor

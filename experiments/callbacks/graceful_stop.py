@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -70,7 +69,7 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
         for number in self._watched:
             signal.signal(number, self._receive)
 
-    def _receive(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: object) -> None:
         if number == signal.SIGINT and (self.received == number or not self._started):
             raise KeyboardInterrupt
         self.received = number
@@ -90,7 +89,7 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
         self._install()
 
     def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         # Each rank for itself: they may have different numbers of batches, and there is nothing to save together.
         if self.received:
@@ -111,7 +110,7 @@ class GracefulStop(Checkpoint):  # a Checkpoint, so that it comes after every ot
         return int(received)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if not before_validation(trainer) and (number := self._received_anywhere(trainer)):
             raise Stopped(number, self.recovery.save(trainer))

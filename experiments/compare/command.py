@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 from common.checks import nearest
 from experiments.arguments import ArgumentParser, Mistake
@@ -72,7 +71,7 @@ def with_columns(runs: list[Run], names: list[str], columns: list[str]) -> list[
     return list(dict.fromkeys([*names[:first], *columns, *names[first:]]))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

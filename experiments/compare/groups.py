@@ -24,7 +24,7 @@ def short(key: str) -> str:
     return key.replace(".init_args", "")
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     """A configuration's value in a table; None is a dash."""
     return value if isinstance(value, str) else "–" if value is None else json.dumps(value, default=str)
 

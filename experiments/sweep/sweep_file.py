@@ -101,7 +101,7 @@ def _load(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _check(where: str, spec: Any) -> None:
+def _check(where: str, spec: object) -> None:
     if isinstance(spec, dict) and "parameters" in spec:
         raise Mistake(f"{where}: nested parameters; expected names with dots, such as model.fusion")
     if not isinstance(spec, dict) or not ({"value", "values"} & set(spec) or {"min", "max"} <= set(spec)):

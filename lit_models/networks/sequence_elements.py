@@ -103,7 +103,7 @@ class Symbols:
         exact = (right == lengths) & (own_lengths == lengths)
         return torch.where(lengths > 0, right / lengths.clamp_min(1), 1), exact.float()
 
-    def is_one(self, given: Any) -> bool:
+    def is_one(self, given: object) -> bool:
         """Whether a person gave one sequence, and not several."""
         return isinstance(given, str)
 
@@ -118,7 +118,7 @@ class Symbols:
                 raise ValueError(f"a sequence of {kind_of(each)}: expected text")
         return padded([encode_chars(each, self.vocab) for each in sequences], like.device)
 
-    def write(self, rows: Sequence[Tensor], like: Any) -> list[Any]:
+    def write(self, rows: Sequence[Tensor], like: object) -> list[Any]:
         """Sequences, one tensor each, in the form in which a person gives them."""
         return [decode_chars(row.tolist(), self.vocab) for row in rows]
 
@@ -179,7 +179,7 @@ class Points:
         error = squared_error(written, targets, lengths)
         return {"mse": (error, 1.0), "length_accuracy": ((own_lengths == lengths).to(error.dtype), 1.0)}
 
-    def is_one(self, given: Any) -> bool:
+    def is_one(self, given: object) -> bool:
         """Whether a person gave one sequence: (N, D), or (N,) where D is 1; (B, N) with D = 1 are B sequences."""
         if not isinstance(given, (Tensor, np.ndarray)):
             return isinstance(given, Sketch)
@@ -193,7 +193,7 @@ class Points:
         values, lengths = padded([self._vectors(each) for each in sequences], like.device)
         return values.to(like), lengths
 
-    def _vectors(self, given: Any) -> Tensor:
+    def _vectors(self, given: object) -> Tensor:
         """(N, D) in the network's units."""
         numbers = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind in "iuf" else given
         if isinstance(numbers, Tensor) and numbers.dim() == self.dim == 1:
@@ -242,7 +242,7 @@ class Points:
         return Sketch(torch.cat([offsets, (points[:, 2:] > 0.5).float()], 1))
 
 
-def kind_of(sequence: Any) -> str:
+def kind_of(sequence: object) -> str:
     """What a person gave, for messages."""
     if isinstance(sequence, np.ndarray) and sequence.dtype.kind not in "iuf":
         return f"{sequence.dtype} of shape {sequence.shape}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from common.checks import at_least
 
 
-def as_codes(z: Any, size: int, like: Tensor) -> Tensor:
+def as_codes(z: object, size: int, like: Tensor) -> Tensor:
     """Codes (B, size), given as a tensor or an array of numbers, with the device and the precision of a weight.
 
     Raises:
