@@ -157,7 +157,8 @@ class Task:
         _, height, width = self.restored_shape(degraded.shape[1:])
         if (height, width) == tuple(degraded.shape[2:]):
             return degraded
-        return F.interpolate(degraded, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+        # With antialias the kernel is that of MATLAB and Pillow (a = −½), by which papers report; without, a = −¾.
+        return F.interpolate(degraded, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 class Denoise(Task):

@@ -220,6 +220,13 @@ def test_the_protocol_of_super_resolution() -> None:
     assert not Denoise.luma
 
 
+def test_what_is_trivial_is_bicubic_as_in_the_papers() -> None:
+    small = torch.rand(1, 1, 12, 9, generator=torch.Generator().manual_seed(0))
+    theirs = Image.fromarray(small[0, 0].numpy()).resize((36, 48), Image.Resampling.BICUBIC)
+    found = SuperResolve(4).trivial(small, torch.ones(1, 1, 1, 1))
+    assert torch.allclose(found[0, 0, :, :36], torch.from_numpy(np.array(theirs)).clamp(0, 1), atol=1e-6)
+
+
 @pytest.mark.skipif(not (DATA / "restoration").is_dir(), reason="needs the papers' images")
 def test_the_papers_noisy_and_bicubic_figures() -> None:
     data = Restoration(str(DATA / "restoration" / "F16_GT.png"), Denoise(25))
