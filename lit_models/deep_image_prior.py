@@ -82,7 +82,8 @@ class DeepImagePrior(LightningModule):
         image_shape: (C, H, W) of a restored image.
         num_images: N.
         copies: K. Network n · K + k is the k-th of image n.
-        down, up, skip, kernel_down, kernel_up, upsample: of :class:`~lit_models.networks.skip_network.SkipNetwork`.
+        down, up, skip, kernel_down, kernel_up, upsample, pointwise_up: of
+            :class:`~lit_models.networks.skip_network.SkipNetwork`.
         input: z: ``noise``, or a ``meshgrid`` of the pixel coordinates.
         input_channels: of the noise.
         input_noise: deviation of the noise added to z in each iteration.
@@ -115,6 +116,7 @@ class DeepImagePrior(LightningModule):
         kernel_down: int = 3,
         kernel_up: int = 3,
         upsample: Upsample = "bilinear",
+        pointwise_up: bool = True,
         input: Input = "noise",
         input_channels: int = 32,
         input_noise: float = 1 / 30,
@@ -140,7 +142,7 @@ class DeepImagePrior(LightningModule):
 
         channels, *size = self.image_shape
         z_channels = 2 if input == "meshgrid" else input_channels
-        levels = (down, up, skip, kernel_down, kernel_up, upsample)
+        levels = (down, up, skip, kernel_down, kernel_up, upsample, pointwise_up)
         self.network = SkipNetwork(self.num_networks, z_channels, channels, *levels)
         if min(size) < (least := self.network.least_side()):
             raise ValueError(

@@ -34,6 +34,7 @@ class SkipNetwork(nn.Module):
         down, up, skip: channels of each level, starting with the finest; a skip of 0 means none.
         kernel_down, kernel_up: sides of the kernels.
         upsample: ``bilinear`` or ``nearest``.
+        pointwise_up: whether each level ends in the 1×1 convolution (``need1x1_up`` of the authors' code).
 
     Raises:
         ValueError: the levels do not match; an argument is out of range.
@@ -50,6 +51,7 @@ class SkipNetwork(nn.Module):
         kernel_down: int = 3,
         kernel_up: int = 3,
         upsample: Upsample = "bilinear",
+        pointwise_up: bool = True,
     ) -> None:
         super().__init__()
         if not down or not len(down) == len(up) == len(skip):
@@ -70,7 +72,8 @@ class SkipNetwork(nn.Module):
         widths = [in_channels, *down]
         below = [*up[1:], down[-1]]  # channels that each level gets from the one below it
         self.levels = nn.ModuleList(
-            Level(n, widths[i], down[i], below[i], skip[i], up[i], kernel_down, kernel_up) for i in range(len(down))
+            Level(n, widths[i], down[i], below[i], skip[i], up[i], kernel_down, kernel_up, pointwise_up)
+            for i in range(len(down))
         )
         self.output = Conv(n, up[0], out_channels, 1)
         self.upsample = upsample
@@ -107,11 +110,14 @@ class SkipNetwork(nn.Module):
 class Level(nn.Module):
     """The layers of one level of :class:`SkipNetwork`."""
 
-    def __init__(self, n: int, above: int, down: int, below: int, skip: int, up: int, k_down: int, k_up: int) -> None:
+    def __init__(
+        self, n: int, above: int, down: int, below: int, skip: int, up: int, k_down: int, k_up: int, pointwise: bool
+    ) -> None:
         super().__init__()
         self.down = nn.Sequential(*block(n, above, down, k_down, stride=2), *block(n, down, down, k_down))
         self.skip = nn.Sequential(*block(n, above, skip, 1)) if skip else None
-        self.up = nn.Sequential(Norm(n, skip + below), *block(n, skip + below, up, k_up), *block(n, up, up, 1))
+        last = block(n, up, up, 1) if pointwise else []
+        self.up = nn.Sequential(Norm(n, skip + below), *block(n, skip + below, up, k_up), *last)
 
 
 def block(n: int, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> list[nn.Module]:

@@ -81,6 +81,14 @@ def full(n: int = 1, **options: Any) -> SkipNetwork:
 
 def test_the_papers_network_has_its_number_of_parameters() -> None:
     assert sum(p.numel() for p in full().parameters()) == 2_217_831
+    of_library = full(
+        in_channels=1,
+        **dict.fromkeys(("down", "up"), (16, 32, 64, 128, 128, 128)),
+        skip=(0,) * 6,
+        kernel_down=5,
+        pointwise_up=False,
+    )
+    assert sum(p.numel() for p in of_library.parameters()) == 2_996_467
 
 
 def test_the_papers_network_layer_by_layer() -> None:
@@ -864,7 +872,8 @@ RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
         3000,
         {
             **{"down": [16, 32, 64, 128, 128, 128], "up": [16, 32, 64, 128, 128, 128], "skip": [0] * 6},
-            **{"kernel_down": 5, "upsample": "nearest", "input_channels": 1, "input_noise": 0.0},
+            **{"kernel_down": 5, "upsample": "nearest", "pointwise_up": False},
+            **{"input_channels": 1, "input_noise": 0.0},
         },
     ),
 }
