@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.floor import against_floor, command_line, device, now, training_seconds
 from benchmarks.harness import Times, interleaved, options, ratios, report, verdict
 from experiments.run_folder import REPOSITORY
-from lit_models.scores.windowed_variance import WindowedVariance
+from lit_models.scores.moving_variance import MovingVariance
 
 CONFIGS = REPOSITORY / "configs" / "deep_image_prior"
 NARROW = ["-c", str(CONFIGS / "denoise.yaml")]
@@ -71,13 +71,13 @@ def iterations(config: list[str], steps: int, epochs: int, repeats: int) -> Time
 def stop_against_an_iteration(size: int, repeats: int) -> Times:
     """One update of the stop, as the mean of :data:`UPDATES`, and one iteration by hand, at ``size`` × ``size``."""
     shape = [3, size, size]
-    stop = WindowedVariance(1, shape).to(device())
+    stop = MovingVariance(1, shape).to(device())
     outputs = torch.rand(2, 1, *shape, device=device())
 
     def updates() -> float:
         start = now()
         for step in range(UPDATES):
-            stop.update(step, outputs[step % 2], outputs[0])
+            stop.update(step, outputs[step % 2])
         return (now() - start) / UPDATES
 
     hand = loop_by_hand([*PAPER, "--data.size", str(size)], steps=1, epochs=1)

@@ -12,8 +12,8 @@ fixed random input z, and the search is over the network's weights:
 
 Natural content is easier to encode than noise, which has to be memorized, so the network learns the undamaged part
 first. If fitted for too long it also learns the damage, so it is stopped before that. The stop is found without a
-ground truth, from the variance of the last outputs (Wang et al. 2021:
-:class:`~lit_models.scores.windowed_variance.WindowedVariance`).
+ground truth, from the variance of the last outputs (after Wang et al. 2021:
+:class:`~lit_models.scores.moving_variance.MovingVariance`).
 
 The total variation is the prior to beat: its solution under the same operator is computed in the same run.
 """
@@ -32,7 +32,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from common.checks import at_least, more_than, one_of, within
+from common.checks import at_least, more_than, one_of
 from common.distributed import gather_rows, rows_of_this_rank, world_size
 from common.randomness import keyed_generator, normal_of_samples
 from common.trainer import datamodule_of
@@ -41,7 +41,7 @@ from lit_models.networks.skip_network import SkipNetwork, Upsample
 from lit_models.parts.optim import configure_optimizers
 from lit_models.parts.precision import full_precision
 from lit_models.parts.total_variation import total_variation, tv_restore_noisy
-from lit_models.scores.windowed_variance import WindowedVariance
+from lit_models.scores.moving_variance import MovingVariance, from_windowed
 
 if TYPE_CHECKING:
     from datamodules.restoration import Restoration, RestorationBatch
@@ -87,8 +87,9 @@ class DeepImagePrior(LightningModule):
         input: z: ``noise``, or a ``meshgrid`` of the pixel coordinates.
         input_channels: of the noise.
         input_noise: deviation of the noise added to z in each iteration.
-        averaging: weight of the past in the running average of outputs; 0 means the newest output.
-        window, patience: of the stop; ``patience: null`` continues to the Trainer's end.
+        averaging: weight of the past in the running average of outputs, and in their variance; 0 means the newest
+            output.
+        patience: of the stop; ``null`` continues to the Trainer's end.
         backtrack_db: if the fit has become worse by this much since the last epoch, the weights and the optimizer are
             reset to that epoch's; ``null`` never resets them.
         tv_weight: weight of the output's total variation, in addition to the network prior.
@@ -98,11 +99,10 @@ class DeepImagePrior(LightningModule):
         ValueError: an argument is out of range; an image is too small for the number of levels; accumulated gradients.
     """
 
-    not_transferred: ClassVar = ("average", "frames")
+    not_transferred: ClassVar = ("frames",)
     """buffers that a run which starts from another's weights leaves out; the stop says the same of all of its own"""
 
     z: Tensor
-    average: Tensor
     frames: Tensor
 
     def __init__(
@@ -121,7 +121,6 @@ class DeepImagePrior(LightningModule):
         input_channels: int = 32,
         input_noise: float = 1 / 30,
         averaging: float = 0.99,
-        window: int = 100,
         patience: int | None = 1000,
         backtrack_db: float | None = 5.0,
         tv_weight: float = 0.0,
@@ -131,12 +130,11 @@ class DeepImagePrior(LightningModule):
         one_of(Input, input=input)
         at_least(1, num_images=num_images, copies=copies, input_channels=input_channels)
         at_least(0, input_noise=input_noise, tv_weight=tv_weight)
-        within("[0, 1)", averaging=averaging)
         more_than(0, "or null to never go back", backtrack_db=backtrack_db)
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self.image_shape, self.num_images, self.copies = list(image_shape), num_images, copies
         self.num_networks = num_images * copies
-        self.input_noise, self.averaging, self.tv_weight = input_noise, averaging, tv_weight
+        self.input_noise, self.tv_weight = input_noise, tv_weight
         self.backtrack_db, self.optimizer = backtrack_db, optimizer
         self.seed = torch.initial_seed()  # of seed_everything
 
@@ -155,9 +153,8 @@ class DeepImagePrior(LightningModule):
             else random_input(self.num_networks, z_channels, size, self.seed)
         )
         self.register_buffer("z", made)
-        self.register_buffer("average", torch.zeros(self.num_networks, *self.image_shape))
         self.register_buffer("frames", torch.zeros(len(FRAMES), *self.image_shape))  # of the first image
-        self.stop = WindowedVariance(self.num_networks, self.image_shape, window, patience)
+        self.stop = MovingVariance(self.num_networks, self.image_shape, averaging, patience)
         # They are the same on every rank, so DDP need not send them in each step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
@@ -211,8 +208,7 @@ class DeepImagePrior(LightningModule):
     def _observe(self, step: int, output: Tensor, fit: Tensor, batch: RestorationBatch) -> None:
         """Adds an output to the average and the stop. Every rank holds those of all images."""
         outputs = gather_rows(output)
-        self.average.lerp_(outputs, 1 - self.averaging if step else 1.0)
-        self.stop.update(step, outputs, self.average)
+        self.stop.update(step, outputs)
         own = [fit, self.scored(output, batch), self.scored(rows_of_this_rank(self.average), batch)]
         fit, raw, average = gather_rows(torch.stack(own, 1)).unbind(1)
         self._trace.append(torch.stack([fit, self.stop.variance, raw, average], 1))
@@ -225,6 +221,11 @@ class DeepImagePrior(LightningModule):
             return images.new_full((len(images),), torch.nan)
         return psnr(images, batch.truth, self.data.task.luma, self.data.task.border)
 
+    @property
+    def average(self) -> Tensor:
+        """(N · K, C, H, W): the running average of each network's outputs."""
+        return self.stop.mean
+
     # ---- taking a step back ----------------------------------------------------------------------------------------
 
     def _state(self) -> list[Tensor]:
@@ -232,7 +233,7 @@ class DeepImagePrior(LightningModule):
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         own = list(self.network.parameters())
         moments = [value for p in own for value in optimizer.state.get(p, {}).values() if isinstance(value, Tensor)]
-        return [*(p.detach() for p in own), *moments, self.average]
+        return [*(p.detach() for p in own), *moments, self.stop.mean, self.stop.spread]
 
     @torch.no_grad()
     def _went_back(self, fit: Tensor) -> bool:
@@ -287,7 +288,7 @@ class DeepImagePrior(LightningModule):
         return torch.stack([row.to(self.device) for row in self._trace])
 
     def _evaluate(self, batch: RestorationBatch, stage: str) -> None:
-        images = {"": self.stop.kept, "_average": self.average, "_raw": self.stop.newest()}
+        images = {"": self.stop.kept, "_average": self.average, "_raw": self.stop.newest}
         if self.copies > 1:
             images["_mean_of_copies"] = self.restored.repeat_interleave(self.copies, 0)
         images = {name: rows_of_this_rank(all_of_them) for name, all_of_them in images.items()}
@@ -341,6 +342,7 @@ class DeepImagePrior(LightningModule):
         checkpoint["restoration"] = {"trace": self.trace.cpu(), "good": self._good, "names": names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from_windowed(checkpoint["state_dict"])
         saved = checkpoint["restoration"]
         self._trace, self._good, self._names = list(saved["trace"]), saved["good"], saved.get("names", [])
 

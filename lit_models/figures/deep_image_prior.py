@@ -84,7 +84,7 @@ def _detailed(image: Tensor, part: float = 0.3) -> tuple[float, float, float, fl
 
 
 def iterations_figure(trace: Tensor, kept_step: int) -> Figure:
-    """PSNR and windowed variance over iterations (T, 4), with the stop that the variance chose."""
+    """PSNR and variance over iterations (T, 4), with the stop that the variance chose."""
     misfit, variance, raw, average = trace.unbind(1)
     has_truth = bool(raw.isfinite().any())
     figure, axes = panels(7, 5.6 if has_truth else 3, rows=1 + has_truth, gaps=(0, 0.15), sharex=True)

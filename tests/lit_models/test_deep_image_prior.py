@@ -34,7 +34,7 @@ from lit_models.deep_image_prior import (
 from lit_models.figures.deep_image_prior import illustrate, learning_curves, restored_page
 from lit_models.networks.skip_network import Conv, Norm, SkipNetwork
 from lit_models.parts.total_variation import divergence, gradient, total_variation, tv_restore, tv_restore_noisy
-from lit_models.scores.windowed_variance import WindowedVariance
+from lit_models.scores.moving_variance import SIGNIFICANT, MovingVariance
 from tests.conftest import DATA, QUIET, REPOSITORY
 
 SMALL: dict[str, Any] = {"down": (8, 8), "up": (8, 8), "skip": (2, 2), "input_channels": 4}
@@ -211,7 +211,7 @@ def test_inputs() -> None:
         ({"tv_weight": -1}, "tv_weight=-1"),
         ({"averaging": 1.0}, r"averaging=1\.0"),
         ({"backtrack_db": 0}, "backtrack_db=0"),
-        ({"window": 1}, "window=1"),
+        ({"averaging": 0.0}, "averaging=0: expected more, or patience null"),
         ({"patience": 0}, "patience=0"),
         ({"skip": (4,)}, r"skip=\[4\]: expected the same number of levels in each"),
         ({"down": (8, 0)}, r"down=\[8, 0\], .*: expected at least 1 channel in down and up"),
@@ -233,32 +233,42 @@ def test_accumulated_gradients_are_refused() -> None:
 # ---- the stop ------------------------------------------------------------------------------------------------------
 
 
-def run_stop(outputs: Tensor, window: int, patience: int | None) -> tuple[WindowedVariance, list[Tensor]]:
-    stop = WindowedVariance(outputs.shape[1], list(outputs.shape[2:]), window, patience)
+def run_stop(outputs: Tensor, memory: float, patience: int | None) -> tuple[MovingVariance, list[Tensor]]:
+    stop = MovingVariance(outputs.shape[1], list(outputs.shape[2:]), memory, patience)
     seen = []
     for step, output in enumerate(outputs):
-        stop.update(step, output, torch.full_like(output, step + 1.0))  # the average tells which step it is of
+        stop.update(step, output)
         seen.append(stop.variance.clone())
     return stop, seen
 
 
-def test_the_windowed_variance_is_that_of_the_last_outputs() -> None:
+def weighted(outputs: Tensor, memory: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of outputs (T, N, C, H, W) under weights that fade, from all of them at once, in double."""
+    outputs = outputs.double()
+    weights = memory ** torch.arange(len(outputs) - 1, -1, -1, dtype=torch.double)
+    weights = (weights / weights.sum()).view(-1, 1, 1, 1, 1)
+    mean = (weights * outputs).sum(0)
+    return mean, (weights * (outputs - mean).square()).sum(0).flatten(1).mean(1)
+
+
+def test_mean_and_variance_are_those_of_all_outputs_under_fading_weights() -> None:
     outputs = noise(60, 2, 3, 4, 5) * torch.linspace(0.2, 1, 60).view(-1, 1, 1, 1, 1)
-    _, seen = run_stop(outputs, 7, None)
+    stop, seen = run_stop(outputs, 0.8, None)
     for step in range(60):
-        if step < 6:
+        if step + 1 < 5:
             assert seen[step].isinf().all()
         else:
-            direct = outputs[step - 6 : step + 1].var(0, correction=0).flatten(1).mean(1)
-            assert torch.allclose(seen[step], direct, rtol=1e-4)
+            assert torch.allclose(seen[step].double(), weighted(outputs[: step + 1], 0.8)[1], rtol=1e-4)
+    assert torch.allclose(stop.mean.double(), weighted(outputs, 0.8)[0], atol=1e-6)
+    first, _ = run_stop(outputs[:1], 0.8, None)
+    assert torch.equal(first.mean, outputs[0]), "nothing is before the first output"
 
 
-@pytest.mark.slow
-def test_no_error_grows_over_thousands_of_steps() -> None:
-    base = noise(1, 1, 3, 16, 16)
-    outputs = base + 1e-2 * torch.randn(3000, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    _, seen = run_stop(outputs, 10, None)
-    assert float(seen[-1]) == pytest.approx(float(outputs[-10:].var(0, correction=0).mean()), rel=1e-2)
+def test_small_variances_around_a_bright_image_keep_their_digits() -> None:
+    draws = torch.randn(3000, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    outputs = 0.9 + 1e-5 * draws
+    _, seen = run_stop(outputs, 0.99, None)
+    assert float(seen[-1]) == pytest.approx(float(weighted(outputs, 0.99)[1]), rel=1e-2)
 
 
 def valley(lowest: int, length: int, seed: int = 0) -> Tensor:
@@ -268,50 +278,76 @@ def valley(lowest: int, length: int, seed: int = 0) -> Tensor:
     return 0.5 + 0.1 * scale.view(-1, 1, 1, 1, 1) * draws
 
 
-def test_what_is_kept_is_the_average_at_the_lowest_variance() -> None:
-    window = 5
+def test_what_is_kept_is_the_mean_at_the_lowest_variance() -> None:
     outputs = valley(40, 100)
-    stop, seen = run_stop(outputs, window, patience=20)
-    lowest = int(torch.stack(seen)[:, 0].argmin()) + 1
-    assert abs(lowest - 42) <= 3
-    assert int(stop.kept_step) == lowest
-    assert (stop.kept == lowest).all(), "that step's average, not the last one's"
-    assert float(stop.lowest) == float(min(seen))
+    stop, seen = run_stop(outputs, 0.8, patience=20)
+    lowest = int(stop.kept_step)
+    variances = torch.stack(seen)[:, 0]
+    assert 38 <= lowest <= 48
+    assert (1 - SIGNIFICANT) * variances[lowest - 1] <= variances.min() <= variances[lowest - 1]
+    expected, variance = weighted(outputs[:lowest], 0.8)
+    assert torch.allclose(stop.kept.double(), expected, atol=1e-6), "that step's mean, not the last one's"
+    assert float(stop.lowest) == pytest.approx(float(variance), rel=1e-4)
+
+
+def test_a_variance_that_hardly_falls_does_not_move_the_stop() -> None:
+    draws = torch.randn(400, 1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    falling = torch.linspace(0.1, 0.097, 400).view(-1, 1, 1, 1, 1)
+    stop, seen = run_stop(0.5 + falling * draws, 0.9, patience=350)
+    assert int(torch.stack(seen)[:, 0].argmin()) > 100
+    assert int(stop.kept_step) < 50
 
 
 def test_the_patience_counts_steps_and_what_comes_after_is_not_looked_at() -> None:
     outputs = torch.cat([valley(40, 80), 0.5 + torch.zeros(40, 1, 1, 8, 8)])  # a still lower variance at the end
-    stop, _ = run_stop(outputs[:62], 5, patience=20)
-    assert bool(stop.stopped()) == (62 - int(stop.kept_step) >= 20)
-    stop, _ = run_stop(outputs, 5, patience=20)
+    stop, _ = run_stop(outputs[:66], 0.8, patience=20)
+    assert bool(stop.stopped()) == (66 - int(stop.kept_step) >= 20)
+    stop, _ = run_stop(outputs, 0.8, patience=20)
     assert bool(stop.stopped())
     assert int(stop.kept_step) < 50
-    patient, _ = run_stop(outputs, 5, patience=60)
+    patient, _ = run_stop(outputs, 0.8, patience=60)
     assert int(patient.kept_step) > 80
 
 
 def test_images_stop_on_their_own() -> None:
     early, late = valley(20, 120, seed=1), valley(90, 120, seed=2)
-    stop, _ = run_stop(torch.cat([early, late], 1), 5, patience=15)
-    assert int(stop.kept_step[0]) < 30
+    stop, _ = run_stop(torch.cat([early, late], 1), 0.8, patience=15)
+    assert int(stop.kept_step[0]) < 35
     assert stop.stopped()[0]
-    alone, _ = run_stop(late, 5, patience=15)
+    alone, _ = run_stop(late, 0.8, patience=15)
     assert stop.kept_step[1] == alone.kept_step[0]
 
 
-def test_without_patience_or_a_full_window_the_newest_average_is_kept() -> None:
+def test_without_patience_or_enough_outputs_the_newest_mean_is_kept() -> None:
     outputs = valley(10, 30)
-    stop, _ = run_stop(outputs, 5, None)
-    assert (stop.kept == 30).all()
+    stop, _ = run_stop(outputs, 0.8, None)
+    assert torch.equal(stop.kept, stop.mean)
+    assert int(stop.kept_step) == 30
     assert not stop.stopped().any()
-    short, _ = run_stop(outputs[:4], 5, 20)
-    assert (short.kept == 4).all()
-    assert torch.equal(short.newest(), outputs[3])
+    short, _ = run_stop(outputs[:4], 0.8, 20)
+    assert torch.equal(short.kept, short.mean)
+    assert torch.equal(short.newest, outputs[3])
+
+
+def test_a_checkpoint_of_the_windowed_variance_keeps_its_picture() -> None:
+    data = Restoration(noise(1, 3, 16, 16), Denoise(25.0), iterations_per_epoch=2)
+    model = make(data)
+    train(model, data)
+    state = model.state_dict()
+    ring = torch.rand(4, *state["stop.kept"].shape)
+    old = {name: value for name, value in state.items() if name not in ("stop.mean", "stop.newest", "stop.spread")}
+    old |= {"stop.ring": ring, "stop.norms": ring[:, :, 0, 0, 0], "stop.total": ring[0], "average": state["stop.mean"]}
+    checkpoint = {"state_dict": old, "restoration": {"trace": model.trace, "good": {}}}
+    other = make(data, seed=1)
+    other.on_load_checkpoint(checkpoint)
+    other.load_state_dict(checkpoint["state_dict"])
+    assert torch.equal(other.restored, model.restored)
+    assert torch.equal(other.stop.newest, ring[(int(state["stop.steps"]) - 1) % 4])
 
 
 def test_the_stop_really_stops_training() -> None:
     data = Restoration("china", size=16, iterations_per_epoch=10)
-    model = make(data, window=3, patience=5)
+    model = make(data, averaging=0.6, patience=5)
     trainer = train(model, data, epochs=40)
     steps, kept = int(model.stop.steps), int(model.stop.kept_step)
     assert trainer.global_step == steps < 400
@@ -322,13 +358,13 @@ def test_the_stop_really_stops_training() -> None:
 
 def test_the_stop_is_the_one_of_an_algorithm_that_looks_at_every_step() -> None:
     data = Restoration("china", size=16, iterations_per_epoch=10)
-    model = make(data, window=3, patience=5)
+    model = make(data, averaging=0.6, patience=5)
     train(model, data, epochs=40)
     lowest, at = math.inf, 0
     for step, variance in enumerate(model.trace[:, 0, TRACE.index("variance")].tolist(), 1):
         if math.isinf(variance):
             at = step
-        elif variance < lowest:
+        elif variance < (1 - SIGNIFICANT) * lowest:
             lowest, at = variance, step
         elif step - at >= 5:
             break
@@ -472,17 +508,6 @@ def test_the_misfit_counts_what_is_known() -> None:
     assert torch.allclose(misfit(a, b, mask), (a - b)[:, :, :2].square().mean((1, 2, 3)) / 2)
 
 
-def test_the_average_is_exponential_from_the_first_output_on() -> None:
-    data = Restoration("china", size=16, iterations_per_epoch=6)
-    model = make(data, averaging=0.9, window=6)
-    train(model, data)
-    outputs = model.stop.ring[:, 0]
-    expected = outputs[0]
-    for output in outputs[1:]:
-        expected = 0.9 * expected + 0.1 * output
-    assert torch.allclose(model.average[0], expected, atol=1e-6)
-
-
 def test_the_inputs_noise_is_a_function_of_seed_and_iteration() -> None:
     data = Restoration("china", size=16)
     model, other = make(data), make(data, seed=1)
@@ -586,7 +611,7 @@ def test_mixed_precision_rounds_the_network_alone(task: Any) -> None:
 
     (exact, _), (mixed, model) = scores("32-true"), scores("bf16-mixed")
     assert model.restored.dtype == torch.float
-    newest = model.stop.newest()
+    newest = model.stop.newest
     assert (newest.bfloat16() != newest).float().mean() > 0.9, "of bfloat16 there are 256 values between ½ and 1"
     for name in ("psnr_trivial_db", "psnr_tv_db", "ssim_trivial", "ssim_tv"):
         assert mixed[f"val/{name}"] == exact[f"val/{name}"]
@@ -631,7 +656,8 @@ def test_a_fit_that_went_astray_goes_back_to_weights_and_optimizer() -> None:
     fit = torch.tensor([0.01, 0.02])
     assert not model._went_back(fit)
     before = [tensor.clone() for tensor in model._state()]
-    assert len(before) == 4 * len(list(model.network.parameters())) + 1, "weights, Adam's two moments and its count"
+    parts = 4 * len(list(model.network.parameters()))
+    assert len(before) == parts + 2, "weights, Adam's two moments and its count, and the average's two"
     with torch.no_grad():
         for tensor in model._state():
             tensor.add_(1)
@@ -686,7 +712,7 @@ def test_training_survives_weights_that_explode() -> None:
 
 def test_what_validation_reports() -> None:
     data = Restoration("china", size=32, iterations_per_epoch=20)
-    model = make(data, window=4, patience=8)
+    model = make(data, averaging=0.7, patience=8)
     trainer = train(model, data, epochs=2)
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
     truth, images = data.source.truth, model.restored
@@ -696,7 +722,7 @@ def test_what_validation_reports() -> None:
     assert found["val/psnr_peak_db"] == float(model.trace[:, 0, TRACE.index("psnr_average_db")].max())
     assert found["val/psnr_peak_db"] >= found["val/psnr_average_db"]
     assert found["val/psnr_tv_db"] > found["val/psnr_trivial_db"]
-    similar = {"": images, "_average": model.average, "_raw": model.stop.newest(), "_trivial": data.source.degraded}
+    similar = {"": images, "_average": model.average, "_raw": model.stop.newest, "_trivial": data.source.degraded}
     for name, image in similar.items():
         expected = structural_similarity_index_measure(image, truth, data_range=1.0)
         assert found[f"val/ssim{name}"] == pytest.approx(float(expected), abs=1e-4)
@@ -726,7 +752,7 @@ def test_figures_of_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_models.figures.deep_image_prior.restored_page", watched)
     for task in (Denoise(25), SuperResolve(2), Inpaint(missing=0.5)):
         data = Restoration("grace_hopper", task, size=32, iterations_per_epoch=12)
-        model = make(data, window=3)
+        model = make(data, averaging=0.6)
         train(model, data)
         made = illustrate(model, next(iter(data.val_dataloader())))
         assert set(made) == {"restored", "iterations", "frames"}
