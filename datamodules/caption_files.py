@@ -350,8 +350,10 @@ class PhotographCaptions(Captions):
         chosen = self.photographs[part]
         return {"image_id": [each.number for each in chosen], "file": [each.file for each in chosen]}
 
-    def official_results(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Predictions in the results format of COCO's captions, which its evaluation code reads."""
+    def official_results(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+        """Captions in the results format of COCO, which its evaluation code reads."""
+        if not all("caption" in row for row in rows):  # images that were drawn of captions
+            return None
         return [{"image_id": row["image_id"], "caption": row["caption"]} for row in rows]
 
     def loader(self, part: str, **options: Any) -> TensorLoader:

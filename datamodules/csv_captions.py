@@ -86,7 +86,9 @@ class CSVCaptions(PhotographCaptions):
             parts = {"train": [], "val": [], "test": [photograph for _, _, photograph in made]}
         self.parts_are_cut = not table.is_split
         counts = ", ".join(f"{len(them)} {part}" for part, them in parts.items() if them)
-        rank_zero_info(f"{table.file}: {counts} pictures with {sum(map(len, captions.values()))} captions")
+        described = sum(map(len, captions.values()))
+        hint = "" if described else table.hint("caption")
+        rank_zero_info(f"{table.file}: {counts} pictures with {described} captions{hint}")
         self.learn(parts)
 
     def image_folder(self, part: str) -> Path:

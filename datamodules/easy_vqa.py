@@ -144,7 +144,7 @@ class EasyVQA(VisualQuestions):
             self.tables[name] = QuestionTable(
                 images,
                 questions,
-                prior=prior,
+                prior=prior if self.knows_prior else None,
                 vocab=self.vocab,
                 answers=self.answers,
                 question_types=self.question_types,

@@ -205,7 +205,7 @@ class SortOfCLEVR(VisualQuestions):
             self.tables[part] = QuestionTable(
                 render(scenes),
                 questions,
-                prior=prior,
+                prior=prior if self.knows_prior else None,
                 vocab=self.vocab,
                 answers=self.answers,
                 question_types=self.question_types,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,17 @@ from datamodules.parts.vqa_accuracy import normalize_answer
 VIZWIZ_PAGE = "https://vizwiz.org/tasks-and-datasets/vqa"
 
 
-def most_frequent(answers: Sequence[str]) -> str:
+def plain_answer(answer: str) -> str:
+    """An answer of one's own as it is compared: without regard to upper case and white space, and else as it is.
+
+    The official rules would make nothing of ``A`` and ``+``, and the same of ``5`` and ``-5``.
+    """
+    return " ".join(unicodedata.normalize("NFC", answer.lower()).split())
+
+
+def most_frequent(answers: Sequence[str], normalize: Callable[[str], str]) -> str:
     """The answer that most people gave, normalized; of several, the first in the alphabet."""
-    normal = [normalize_answer(answer) for answer in answers]
+    normal = [normalize(answer) for answer in answers]
     return min(set(normal), key=lambda answer: (-normal.count(answer), answer))
 
 
@@ -37,20 +46,25 @@ def answer_type(answer: str) -> str:
 
 
 def answered(
-    image: int, text: str, answers: Sequence[str], number: int | str, kind: str = "", asked: str = ""
+    image: int,
+    text: str,
+    answers: Sequence[str],
+    number: int | str,
+    kind: str = "",
+    normalize: Callable[[str], str] = normalize_answer,
 ) -> RatedQuestion:
     """A question with what people answered, if they did; its type is by default that of the answer."""
-    best = most_frequent(answers) if answers else ""
+    best = most_frequent(answers, normalize) if answers else ""
     kind = (kind or answer_type(best)).strip().lower()
     return RatedQuestion(
         image,
         text,
         best,
         ANSWER_TYPES.get(kind, re.sub(r"\W+", "_", kind)),
-        asked,
+        "",
         False,
         number,
-        scores=scores_of(answers) if answers else {},
+        scores=scores_of(answers, normalize) if answers else {},
     )
 
 
@@ -85,7 +99,8 @@ class CSVQuestions(NamedPictureQuestions):
     """Questions of one's own about pictures of one's own: a CSV file with the columns ``image,question,answer``.
 
     ``image`` is the path of a picture below ``images``. Several lines with the same picture and question are the
-    answers of several people. Further columns are read if they are there: ``split`` (train, val or test),
+    answers of several people; they are the same whatever their case and white space. Further columns are read if they
+    are there: ``split`` (train, val or test),
     ``question_id``, and ``type``, by which the metrics are broken down, by default yes/no, number or other as the
     answer is. Without ``split``, all questions about a picture are in one part: a tenth of the pictures is for the
     test, and a tenth of the rest for validation.
@@ -136,7 +151,10 @@ class CSVQuestions(NamedPictureQuestions):
             parts = table.in_parts(known, val_fraction, test_fraction, split_seed)
             left = f"; left out {len(questions) - len(known)} without an answer" if len(known) < len(questions) else ""
         else:
-            parts, left = {"test": [question for _, question in questions]}, "; none has an answer"
+            parts, left = (
+                {"test": [question for _, question in questions]},
+                f"; none has an answer{table.hint('answer')}",
+            )
         counts = ", ".join(f"{len(them)} {part}" for part, them in parts.items() if them)
         rank_zero_info(f"{table.file}: {counts} questions about {len(self.numbers.names)} pictures{left}")
         self.asked = parts["test"]
@@ -151,20 +169,21 @@ class CSVQuestions(NamedPictureQuestions):
 
 def _questions(table: PictureTable) -> list[tuple[str, RatedQuestion]]:
     """The questions of a table of one's own with the part of each; lines of the same question are of several people."""
-    grouped: dict[tuple[int, str, str], list[PictureLine]] = {}
+    grouped: dict[tuple[str, int, str, str], list[PictureLine]] = {}
     for line in table.lines:
         text = line.values["question"]
         if not tokenize(text):
             raise table.malformed(line.number, f"question {text!r}, expected words")
-        grouped.setdefault((line.image, text, line.values.get("question_id", "")), []).append(line)
+        grouped.setdefault((line.part, line.image, text, line.values.get("question_id", "")), []).append(line)
     found, ids = [], dict[str, int]()
-    for (image, text, name), lines in grouped.items():
-        number, _, part, values = lines[0]
+    for (part, image, text, name), lines in grouped.items():
+        number, _, _, values = lines[0]
         if name and ids.setdefault(name, number) != number:
             raise table.malformed(number, f"question_id {name!r} is that of line {ids[name]} too")
         answers = [line.values.get("answer", "") for line in lines]
-        given = [answer for answer in answers if normalize_answer(answer)]
-        found.append((part, answered(image, text, given, name or number, values.get("type", ""))))
+        given = [answer for answer in answers if plain_answer(answer)]
+        kind = values.get("type", "")
+        found.append((part, answered(image, text, given, name or number, kind, normalize=plain_answer)))
     return found
 
 

@@ -142,8 +142,9 @@ class Predictions(Callback):
             write_whole(files[-1], [table.getvalue().encode()])
             if isinstance(data, ReportsResults):
                 rows = [dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True)]
-                files.append(self.stem.with_name(f"{self.stem.name}_results.json"))
-                write_whole(files[-1], json.dumps(data.official_results(rows)))
+                if (results := data.official_results(rows)) is not None:
+                    files.append(self.stem.with_name(f"{self.stem.name}_results.json"))
+                    write_whole(files[-1], json.dumps(results))
         if self.arrays:
             arrays = {name: torch.cat(parts) for name, parts in self.arrays.items()}
             floats = {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in arrays.items()}

@@ -157,7 +157,7 @@ class ReportsResults(Protocol):
     """Data whose field has a format for results, which its own evaluation code reads."""
 
     def official_results(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        """What ``predict`` writes as JSON beside its table.
+        """What ``predict`` writes as JSON beside its table; None for predictions of another kind.
 
         Args:
             rows: of the table: what names each sample, and what ``predict_step`` said of it.

@@ -414,8 +414,8 @@ class Captioner(LightningModule):
         return output
 
     def to_text(self, tokens: Sequence[int]) -> str:
-        """The words before the first :data:`END` as a sentence."""
-        return as_sentence(self.vocab[word] for word in until_end(tokens))
+        """The words before the first :data:`END` as a sentence; those of references may be outside the vocabulary."""
+        return as_sentence(self.vocab[word] if word < len(self.vocab) else UNK for word in until_end(tokens))
 
     @torch.no_grad()
     def caption(

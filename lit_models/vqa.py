@@ -335,6 +335,8 @@ class VQA(LightningModule):
         if isinstance(self.encoder, nn.Identity):
             raise ValueError("encoder='features': expected a model that reads images, not their cached features")
         questions = [question] if isinstance(question, str) or not isinstance(question, Sequence) else list(question)
+        if not questions:
+            raise ValueError("question=[]: expected at least one")
         for each in questions:
             if not isinstance(each, str):
                 raise TypeError(f"question of type {type(each).__name__}: expected text")

@@ -6,7 +6,7 @@ A candidate answer is scored against all that people gave to the question: :func
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,12 +35,12 @@ class RatedQuestion(Question):
     scores: dict[str, float]
 
 
-def scores_of(answers: Sequence[str]) -> dict[str, float]:
+def scores_of(answers: Sequence[str], normalize: Callable[[str], str] = normalize_answer) -> dict[str, float]:
     """The score of each answer that people gave, normalized also where all said the same.
 
     The official evaluation leaves those as they are; what is learned is normalized throughout.
     """
-    return {normalize_answer(answer): score for answer, score in soft_scores(answers).items()}
+    return {normalize(answer): score for answer, score in soft_scores(answers, normalize).items()}
 
 
 class RatedQuestionTable(QuestionTable):
@@ -168,9 +168,7 @@ class PhotographQuestions(VisualQuestions):
         candidates = set(self.answers)
         train = self._questions["train"]
         kept = [question for question in train if not candidates.isdisjoint(question.scores)]
-        if train and not kept:
-            raise ValueError(f"num_answers={len(candidates)}: no training question has one of these answers")
-        if len(kept) < len(train):
+        if 0 < len(kept) < len(train):
             rank_zero_info(f"left out {len(train) - len(kept)} of {len(train)} training questions: no candidate answer")
         self._questions["train"] = kept
         self._prior = language_prior([q for q in self._questions["train"] if q.answer in candidates])
@@ -179,6 +177,7 @@ class PhotographQuestions(VisualQuestions):
         """:meth:`VisualQuestions.adopt`; answers that the model does not know are no candidates, as ever."""
         settled = super().adopt({name: value for name, value in facts.items() if name != "answers"})
         if "answers" in facts:
+            self.knows_prior = False
             self.answers = list(facts["answers"])
             self._choose()
         if self.features is None:
@@ -192,7 +191,10 @@ class PhotographQuestions(VisualQuestions):
         """Looks at all photographs that the run will need, also at those of the test, before its first step."""
         if self.trainer is None or self.trainer.state.fn == "fit":
             if not self._questions["train"]:
-                raise ValueError(f"{type(self).__name__}: no question has an answer, expected some to train on")
+                raise ValueError(
+                    f"num_answers={self.num_answers}: no training question has one of {len(self.answers)} candidate "
+                    "answers, expected some to train on"
+                )
             for part, questions in self._questions.items():
                 self._usable(part, questions)
         self._usable("test", self.test_questions())
@@ -216,7 +218,7 @@ class PhotographQuestions(VisualQuestions):
                     self.pictures(part) if self.features is None else self.features,
                     self._usable(part, questions),
                     self.answers,
-                    prior=self._prior,
+                    prior=self._prior if self.knows_prior else None,
                     vocab=self.vocab,
                     question_types=self.question_types,
                 )

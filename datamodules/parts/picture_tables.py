@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -34,7 +35,7 @@ class PictureNumbers:
         self._numbers: dict[str, int] = {}
 
     def __getitem__(self, name: str) -> int:
-        name = name.replace("\\", "/").removeprefix("./")
+        name = posixpath.normpath(name.replace("\\", "/"))
         if name not in self._numbers:
             number = self._numbers[name] = len(self.names)
             self.names[number] = name
@@ -86,8 +87,6 @@ class PictureTable:
         if not self.lines:
             raise ValueError(f"{self.file}: has no line below its heading, expected some")
         self.is_split = self.lines[0].part != ""
-        if self.is_split and not any(line.part == "train" for line in self.lines):
-            raise ValueError(f"{self.file}: no line with split train, expected some")
 
     def _line(self, number: int, values: dict[str, str]) -> PictureLine:
         name, part = values["image"], part_called(values["split"]) if "split" in values else ""
@@ -107,6 +106,11 @@ class PictureTable:
             self._there[folder] = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         return self._there[folder]
 
+    def hint(self, column: str) -> str:
+        """``; there is no column 'answer'; did you mean 'answers'?``, if there is none of that name."""
+        there = self.lines[0].values
+        return "" if column in there else f"; there is no column {column!r}{nearest(column, there)}"
+
     def malformed(self, number: int, what: str) -> ValueError:
         """An error that names the line."""
         return ValueError(f"{self.file}:{number}: {what}")
@@ -116,18 +120,19 @@ class PictureTable:
     ) -> dict[str, list[T]]:
         """Training, validation and test of items, each with its part and the number of its picture.
 
-        Without the column ``split``, validation and test are cut from all pictures; with it, validation is cut from the
-        training pictures if no line has it. All items of a picture are in one part.
-
-        Raises:
-            ValueError: there are too few pictures.
+        Without the column ``split``, validation and test are cut from all pictures, so that all items of a picture are
+        in one part; fewer than three pictures are all for the test. With it, validation is cut from the training
+        pictures if no line has it.
         """
         parts: dict[str, list[tuple[int, T]]] = {"train": [], "val": [], "test": []}
         for part, image, item in items:
             parts[part or "train"].append((image, item))
-        if not self.is_split:
+        pictures = {image for image, _ in parts["train"]}
+        if not self.is_split and len(pictures) < 3:
+            parts = {"train": [], "val": [], "test": parts["train"]}
+        elif not self.is_split:
             cut(parts, "test", test_fraction, seed)
-        if not parts["val"]:
+        if parts["train"] and not parts["val"]:
             cut(parts, "val", val_fraction, seed)
         return {part: [item for _, item in them] for part, them in parts.items()}
 

@@ -43,6 +43,8 @@ def read_table(
         perhaps = f", and perhaps {', '.join(optional)}" if optional else ""
         found = f"{where}: starts with {','.join(heading)!r}"
         raise ValueError(f"{found}, expected the columns {', '.join(required)}{perhaps}{note}")
+    if twice := [name for name in required if heading.count(name) > 1]:
+        raise ValueError(f"{where}: the column {twice[0]!r} is there {heading.count(twice[0])} times, expected once")
     for number, line in lines:
         if len(line) != len(heading):
             raise ValueError(f"{where}:{number}: {len(line)} values, expected {len(heading)}: {','.join(heading)}")

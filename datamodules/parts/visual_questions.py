@@ -45,7 +45,7 @@ class VQABatch(NamedTuple):
     question_ids: Tensor
     """(Q,) equal for pairs with the same wording, throughout the data set"""
     prior_answers: Tensor
-    """(Q,) the answer suggested by language alone: see :func:`language_prior`"""
+    """(Q,) the answer suggested by language alone, or -1 if that is not known: see :func:`language_prior`"""
     unseen: Tensor
     """(Q,) bool: the image shows a combination of attributes that was held out of training"""
 
@@ -106,7 +106,7 @@ class QuestionTable:
     Args:
         images: (N, C, H, W) uint8, or features.
         questions: all questions about the images; ``image`` is a row of ``images``.
-        prior: the language prior of the training questions.
+        prior: the language prior of the training questions; None if these are not known.
         vocab, answers, question_types: the lists that the numbers in a batch refer to.
         image_numbers: by which the data set knows the images; by default their rows.
 
@@ -119,7 +119,7 @@ class QuestionTable:
         images: Tensor,
         questions: Sequence[Question],
         *,
-        prior: LanguagePrior,
+        prior: LanguagePrior | None,
         vocab: Sequence[str],
         answers: Sequence[str],
         question_types: Sequence[str],
@@ -136,7 +136,6 @@ class QuestionTable:
         counts = torch.bincount(torch.tensor([question.image for question in questions]), minlength=len(images))
         if len(counts) != len(images) or not counts.all():
             raise ValueError(f"image {int((counts == 0).nonzero()[0])}: expected at least one question about it")
-        by_text, by_kind = prior
         texts = sorted({question.text for question in questions})
         text_ids = {text: i for i, text in enumerate(texts)}
 
@@ -149,9 +148,11 @@ class QuestionTable:
         self.text = torch.tensor([text_ids[question.text] for question in questions])
         self.answers = torch.tensor([answer_ids[question.answer] for question in questions])
         self.kinds = torch.tensor([type_ids[question.kind] for question in questions])
-        self.prior = torch.tensor(
-            [answer_ids[by_text.get(question.text, by_kind.get(asked(question), answers[0]))] for question in questions]
-        )
+        self.prior = torch.full((len(questions),), -1)
+        if prior is not None:
+            by_text, by_kind = prior
+            suggested = [by_text.get(each.text, by_kind.get(asked(each), answers[0])) for each in questions]
+            self.prior = torch.tensor([answer_ids[answer] for answer in suggested])
         self.unseen = torch.tensor([question.unseen for question in questions])
 
     def __len__(self) -> int:
@@ -220,6 +221,8 @@ class VisualQuestions(ImageLoaders):
 
     soft_answers: bool = False
     """whether ``answers`` of a batch are (Q, A) scores"""
+    knows_prior = True
+    """whether the training part is what the model has learned from, so that it tells what language suggests"""
     draws: int = 0
     """number of uniform draws that :meth:`augment` needs per image; 0 for a source without augmentation"""
 
@@ -237,6 +240,8 @@ class VisualQuestions(ImageLoaders):
         for fact in ("answers", "question_types"):
             if fact in facts:
                 refuse_unknown(fact, getattr(self, fact), facts[fact])
+        if "answers" in facts or "vocab" in facts:  # of another training set than that of these data
+            self.knows_prior = False
         for fact in ("vocab", "answers", "question_types"):
             setattr(self, fact, list(facts.get(fact, getattr(self, fact))))
         return {"vocab", "answers", "question_types", "preprocessing"}

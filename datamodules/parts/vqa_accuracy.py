@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 NUM_HUMANS = 10
@@ -57,7 +57,7 @@ def normalize_answer(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
-def soft_scores(answers: Sequence[str]) -> dict[str, float]:
+def soft_scores(answers: Sequence[str], normalize: Callable[[str], str] = normalize_answer) -> dict[str, float]:
     """The official accuracy of each distinct answer among the ten answers to a question.
 
     It is the mean of min(number of people who gave the answer / 3, 1) over the ten subsets that leave one person out:
@@ -71,7 +71,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     """
     answers = [_strip(answer) for answer in answers]
     if len(set(answers)) > 1:
-        answers = [normalize_answer(answer) for answer in answers]
+        answers = [normalize(answer) for answer in answers]
     people = len(answers)
     if people < NUM_HUMANS:
         return {answer: min(1.0, n * NUM_HUMANS / people / 3) for answer, n in Counter(answers).items()}

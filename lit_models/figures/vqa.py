@@ -35,7 +35,9 @@ RIGHT, WRONG = "#1a7f37", "#c62828"
 def illustrate(model: VQA, batch: VQABatch) -> dict[str, Picture]:
     """Questions with their images, truths and answers; where the model attends; confusions by question type."""
     assert model.confusions is not None
-    made: dict[str, Picture] = {"confusion": confusion_page(model.confusions, model.answers, model.question_types)}
+    made: dict[str, Picture] = {}
+    if model.confusions.any():  # else no question has one of the answers
+        made["confusion"] = confusion_page(model.confusions, model.answers, model.question_types)
     if batch.images.shape[1] not in (1, 3):  # cached features, not pictures
         return made
     attention = None

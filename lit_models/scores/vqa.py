@@ -17,7 +17,8 @@ class VQAScores(Metric):
 
     - ``accuracy`` and ``accuracy_<type>``: mean score of the given answers (with hard targets: share that is right);
       types named ``<group>/<type>`` also get the group's ``accuracy_<group>``;
-    - ``blind_accuracy``: the same for the language prior's answers, and ``gap_to_blind``: accuracy minus that;
+    - ``blind_accuracy``: the same for the language prior's answers, and ``gap_to_blind``: accuracy minus that; neither
+      where the prior is not known;
     - repetitiveness: ``answer_entropy_ratio``, the entropy of the given answers over that of the true ones;
       ``top_answer_share``, the share of the most frequent answer; ``answer_kl``, the KL divergence in nats of the given
       from the true answers, per question type, averaged by the number of questions;
@@ -51,7 +52,8 @@ class VQAScores(Metric):
     ) -> None:
         """Adds answers, all (Q,), as in ``VQABatch``; ``answers`` may be (Q, A) scores; the best is the truth."""
         truth = truth_of(answers)
-        scores = [score_of(predicted, answers), score_of(prior_answers, answers)]
+        blind = score_of(prior_answers.clamp_min(0), answers).where(prior_answers >= 0, torch.nan)
+        scores = [score_of(predicted, answers), blind]
         self.rows.append(torch.stack([predicted, truth, question_types, question_ids, unseen.long()], 1))
         self.scores.append(torch.stack(scores, 1))
 
@@ -67,8 +69,9 @@ class VQAScores(Metric):
             if "/" in kind and members.any():
                 groups.setdefault(kind.partition("/")[0], []).append(scores[members])
         result |= {f"accuracy_{group}": torch.cat(parts).mean() for group, parts in groups.items()}
-        result["blind_accuracy"] = blind.mean()
-        result["gap_to_blind"] = scores.mean() - blind.mean()
+        if not blind.isnan().any():
+            result["blind_accuracy"] = blind.mean()
+            result["gap_to_blind"] = scores.mean() - blind.mean()
 
         confusions = self.confusions().double()
         true, given = confusions.sum(2), confusions.sum(1)  # (K, A): how often under each type

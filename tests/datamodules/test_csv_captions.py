@@ -12,7 +12,7 @@ import torch
 
 from datamodules.csv_captions import CSVCaptions
 from experiments.cli import CLI, build
-from tests.conftest import QUIET
+from tests.conftest import NO_PICTURES, QUIET
 from tests.datamodules.test_vqa_files import COLORS, paint
 
 
@@ -67,9 +67,14 @@ def test_new_pictures_are_described_in_the_format_of_coco(fit: Callable[..., CLI
         *("--model", "lit_models.captioner.Captioner", "--data", "datamodules.csv_captions.CSVCaptions"),
         *("--data.path", write_captions(tmp_path), *small),
     )
+    other = tmp_path / "other.csv"
+    rare = [f"pictures/{number:02}.png,rare{number} words,test" for number in range(6) for _ in range(2)]
+    other.write_text("\n".join(["image,caption,split", *rare]))
+    best = str(trained.folder.best_checkpoint())
+    build(["test", "--ckpt_path", best, "--data.path", str(other), *NO_PICTURES, *QUIET]).execute()
     new = tmp_path / "new.csv"
     new.write_text("image\npictures/03.png\npictures/01.png\n")
-    cli = build(["predict", "--ckpt_path", str(trained.folder.best_checkpoint()), "--data.path", str(new), *QUIET])
+    cli = build(["predict", "--ckpt_path", best, "--data.path", str(new), *QUIET])
     cli.execute()
     folder = cli.folder.path / "predictions"
     with next(folder.glob("*.csv")).open(newline="") as file:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from datamodules.vqa_files import CSVQuestions, VizWiz
 from experiments.cli import CLI, build
+from lit_models.scores.vqa import VQAScores
 from tests.conftest import QUIET
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -32,7 +33,7 @@ def write_questions(folder: Path, pictures: int = 20, more: str = "") -> Path:
         color = list(COLORS)[number % 3]
         paint(folder / "pictures" / f"{number:02}.png", COLORS[color])
         lines.append(f"pictures/{number:02}.png,What color is it?,{color.upper() if number % 2 else color}")
-        lines += [f"pictures/{number:02}.png,Is it red?,{'Yes.' if color == 'red' else 'no'}"] * 2
+        lines += [f"pictures/{number:02}.png,Is it red?,{'Yes' if color == 'red' else 'no'}"] * 2
     file = folder / "questions.csv"
     file.write_text("\n".join(lines) + "\n" + more)
     return file
@@ -96,8 +97,7 @@ def test_parts_and_people_of_a_table(tmp_path: Path) -> None:
         ("image,question,answer\na.png,?,x\n", "q.csv:2: question '?', expected words"),
         ("image,question,answer\na.png,what?\n", "q.csv:2: 2 values, expected 3"),
         ("image,question,answer,split\na.png,what?,x,some\n", "q.csv:2: split 'some', expected train, val or test"),
-        ("image,question,answer,split\na.png,what?,x,val\n", "q.csv: no line with split train"),
-        ("image,question,answer\na.png,what?,x\n", "test_fraction=0.1: leaves none of 1 pictures for training"),
+        ("image,question,question\na.png,what?,x\n", "q.csv: the column 'question' is there 2 times"),
         (
             "image,question,answer,question_id\na.png,a?,x,1\na.png,b?,x,1\n",
             "q.csv:3: question_id '1' is that of line 2",
@@ -143,9 +143,63 @@ def test_new_questions_are_answered_in_the_official_format(
     results = json.loads(next(folder.glob("*_results.json")).read_text())
     assert results == [{"question_id": row["question_id"], "answer": row["answer"]} for row in rows]
     assert all(row["answer"] in trained.datamodule.answers for row in rows)
-    assert "no question has an answer" in mistake(
+    assert "no training question has one of 0 candidate answers" in mistake(
         "fit", "--model", "lit_models.vqa.VQA", "--data", "datamodules.vqa_files.CSVQuestions", *asked
     )
+
+
+def test_answers_of_ones_own_are_taken_as_they_are(tmp_path: Path) -> None:
+    for number in range(8):
+        paint(tmp_path / f"{number}.png", COLORS["red"])
+    given = ["A", "+", "$5", "-5", "C++", "none", "0", " a "]
+    lines = [f"{number}.png,which?,{answer},train" for number, answer in enumerate(given)]
+    (tmp_path / "q.csv").write_text("\n".join(["image,question,answer,split", *lines, "0.png,which?,z,test"]))
+    data = CSVQuestions(str(tmp_path / "q.csv"), image_size=4)
+    assert sorted(data.answers) == sorted({"a", "+", "$5", "-5", "c++", "none", "0"} - held_back(data, given))
+    assert len(data.asked) == 1, "the same question in another part is one of its own"
+
+
+def held_back(data: CSVQuestions, given: list[str]) -> set[str]:
+    """Answers that only validation has, which is cut from the training pictures."""
+    data.setup("validate")
+    files = data.sample_names("val")["image"]
+    return {given[int(Path(file).stem)].strip().lower() for file in files} - set(data.answers)
+
+
+def test_a_table_of_test_questions_alone_and_of_few_pictures(tmp_path: Path) -> None:
+    for number in range(2):
+        paint(tmp_path / f"{number}.png", COLORS["red"])
+    (tmp_path / "q.csv").write_text("image,question,answer,split\n0.png,what?,x,test\n./0.png,where?,y,test\n")
+    assert CSVQuestions(str(tmp_path / "q.csv")).part_names == ["test"]
+    (tmp_path / "q.csv").write_text("image,question,answer\n0.png,what?,x\n1.png,what?,y\n")
+    few = CSVQuestions(str(tmp_path / "q.csv"))
+    assert few.part_names == ["test"]
+    with pytest.raises(ValueError, match="no training question has one of 0 candidate answers"):
+        few.prepare_data()
+
+
+def test_a_column_of_another_name_is_pointed_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paint(tmp_path / "0.png", COLORS["red"])
+    (tmp_path / "q.csv").write_text("image,question,answers\n0.png,what?,x\n")
+    CSVQuestions(str(tmp_path / "q.csv"))
+    assert "none has an answer; there is no column 'answer'; did you mean 'answers'?" in caplog.text
+
+
+def test_what_language_suggests_is_not_read_off_other_data(tmp_path: Path) -> None:
+    data = CSVQuestions(str(write_questions(tmp_path)), image_size=8)
+    assert (prior_of(data) >= 0).all()
+    other = CSVQuestions(str(tmp_path / "questions.csv"), image_size=8)
+    other.adopt({"answers": [*data.answers, "maybe"]})
+    assert (prior_of(other) == -1).all()
+    scores = VQAScores(["a"], 2)
+    scores.update(*(torch.tensor([each]) for each in (1, 1, 0, 0)), torch.tensor([-1]), torch.tensor([False]))
+    assert scores.compute()["accuracy"] == 1
+    assert "blind_accuracy" not in scores.compute()
+
+
+def prior_of(data: CSVQuestions) -> torch.Tensor:
+    data.setup("test")
+    return data.tables["test"].prior
 
 
 def write_vizwiz(folder: Path) -> None:
