@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from common.checks import at_least, within
 
-SIGNIFICANT = 0.1
+SIGNIFICANT = 0.05
 """share by which a variance must be below the lowest to take its place
 
 Where the damage is learned as slowly as the image has settled, the variance hardly changes for a thousand steps, in
@@ -29,10 +29,12 @@ which the mean takes up more and more of the damage; by chance, its very lowest 
 class MovingVariance(nn.Module):
     """For each of N images: mean and variance of its outputs under exponential weights, and the mean at the stop.
 
-        m_t = Σ w_s x_s / Σ w_s      v_t = mean over pixels of  Σ w_s (x_s − m_t)² / Σ w_s      w_s = β^(t − s)
+        m_t = Σ w_s x_s      v_t = mean over pixels of  Σ w_s (x_s − m_t)² / (1 − Σ w_s²)      w_s ∝ β^(t − s)
 
-    Both are updated in each step (West 1979, with weights that fade), which loses no digits however small the variance,
-    and needs no more memory than an image. Everything is in buffers, in the checkpoint, and the host reads nothing.
+    with weights that sum to 1. The divisor makes up for the degree of freedom that the mean takes, which is more of a
+    few outputs than of many. Both are updated in each step (West 1979, with weights that fade), which loses no digits
+    however small the variance, and needs no more memory than an image. Everything is in buffers, in the checkpoint, and
+    the host reads nothing.
 
     Args:
         num_images: N.
@@ -92,7 +94,9 @@ class MovingVariance(nn.Module):
         self.newest.copy_(outputs)
         self.steps.fill_(step + 1)
         if step + 1 >= round(1 / (1 - self.memory)):
-            self.variance.copy_(self.spread)
+            past = self.memory ** (step + 1)
+            squares = (1 - self.memory) / (1 + self.memory) * (1 + past) / (1 - past)  # Σ w_s²
+            self.variance.copy_(self.spread / (1 - squares))
         lower = running & (self.variance < (1 - SIGNIFICANT) * self.lowest)
         self.lowest.copy_(torch.where(lower, self.variance, self.lowest))
         keep = torch.ones_like(lower) if self.patience is None else lower | self.variance.isinf()

@@ -248,7 +248,8 @@ def weighted(outputs: Tensor, memory: float) -> tuple[Tensor, Tensor]:
     weights = memory ** torch.arange(len(outputs) - 1, -1, -1, dtype=torch.double)
     weights = (weights / weights.sum()).view(-1, 1, 1, 1, 1)
     mean = (weights * outputs).sum(0)
-    return mean, (weights * (outputs - mean).square()).sum(0).flatten(1).mean(1)
+    free = 1 - weights.square().sum()
+    return mean, (weights * (outputs - mean).square()).sum(0).flatten(1).mean(1) / free
 
 
 def test_mean_and_variance_are_those_of_all_outputs_under_fading_weights() -> None:
@@ -291,8 +292,8 @@ def test_what_is_kept_is_the_mean_at_the_lowest_variance() -> None:
 
 
 def test_a_variance_that_hardly_falls_does_not_move_the_stop() -> None:
-    draws = torch.randn(400, 1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    falling = torch.linspace(0.1, 0.097, 400).view(-1, 1, 1, 1, 1)
+    draws = torch.randn(400, 1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    falling = torch.linspace(0.1, 0.0985, 400).view(-1, 1, 1, 1, 1)
     stop, seen = run_stop(0.5 + falling * draws, 0.9, patience=350)
     assert int(torch.stack(seen)[:, 0].argmin()) > 100
     assert int(stop.kept_step) < 50
