@@ -98,6 +98,8 @@ class Task:
         ValueError: ``sigma`` is negative.
     """
 
+    takes_own_defaults: ClassVar[bool] = True
+    """whether a task that is named on the command line leaves out the options of the one in its place"""
     luma: ClassVar[bool] = False
     """whether PSNR and SSIM use only the brightness Y, as super-resolution papers report them"""
     border: ClassVar[int] = 0

@@ -43,7 +43,7 @@ from experiments.compilation import compile_parts
 from experiments.facts import classes_asked_for, shared_facts
 from experiments.metrics_csv import MetricsCSV
 from experiments.mistakes import Mistake, Parser, mistake_in
-from experiments.named_optimizers import refuse_lost_arguments, take_own_defaults
+from experiments.named_classes import mend_parsing, refuse_lost_arguments
 from experiments.precision import usable_precision
 from experiments.predictions import Predictions, parts_asked_for
 from experiments.resuming import RUN_ID, check_weights_file, locate, refuse_contradictions, with_own_config
@@ -70,7 +70,7 @@ class CLI(LightningCLI):
         """
         self.command_line = with_own_config(args)
         _check_yaml(self.command_line)
-        take_own_defaults()
+        mend_parsing()
         refuse_lost_arguments(args)
         model, data = classes_asked_for(self.command_line, BASE_CONFIG)
         self.facts = shared_facts(model, data) if model and data else set()

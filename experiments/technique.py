@@ -128,6 +128,16 @@ class AdoptsFacts(Protocol):
 
 
 @runtime_checkable
+class TakesOwnDefaults(Protocol):
+    """A class that, named on the command line in the place of another one, takes nothing over from that one.
+
+    Elsewhere, the arguments that both have stay as they were chosen; those of optimizers and schedules never do.
+    """
+
+    takes_own_defaults: ClassVar[bool]
+
+
+@runtime_checkable
 class ListsSamples(Protocol):
     """Data whose samples have names, by which a person finds them in what ``predict`` writes."""
 
