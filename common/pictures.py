@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Fit = Literal["crop", "squash", "pad"]
+T = TypeVar("T")
 
 EXTENSIONS = (*(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm"),)
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
@@ -46,6 +47,15 @@ def decode(content: bytes) -> Decoded:
     Raises:
         ValueError: the file is broken, is none of :data:`FORMATS`, or is so large that Pillow refuses it.
     """
+    return reading(content, lambda image: Decoded(flattened(image), frames_of(image)))
+
+
+def reading(content: bytes, made: Callable[[Image], T]) -> T:
+    """What is made of a picture file, which is loaded, while it is open.
+
+    Raises:
+        ValueError: see :func:`decode`; also whatever ``made`` raises, as one line.
+    """
     from PIL import Image, UnidentifiedImageError
 
     if not content:
@@ -53,14 +63,17 @@ def decode(content: bytes) -> Decoded:
     Image.init()
     try:
         with Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            # A photograph of a phone may hold several pictures of one scene, which are no frames.
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             image.load()
-            return Decoded(flattened(image), frames)
+            return made(image)
     except UnidentifiedImageError:  # whose own message is the address of an object
         raise ValueError(f"not an image in {', '.join(FORMATS)}") from None
     except Exception as error:  # broken files make Pillow raise almost anything, KeyError included
         raise ValueError(" ".join(str(error).split()) or repr(error)) from error
+
+
+def frames_of(image: Image) -> int:
+    """1, or more for an animation. A photograph of a phone may hold several pictures of one scene: no frames."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def flattened(image: Image) -> Image:
@@ -85,7 +98,18 @@ def flattened(image: Image) -> Image:
 
 
 def _eight_bits(values: np.ndarray, most: int) -> np.ndarray:
-    """Numbers as uint8: integers count 0..``most`` (255 or 65535), floats 0..1.
+    """Numbers as uint8, see :func:`check_range`."""
+    check_range(values, most)
+    if np.issubdtype(values.dtype, np.floating):
+        rounded: np.ndarray = np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)
+        return rounded
+    if most == 65535:
+        values = (values.astype(np.int64) + 128) // 257
+    return values.astype(np.uint8)
+
+
+def check_range(values: np.ndarray, most: int) -> None:
+    """Integers count 0..``most`` (255 or 65535), floats 0..1.
 
     Raises:
         ValueError: a number is outside that, or is none (NaN).
@@ -94,13 +118,8 @@ def _eight_bits(values: np.ndarray, most: int) -> np.ndarray:
     if np.issubdtype(values.dtype, np.floating):
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # so for NaN too
             raise ValueError(f"image with values in {low:.4g}..{high:.4g}: expected floats in 0..1 (or integers)")
-        rounded: np.ndarray = np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)
-        return rounded
-    if low < 0 or high > most:
+    elif low < 0 or high > most:
         raise ValueError(f"image with integers in {low}..{high}: expected 0..{most} (or floats in 0..1)")
-    if most == 65535:
-        values = (values.astype(np.int64) + 128) // 257
-    return values.astype(np.uint8)
 
 
 def opened(picture: Any) -> Image:
@@ -128,13 +147,19 @@ def opened(picture: Any) -> Image:
         return found.image
     if hasattr(picture, "getexif"):  # Pillow's, without importing it
         return flattened(picture)
-    return flattened(_from_numbers(picture))
-
-
-def _from_numbers(picture: object) -> Image:
-    """An array or a tensor, as :func:`opened` takes it, as an image of Pillow."""
     from PIL import Image
 
+    values = numbers_of(picture)
+    pixels = _eight_bits(values, 65535 if values.dtype == np.uint16 else 255)
+    return flattened(Image.fromarray(np.ascontiguousarray(pixels)))
+
+
+def numbers_of(picture: object) -> np.ndarray:
+    """An array or a tensor, as :func:`opened` takes it, as (H, W) or (H, W, 2 to 4) integers or floats.
+
+    Raises:
+        TypeError: it is neither, or of other numbers. ValueError: its shape is not that of a picture.
+    """
     if isinstance(picture, Tensor):
         tensor = picture.detach().cpu()
         tensor = tensor[0] if tensor.dim() == 4 and len(tensor) == 1 else tensor
@@ -155,8 +180,7 @@ def _from_numbers(picture: object) -> Image:
         values = values.astype(np.uint8) * 255
     elif values.dtype.kind not in "iuf":
         raise TypeError(f"image of numbers of type {values.dtype}: expected integers or floats")
-    pixels = _eight_bits(values, 65535 if values.dtype == np.uint16 else 255)
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    return values
 
 
 def fitted(image: Image, size: tuple[int, int], fit: Fit) -> Image:
