@@ -1,4 +1,4 @@
-"""How an image was damaged: linear operators with their exact adjoints, and the tasks built from them.
+"""How an image was damaged: tasks, built from linear operators with their exact adjoints.
 
 A task is y = m ⊙ (A x + n): a linear operator A, noise n, and a mask m of the known measurements. So the operator of
 denoising is the identity, that of super-resolution a filter that shrinks the image; inpainting has a mask.
@@ -6,86 +6,25 @@ denoising is the identity, that of super-resolution a filter that shrinks the im
 
 from __future__ import annotations
 
+import inspect
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.checks import at_least, more_than, one_of, within
+from common.checks import at_least, more_than, nearest, one_of, within
 from common.files import existing, nearest_path
+from common.full_depth import in_full
 from common.pictures import channels_first, decode
+from datamodules.parts.operators import Blur, Downsample, Identity, Kernel, Operator
 
-Kernel = Literal["lanczos3", "lanczos2", "bicubic"]
-SUPPORT = {"lanczos3": 3.0, "lanczos2": 2.0, "bicubic": 2.0}
 FACTORS = range(2, 9)
-
-
-class Operator(Protocol):
-    """A linear map of images (…, C, H, W) to measurements (…, C, h, w), with ⟨A x, y⟩ = ⟨x, Aᵀ y⟩."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-    def adjoint(self, y: Tensor) -> Tensor: ...
-
-
-class Identity(nn.Module):
-    """A x = x."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return y
-
-
-class Downsample(nn.Module):
-    """An image that is ``factor`` times smaller, by an antialiased filter over rows and columns.
-
-    A is a matrix for each axis, so its adjoint is exact, and the operator that makes the data is also the one in the
-    loss. It agrees with Pillow's filter of the same name (``lanczos3`` is Pillow's LANCZOS).
-
-    Raises:
-        ValueError: the sides are not multiples of the factor.
-    """
-
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, height: int, width: int, factor: int, kernel: Kernel = "lanczos3") -> None:
-        super().__init__()
-        if height % factor or width % factor:
-            raise ValueError(f"an image of {width}×{height}: expected sides that are multiples of factor={factor}")
-        # Not in the checkpoint: they follow from the task.
-        self.register_buffer("rows", resampling_matrix(height, factor, kernel), persistent=False)
-        self.register_buffer("columns", resampling_matrix(width, factor, kernel), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rows.to(x.dtype) @ x @ self.columns.to(x.dtype).T
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.rows.to(y.dtype).T @ y @ self.columns.to(y.dtype)
-
-
-def resampling_matrix(size: int, factor: int, kernel: Kernel) -> Tensor:
-    """(size / factor, size): each row holds the filter, ``factor`` times as wide, around one of the smaller pixels.
-
-    The filter is cut off at the border, and each row sums to one.
-    """
-    centers = (torch.arange(size // factor, dtype=torch.double) + 0.5) * factor
-    distance = (torch.arange(size, dtype=torch.double) + 0.5 - centers[:, None]).abs() / factor
-    if kernel == "bicubic":  # Keys 1981, with a = −1/2
-        near = (1.5 * distance - 2.5) * distance.square() + 1
-        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-        weights = torch.where(distance < 1, near, far)
-    else:
-        weights = torch.sinc(distance) * torch.sinc(distance / SUPPORT[kernel])
-    weights = weights * (distance < SUPPORT[kernel])
-    return (weights / weights.sum(1, keepdim=True)).float()
 
 
 class Task:
@@ -129,7 +68,7 @@ class Task:
 
     def damage(self, truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """An image (C, H, W) in 0..1 → the measurements (C, h, w), in 0..1 and 0 where unknown, and the mask."""
-        measured = self.operator(truth.shape)(truth)
+        measured = self.operator(truth.shape)(truth[None])[0]  # an operator is always given several images
         measured = self.noisy(measured, generator).clamp(0, 1)  # as a file holds it, and as the papers' data
         mask = self.mask(measured.shape, generator, degraded=False)
         return measured * mask, mask
@@ -140,6 +79,14 @@ class Task:
         if self.sigma == 0:
             return measured
         return measured + self.sigma / 255 * torch.randn(measured.shape, generator=generator)
+
+    def put_back(self, restored: Tensor, degraded: Tensor, mask: Tensor) -> Tensor:
+        """Restored images (B, C, H, W) with whatever of them was measured as it is; here nothing was."""
+        return restored
+
+    def remark(self, mask: Tensor) -> str:
+        """What a person should know of a mask (B or 1, h, w), in a line; by default nothing."""
+        return ""
 
     def noise_level(self, degraded: Tensor, mask: Tensor) -> Tensor:
         """(B,): the noise deviation in the measurements, in units of the brightness 0..1.
@@ -221,11 +168,14 @@ class Inpaint(Task):
 
     Args:
         missing: share of pixels missing at random.
-        mask: an image file of the image's size, or its path below the data folder, ``LIT_DATA``; white means known.
+        mask: an image file of the image's size, or its path below the data folder, ``LIT_DATA``; white means known. One
+            of the numbers 0 and 1 means what one of black and white would.
         text: a text written over the whole image.
+        invert_mask: whether the mask is white where the image is *un*known.
 
     Raises:
-        ValueError: not exactly one of the three is given; it is out of range; the mask is all black or of another size.
+        ValueError: not exactly one of the three is given; it is out of range; the mask is all black, all white or of
+            another size.
         FileNotFoundError: the mask file does not exist.
     """
 
@@ -235,6 +185,7 @@ class Inpaint(Task):
         mask: str | None = None,
         text: str | None = None,
         sigma: float | None = 0.0,
+        invert_mask: bool = False,
     ) -> None:
         super().__init__(sigma)
         given = [
@@ -247,10 +198,10 @@ class Inpaint(Task):
         within("(0, 1)", missing=missing)
         if text is not None and not text.strip():
             raise ValueError(f"text={text!r}: expected a text to write")
-        self.mask_file = None if mask is None else existing(mask)
-        if self.mask_file is not None and not self.mask_file.is_file():
-            raise FileNotFoundError(f"mask={mask}: no such file{nearest_path(self.mask_file)}")
-        self.missing, self.text = missing, text
+        if invert_mask and mask is None:
+            raise ValueError(f"invert_mask=true with {given[0]}: expected mask=FILE to invert")
+        self.mask_file = None if mask is None else existing_file("mask", mask)
+        self.missing, self.text, self.invert_mask = missing, text, invert_mask
 
     def mask(self, shape: Sequence[int], generator: torch.Generator, degraded: bool) -> Tensor:
         height, width = shape[-2:]
@@ -265,18 +216,138 @@ class Inpaint(Task):
         if tuple(known.shape[1:]) != (height, width):
             size = f"{known.shape[2]}×{known.shape[1]}"
             raise ValueError(f"mask={self.mask_file}: {size} pixels, expected the image's {width}×{height}")
+        light, dark = ("unknown", "known") if self.invert_mask else ("known", "unknown")
         if not known.any():
-            raise ValueError(f"mask={self.mask_file}: all black, expected white where the image is known")
-        return known
+            raise ValueError(f"mask={self.mask_file}: all black, expected white where the image is {light}")
+        if known.all():
+            raise ValueError(
+                f"mask={self.mask_file}: all white (as transparent pixels are), expected black where the image is "
+                f"{dark}"
+            )
+        return 1 - known if self.invert_mask else known
+
+    def put_back(self, restored: Tensor, degraded: Tensor, mask: Tensor) -> Tensor:
+        """Known pixels are as they were, if they are without noise."""
+        return torch.where(mask == 1, degraded, restored) if self.sigma == 0 else restored
+
+    def remark(self, mask: Tensor) -> str:
+        if self.mask_file is None:
+            return ""
+        share = float((mask == 0).float().mean())
+        line = f"mask={self.mask_file}: {100 * share:.1f} % of the pixels are unknown"
+        if share <= 0.5:
+            return line
+        other = "false" if self.invert_mask else "true"
+        return f"{line}; if black and white are the other way round, use invert_mask={other}"
+
+
+class Jpeg(Denoise):
+    """Removes the blocks and rings of JPEG: they are taken as noise of an unknown deviation.
+
+    The blocks are coarser than white noise, so a network is less slow to learn them; the gain is smaller.
+
+    Args:
+        quality: at which an undamaged image is compressed, to damage it: 1..95.
+
+    Raises:
+        ValueError: it is out of range.
+    """
+
+    def __init__(self, quality: int = 10) -> None:
+        super().__init__(sigma=None)
+        within("[1, 95]", quality=quality)
+        self.quality = quality
+
+    def noisy(self, measured: Tensor, generator: torch.Generator) -> Tensor:
+        from PIL import Image
+
+        pixels = (255 * measured.clamp(0, 1)).round().byte().movedim(0, -1).numpy()
+        image, content = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), io.BytesIO()
+        image.save(content, format="JPEG", quality=self.quality)
+        return torch.from_numpy(in_full(content.getvalue()).values).to(measured)
+
+
+class Deblur(Task):
+    """Undoes a blur whose kernel is known, such as the shake of a camera.
+
+    Args:
+        kernel: an image file of what became of a point of light: black around it; or its path below the data folder.
+
+    Raises:
+        ValueError: the file cannot be decoded, or is all black. FileNotFoundError: it does not exist.
+    """
+
+    def __init__(self, kernel: str, sigma: float | None = 0.0) -> None:
+        super().__init__(sigma)
+        self.kernel_file = existing_file("kernel", kernel)
+        try:
+            self.kernel = torch.from_numpy(in_full(self.kernel_file.read_bytes()).values).mean(0)
+            Blur(self.kernel)
+        except ValueError as error:
+            raise ValueError(f"kernel={kernel}: {str(error).removeprefix('kernel: ')}") from error
+
+    def operator(self, shape: Sequence[int]) -> Operator:
+        return Blur(self.kernel)
+
+
+TASKS: dict[str, type[Task]] = {
+    "denoise": Denoise,
+    "super_resolve": SuperResolve,
+    "inpaint": Inpaint,
+    "jpeg": Jpeg,
+    "deblur": Deblur,
+}
+"""by the names that people may call them"""
+
+
+def task_asked_for(task: type[Task] | str | None, **options: Any) -> tuple[type[Task], dict[str, Any]]:
+    """A task by its class or its name, or None, with its arguments: what is meant by them.
+
+    Args:
+        task: ``None``: :class:`Inpaint` if there is a mask, :class:`SuperResolve` if there is a factor, :class:`Deblur`
+            if there is a kernel, and else :class:`Denoise`, where the noise is unknown unless ``sigma`` says it.
+        options: arguments; None where they are not given.
+
+    Raises:
+        ValueError: there is no such task, or it has no such argument, or needs one.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if task is None:
+        hints = {"mask": Inpaint, "factor": SuperResolve, "kernel": Deblur}
+        made: Any = next((hint for name, hint in hints.items() if name in given), Denoise)
+    elif isinstance(task, str):
+        if task not in TASKS:
+            raise ValueError(f"task={task}: expected {', '.join(TASKS)}{nearest(task, TASKS)}")
+        made = TASKS[task]
+    else:
+        made = task
+    known = inspect.signature(made).parameters
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(
+                f"{name}={value}: {made.__name__} has no such option; expected {', '.join(known) or 'none'}"
+            )
+    for name, needed in (("mask", Inpaint), ("kernel", Deblur)):
+        if made is needed and not given:
+            raise ValueError(f"{made.__name__} without {name}: expected {name}=FILE")
+    return made, ({"sigma": None} if made is Denoise and "poisson_peak" not in given else {}) | given
+
+
+def existing_file(argument: str, name: str) -> Path:
+    """The path itself, or that below the data folder; raises FileNotFoundError, which names the argument."""
+    file = existing(name)
+    if not file.is_file():
+        raise FileNotFoundError(f"{argument}={name}: no such file{nearest_path(file)}")
+    return file
 
 
 def mask_of_file(file: Path) -> Tensor:
-    """(1, H, W): 1 where the image is brighter than half."""
+    """(1, H, W): 1 where the image is brighter than half, or of numbers 0 and 1 where it is 1."""
     try:
         pixels = channels_first(decode(file.read_bytes()).image, 1)
     except ValueError as error:
         raise ValueError(f"mask={file}: cannot be decoded: {error}") from error
-    return torch.from_numpy(pixels > 127).float()
+    return torch.from_numpy(pixels > (127 if pixels.max() > 1 else 0)).float()
 
 
 def text_mask(text: str, height: int, width: int) -> Tensor:

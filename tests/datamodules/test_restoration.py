@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from datamodules.degradations import (
+    Deblur,
     Denoise,
     Downsample,
     Identity,
     Inpaint,
+    Jpeg,
     Operator,
     SuperResolve,
     Task,
     estimated_noise,
     nearest_fill,
     psnr,
-    resampling_matrix,
+    task_asked_for,
 )
+from datamodules.parts.operators import Blur, folded, resampling_matrix
 from datamodules.restoration import Repeated, Restoration, RestorationBatch, read_image
 from tests.conftest import DATA
 
@@ -73,6 +76,20 @@ def test_downsampling_is_pillows(kernel: Any, factor: int) -> None:
     expected = Image.fromarray(x[0].numpy()).resize((72 // factor, 48 // factor), KERNELS[kernel])
     found = Downsample(48, 72, factor, kernel)(x)[0]
     assert np.allclose(found.numpy(), np.asarray(expected), atol=1e-5)
+
+
+def test_a_blur_is_a_convolution_and_its_adjoint_is_autograds(tmp_path: Path) -> None:
+    kernel = noise(4, 3)
+    blur = Blur(kernel)
+    x = noise(2, 3, 9, 8).requires_grad_()
+    y = noise(2, 3, 9, 8)
+    (expected,) = torch.autograd.grad((blur(x) * y).sum(), x)
+    torch.testing.assert_close(blur.adjoint(y), expected)
+    assert torch.equal(folded(torch.ones(1, 1, 1, 7), 2, 3), torch.tensor([[[[3.0, 1, 3]]]]))
+    point = torch.zeros(1, 1, 9, 9)
+    point[..., 4, 4] = 1
+    torch.testing.assert_close(blur(point)[0, 0, 2:6, 3:6], kernel / kernel.sum(), msg="a point becomes the kernel")
+    torch.testing.assert_close(blur(torch.ones(1, 1, 9, 9)), torch.ones(1, 1, 9, 9))
 
 
 def test_a_constant_image_stays_constant() -> None:
@@ -161,6 +178,60 @@ def test_inpainting_keeps_what_is_known(tmp_path: Path) -> None:
     assert not mask[0, 10:].any()
 
 
+def test_what_is_known_without_noise_is_put_back(tmp_path: Path) -> None:
+    restored, measured = noise(1, 3, 8, 8), noise(1, 3, 8, 8) / 2
+    mask = (noise(1, 1, 8, 8) > 0.5).float()
+    found = Inpaint(missing=0.5).put_back(restored, measured, mask)
+    assert torch.equal(found * mask, measured * mask)
+    assert torch.equal(found * (1 - mask), restored * (1 - mask))
+    assert torch.equal(Inpaint(missing=0.5, sigma=5).put_back(restored, measured, mask), restored)
+    assert torch.equal(Denoise(0).put_back(restored, measured, torch.ones(1, 1, 1, 1)), restored)
+
+
+def test_masks_of_any_kind_and_what_is_said_of_them(tmp_path: Path) -> None:
+    unknown = np.zeros((16, 16), np.uint8)
+    unknown[:3] = 1
+    file = save(tmp_path, "mask.png", unknown)
+    upside = Inpaint(mask=file)
+    assert upside.mask((3, 16, 16), torch.Generator(), True).mean() == 3 / 16, "numbers 0 and 1"
+    line = upside.remark(upside.mask((3, 16, 16), torch.Generator(), True))
+    assert line.startswith(f"mask={file}: 81.2 % of the pixels are unknown; if black and white are the other way round")
+    assert line.endswith("invert_mask=true")
+    task = Inpaint(mask=file, invert_mask=True)
+    known = task.mask((3, 16, 16), torch.Generator(), True)
+    assert not known[0, :3].any()
+    assert known[0, 3:].all()
+    assert task.remark(known) == f"mask={file}: 18.8 % of the pixels are unknown"
+    with pytest.raises(ValueError, match=r"white\.png: all white"):
+        Restoration("china", Inpaint(mask=save(tmp_path, "white.png", np.full((16, 16), 255, np.uint8))), size=16)
+
+
+def test_jpeg_is_the_damage_of_a_file(tmp_path: Path) -> None:
+    truth = torch.from_numpy(photograph(16, 16)).movedim(-1, 0) / 255
+    task = Jpeg(quality=30)
+    degraded, _ = task.damage(truth, torch.Generator())
+    Image.fromarray(photograph(16, 16)).save(tmp_path / "a.jpg", quality=30)
+    assert torch.equal(degraded, Restoration(str(tmp_path / "a.jpg"), task, degraded=True).source.degraded[0])
+    assert task.sigma is None
+
+
+def test_a_task_by_its_name_or_by_what_is_given() -> None:
+    assert task_asked_for(None) == (Denoise, {"sigma": None})
+    assert task_asked_for(None, sigma=25, mask=None) == (Denoise, {"sigma": 25})
+    assert task_asked_for(None, factor=4) == (SuperResolve, {"factor": 4})
+    assert task_asked_for(None, mask="m.png") == (Inpaint, {"mask": "m.png"})
+    assert task_asked_for("deblur", kernel="k.png") == (Deblur, {"kernel": "k.png"})
+    assert task_asked_for(Jpeg) == (Jpeg, {})
+    for task, options, message in (
+        ("denoize", {}, "task=denoize: expected denoise, .*; did you mean 'denoise'"),
+        ("denoise", {"mask": "m.png"}, "mask=m.png: Denoise has no such option; expected sigma, poisson_peak"),
+        (None, {"mask": "m.png", "factor": 4}, "factor=4: Inpaint has no such option"),
+        ("inpaint", {}, "Inpaint without mask: expected mask=FILE"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            task_asked_for(task, **options)  # type: ignore[arg-type]
+
+
 def test_trivial_restorations() -> None:
     image = noise(1, 3, 16, 16)
     everywhere = torch.ones(1, 1, 1, 1)
@@ -175,25 +246,26 @@ def test_trivial_restorations() -> None:
     assert torch.equal(hole, image[0, :, 3, 8]) or torch.equal(hole, image[0, :, 5, 8]), "its nearest neighbors"
 
 
-class Blur(nn.Module):
+class Shift(nn.Module):
     """Somebody's own operator: the mean of a pixel and the one at its right."""
 
     def forward(self, x: Tensor) -> Tensor:
+        assert x.dim() == 4, "several images, also when the data are made"
         return (x + x.roll(-1, -1)) / 2
 
     def adjoint(self, y: Tensor) -> Tensor:
         return (y + y.roll(1, -1)) / 2
 
 
-class Deblur(Task):
+class Shifted(Task):
     def operator(self, shape: Any) -> Operator:
-        return Blur()
+        return Shift()
 
 
 def test_a_task_of_ones_own() -> None:
-    data = Restoration("flower", Deblur(sigma=2.0), size=32)
+    data = Restoration("flower", Shifted(sigma=2.0), size=32)
     batch = next(iter(data.train_dataloader()))
-    assert float((batch.degraded - Blur()(batch.truth)).std()) == pytest.approx(2 / 255, rel=0.1)
+    assert float((batch.degraded - Shift()(batch.truth)).std()) == pytest.approx(2 / 255, rel=0.1)
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------------
@@ -338,6 +410,9 @@ def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
         (lambda: Inpaint(missing=1.0), "missing=1.0"),
         (lambda: Inpaint(text=" "), "text=' '"),
         (lambda: Inpaint(mask="nowhere.png"), "mask=nowhere.png: no such file"),
+        (lambda: Inpaint(missing=0.5, invert_mask=True), "invert_mask=true with missing=0.5"),
+        (lambda: Deblur("nowhere.png"), "kernel=nowhere.png: no such file"),
+        (lambda: Jpeg(0), "quality=0"),
         (lambda: Restoration("china", Denoise(None), size=16), "sigma=null"),
         (lambda: Restoration("china", Inpaint(missing=0.5), degraded=True, size=16), "expected mask=FILE"),
         (lambda: Restoration("china", size=0), "size=0"),
