@@ -353,6 +353,68 @@ def test_an_image_that_is_degraded_already_has_no_truth(tmp_path: Path) -> None:
     assert torch.allclose(data.source.degraded[0], torch.from_numpy(photograph()).movedim(-1, 0) / 255)
 
 
+def test_all_bits_are_measured(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (8, 8), np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    measured = Restoration(str(tmp_path / "deep.png"), degraded=True).source.degraded
+    assert torch.equal((measured[0, 0] * 65535).round(), torch.from_numpy(deep.astype(np.float32)))
+
+
+def test_pictures_of_any_kind_are_taken(tmp_path: Path) -> None:
+    color = photograph()
+    path = Path(save(tmp_path, "a.png", color))
+    kinds = [path, Image.fromarray(color), color, torch.from_numpy(color).movedim(-1, 0)]
+    expected = Restoration(str(path), degraded=True).source.degraded
+    for kind in (*kinds, kinds[3][None] / 255):
+        assert torch.equal(Restoration(kind, degraded=True).source.degraded, expected)
+    assert Restoration(kinds, degraded=True).num_images == 4
+
+
+def test_a_region_is_a_part_of_the_image_and_of_its_mask(tmp_path: Path) -> None:
+    known = np.full((24, 32), 255, np.uint8)
+    known[10, 12] = 0
+    mask, image = save(tmp_path, "mask.png", known), save(tmp_path, "a.png", photograph())
+    data = Restoration(image, Inpaint(mask=mask), degraded=True, region=[8, 6, 16, 12])
+    assert data.image_shape == [3, 12, 16]
+    whole = Restoration(image, Inpaint(mask=mask), degraded=True).source
+    assert torch.equal(data.source.degraded, whole.degraded[..., 6:18, 8:24])
+    assert (data.source.mask == 0).nonzero().tolist() == [[0, 0, 4, 4]]
+    assert Restoration(image, SuperResolve(2), degraded=True, region=[0, 0, 8, 4]).image_shape == [3, 8, 16]
+    for region, message in (([0, 0, 33, 4], "within 32×24"), ([1, 2], r"region=\[1, 2\]: expected left, top")):
+        with pytest.raises(ValueError, match=message):
+            Restoration(image, degraded=True, region=region)
+    with pytest.raises(ValueError, match="with degraded=false"):
+        Restoration(image, region=[0, 0, 4, 4])
+
+
+def test_a_folder_is_not_poisoned_by_its_own_results(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "a_restored", "a_restored-2", "a_restored_2", "b_restored"):
+        save(tmp_path, f"{name}.png", photograph())
+    with caplog.at_level("INFO"):
+        assert Restoration(str(tmp_path), degraded=True).names == ["a", "b_restored"], "of which there is no b"
+    assert "3 restored images are left out, such as a_restored" in caplog.text
+    assert Restoration(str(tmp_path / "a_restored.png"), degraded=True).names == ["a_restored"], "asked for"
+
+
+def test_what_becomes_of_ones_own_file_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = save(tmp_path, "scan.png", photograph())
+    with caplog.at_level("INFO"):
+        Restoration(path, degraded=True)
+        Restoration("china", size=16)
+        assert not caplog.records
+        Restoration(path, size=16)
+    said = [record.getMessage() for record in caplog.records]
+    assert "the middle of its 32×24 becomes 16×16; size=null keeps it" in said[0]
+    assert "counts as undamaged, and Denoise damages it; degraded=true" in said[1]
+
+
+def test_the_digest_is_of_what_was_measured(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.png", photograph())
+    first = Restoration(path, degraded=True).digest()
+    assert Restoration(save(tmp_path, "b.png", photograph()), degraded=True).digest() == first
+    assert Restoration(path, degraded=True, region=[0, 0, 32, 23]).digest() != first
+
+
 def gif(folder: Path) -> str:
     frames = [Image.fromarray(photograph()) for _ in range(3)]
     frames[1].putpixel((0, 0), (1, 2, 3))
@@ -380,8 +442,8 @@ def text_file(folder: Path) -> str:
         (lambda folder: "chin", "image=chin: no such file or folder; did you mean 'china'"),
         (str, "no image in this folder"),
         (lambda folder: [], "expected at least one"),
-        (lambda folder: torch.full((1, 3, 8, 8), torch.nan), "NaN"),
-        (lambda folder: torch.zeros(3, 8, 8), r"expected \(N, C, H, W\)"),
+        (lambda folder: torch.full((1, 3, 8, 8), torch.nan), "values in nan"),
+        (lambda folder: torch.zeros(7, 8, 8), r"image of shape \(7, 8, 8\): expected"),
     ],
 )
 def test_unsuitable_images_are_one_clear_line(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
