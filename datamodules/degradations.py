@@ -80,6 +80,11 @@ class Task:
             return measured
         return measured + self.sigma / 255 * torch.randn(measured.shape, generator=generator)
 
+    @property
+    def leaves_known(self) -> bool:
+        """Whether some pixels of a restored image are known without noise, so that they come back as they are."""
+        return False
+
     def put_back(self, restored: Tensor, degraded: Tensor, mask: Tensor) -> Tensor:
         """Restored images (B, C, H, W) with whatever of them was measured as it is; here nothing was."""
         return restored
@@ -226,9 +231,12 @@ class Inpaint(Task):
             )
         return 1 - known if self.invert_mask else known
 
+    @property
+    def leaves_known(self) -> bool:
+        return self.sigma == 0
+
     def put_back(self, restored: Tensor, degraded: Tensor, mask: Tensor) -> Tensor:
-        """Known pixels are as they were, if they are without noise."""
-        return torch.where(mask == 1, degraded, restored) if self.sigma == 0 else restored
+        return torch.where(mask == 1, degraded, restored) if self.leaves_known else restored
 
     def remark(self, mask: Tensor) -> str:
         if self.mask_file is None:
@@ -298,6 +306,8 @@ TASKS: dict[str, type[Task]] = {
     "deblur": Deblur,
 }
 """by the names that people may call them"""
+TASK_OPTIONS = ("sigma", "poisson_peak", "factor", "mask", "invert_mask", "kernel", "quality")
+"""what may be said of the damage of an image"""
 
 
 def task_asked_for(task: type[Task] | str | None, **options: Any) -> tuple[type[Task], dict[str, Any]]:
@@ -331,6 +341,12 @@ def task_asked_for(task: type[Task] | str | None, **options: Any) -> tuple[type[
         if made is needed and not given:
             raise ValueError(f"{made.__name__} without {name}: expected {name}=FILE")
     return made, ({"sigma": None} if made is Denoise and "poisson_peak" not in given else {}) | given
+
+
+def made_task(task: type[Task] | str | None, **options: Any) -> Task:
+    """The task of :func:`task_asked_for`."""
+    made, arguments = task_asked_for(task, **options)
+    return made(**arguments)
 
 
 def existing_file(argument: str, name: str) -> Path:

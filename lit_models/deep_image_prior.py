@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -34,17 +34,22 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from common.checks import at_least, more_than, one_of
 from common.distributed import gather_rows, rows_of_this_rank, world_size
+from common.files import data_root, existing
+from common.pictures import are_several
+from common.progress import Meter
 from common.randomness import keyed_generator, normal_of_samples
 from common.trainer import datamodule_of
-from datamodules.degradations import Task, compared, psnr
+from datamodules.degradations import TASK_OPTIONS, Task, compared, made_task, psnr
+from datamodules.restoration import Restoration, open_images
 from lit_models.networks.skip_network import SkipNetwork, Upsample
 from lit_models.parts.optim import configure_optimizers
 from lit_models.parts.precision import full_precision
+from lit_models.parts.restoring import Fitted, Plan, Region, Watch, carry_out, plan_for, quiet_lightning, save
 from lit_models.parts.total_variation import total_variation, tv_restore_noisy
 from lit_models.scores.moving_variance import MovingVariance, from_windowed
 
 if TYPE_CHECKING:
-    from datamodules.restoration import Restoration, RestorationBatch
+    from datamodules.restoration import RestorationBatch
 
 TRACE = ("misfit", "variance", "psnr_raw_db", "psnr_average_db")
 """what is recorded in every iteration, for the curves"""
@@ -159,6 +164,7 @@ class DeepImagePrior(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
         self._names: list[str] = []  # of the images that a loaded checkpoint has restored
+        self._digest = ""  # of what was measured of them
         self._trace: list[Tensor] = []  # (N, len(TRACE)) of each iteration
         self._good: dict[str, Any] = {}  # the state to go back to
         self._references: dict[str, Tensor] = {}  # what the network has to beat
@@ -292,7 +298,8 @@ class DeepImagePrior(LightningModule):
         if self.copies > 1:
             images["_mean_of_copies"] = self.restored.repeat_interleave(self.copies, 0)
         images = {name: rows_of_this_rank(all_of_them) for name, all_of_them in images.items()}
-        images |= {f"_{name}": image for name, image in self.references(batch).items()}
+        if batch.truth.shape[1]:
+            images |= {f"_{name}": image for name, image in self.references(batch).items()}
         lowest = self.stop.lowest.mean()
         scores = {
             "loss": self.misfit(images["_raw"], batch).mean(),
@@ -339,67 +346,102 @@ class DeepImagePrior(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         names = list(getattr(self.data, "names", []))
-        checkpoint["restoration"] = {"trace": self.trace.cpu(), "good": self._good, "names": names}
+        digest = self.data.digest() if hasattr(self.data, "digest") else ""
+        checkpoint["restoration"] = {"trace": self.trace.cpu(), "good": self._good, "names": names, "digest": digest}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         from_windowed(checkpoint["state_dict"])
         saved = checkpoint["restoration"]
         self._trace, self._good, self._names = list(saved["trace"]), saved["good"], saved.get("names", [])
+        self._digest = saved.get("digest", "")
 
     def _refuse_other_images(self) -> None:
         """Raises ValueError for other images than the checkpoint's, about which its networks know nothing."""
         if self._names and self._names != (names := list(self.data.names)):
             raise ValueError(f"image={names}: expected {self._names}, the images that the checkpoint has restored")
+        if self._digest and self._digest != self.data.digest():
+            raise ValueError(
+                f"image={self._names}: has these names, but is not what the checkpoint has restored; expected the same "
+                "image, with the same damage"
+            )
 
     on_validation_start = on_test_start = on_predict_start = _refuse_other_images
 
     # ---- use -------------------------------------------------------------------------------------------------------
 
+    def with_known(self, batch: RestorationBatch) -> Tensor:
+        """:attr:`restored`, with the pixels that are known without noise as they were measured."""
+        degraded, mask = (tensor[:: self.copies].to(self.device) for tensor in (batch.degraded, batch.mask))
+        return self.data.task.put_back(self.restored, degraded, mask)
+
     def predict_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, list[str]]:
-        """Writes each restored image beside its file, or into the current folder if it has none."""
+        """Writes each restored image beside its file; into the current folder, if it has none or is a data set's."""
         if not int(self.stop.steps):
             raise ValueError("nothing is restored yet: expected --ckpt_path with the checkpoint of a run")
-        rows = zip(self.restored, self.data.names, self.data.files, strict=True)
-        return {
-            "image": list(self.data.names),
-            "restored": [str(write_restored(image, name, file)) for image, name, file in rows],
-        }
+        data, written = self.data, []
+        rows = zip(self.with_known(batch), data.names, data.files, data.originals, strict=True)
+        for image, name, file, original in rows:
+            here = Path() if file is None or data_root() in file.parents else file.parent
+            written.append(str(save(image, original, name, file, here, data.task.leaves_known)))
+        return {"image": list(data.names), "restored": written}
 
 
-def write_restored(image: Tensor, name: str, file: Path | None) -> Path:
-    """Writes an image (C, H, W) as ``<name>_restored.png``, with a number where there is one; returns its path."""
-    from torchvision.transforms.functional import to_pil_image
-
-    folder = file.parent if file else Path()
-    picture = to_pil_image((255 * image.detach().float().cpu().clamp(0, 1)).round().byte())
-    number = 1
-    while True:
-        target = folder / f"{name}_restored{'' if number == 1 else f'_{number}'}.png"
-        try:
-            with target.open("xb") as opened:  # never over another file, also not one that comes now
-                picture.save(opened, format="PNG")
-            return target
-        except FileExistsError:
-            number += 1
-
-
-def restore(image: Any, task: Task, iterations: int = 3000, seed: int = 0, **options: Any) -> Tensor:
-    """Restores a damaged image, for scripts: ``restore("scan.png", SuperResolve(4))``.
+def restore(
+    image: Any,
+    task: Task | type[Task] | str | None = None,
+    iterations: int = 3000,
+    seed: int = 0,
+    *,
+    out: str | Path | None = None,
+    tile: int | None = None,
+    network: str | None = None,
+    **options: Any,
+) -> Any:
+    """Restores damaged images, for scripts: ``restore("scan.png", out="restored.png")``.
 
     Args:
-        image: a file, or a tensor (C, H, W) or (N, C, H, W) in 0..1; with several, each has its own network.
-        task: what was done to the image; ``Denoise(sigma=None)`` if the noise is unknown.
+        image: whatever :func:`common.pictures.opened` takes: a file, an image of Pillow, an array, a tensor; or several
+            of these, or a folder. Each has its own network, and they may have different sizes.
+        task: what was done to it: a task, or its name or class with its arguments among the ``options``, such as
+            ``"denoise"``, where the noise is unknown unless ``sigma`` says it. By default what the options say: with a
+            ``mask`` it is to be inpainted, with a ``factor`` enlarged, with a ``kernel`` deblurred, and else denoised.
         iterations: the maximum; it stops earlier, unless ``patience=None``.
-        options: ``accelerator``, by default the best available; ``copies``, the number of networks per image, whose
-            mean is returned; and further arguments of :class:`DeepImagePrior`.
+        out: a file or a folder to write to, in the likeness of the image; by default nothing is written.
+        tile: side of the parts in which it is restored; by default only what does not fit into memory has parts.
+        network: "narrow" or "paper", by default as the size suggests: see :mod:`lit_models.parts.restoring`.
+        options: arguments of the task; ``size``, to which the image is brought; ``lr``, ``precision``, ``max_time`` (as
+            Lightning's Trainer takes it), and ``accelerator``, by default the best available; ``copies``, the number of
+            networks per image, whose mean is returned; and further arguments of :class:`DeepImagePrior`.
 
     Returns:
-        (C, H, W) in 0..1, or (N, C, H, W) as the image is.
+        (C, H, W) in 0..1; of several images as many in a list, or (N, C, H, W) of a tensor (N, C, H, W).
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: something can't be restored that way; it says what.
     """
-    single = not (isinstance(image, Tensor) and image.dim() == 4)
-    given: Any = image[None] if isinstance(image, Tensor) and single else image
-    restored = fitted(given, task, iterations, seed, **options).restored.detach().cpu()
-    return restored[0] if single else restored
+    arguments = {name: options.pop(name, None) for name in TASK_OPTIONS}
+    made = task if isinstance(task, Task) else made_task(task, **arguments)
+    if made is task and (given := [name for name, value in arguments.items() if value is not None]):
+        raise ValueError(f"{given[0]} beside a task that has its own: expected the name or the class of one")
+    opened = open_images(image, options.pop("size", None))
+    plans = [plan_for(each, made, options, tile, network) for each in opened]
+    restored = []
+
+    def fit(plan: Plan, region: Region | None) -> Fitted:
+        callbacks = [Watch(meter)]
+        model = fitted(plan.opened.image, made, iterations, seed, region=region, callbacks=callbacks, **plan.settings)
+        return Fitted(model.with_known(model.data.source)[0].detach().float().cpu(), model.stop)
+
+    with Meter(iterations * sum(len(plan.regions) for plan in plans), "restoring") as meter:
+        for plan in plans:
+            whole, _ = carry_out(plan, fit, iterations, meter)
+            if out is not None:
+                save(whole, plan.opened.original, plan.opened.name, plan.opened.file, out, made.leaves_known)
+            restored.append(whole)
+    if isinstance(image, Tensor) and image.dim() == 4:
+        return torch.stack(restored)
+    several = are_several(image) or (isinstance(image, (str, Path)) and existing(str(image)).is_dir())
+    return restored if several else restored[0]
 
 
 def fitted(
@@ -409,21 +451,29 @@ def fitted(
     seed: int = 0,
     accelerator: str = "auto",
     copies: int = 1,
+    region: list[int] | None = None,
+    lr: float | None = None,
+    precision: Any = "32-true",
+    max_time: Any = None,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> DeepImagePrior:
     """The fitted model of :func:`restore`, for an image as :class:`~datamodules.restoration.Restoration` takes it."""
-    from datamodules.restoration import Restoration
-
-    with torch.random.fork_rng():
+    if lr is not None:
+        options["optimizer"] = lambda params: torch.optim.Adam(params, lr=lr)
+    with torch.random.fork_rng(), quiet_lightning():
         torch.manual_seed(seed)
         per_epoch = min(100, iterations)
-        data = Restoration(image, task, degraded=True, copies=copies, iterations_per_epoch=per_epoch)
+        data = Restoration(image, task, degraded=True, copies=copies, iterations_per_epoch=per_epoch, region=region)
         model = DeepImagePrior(data.image_shape, data.num_images, data.copies, **options)
         trainer = Trainer(
             accelerator=accelerator,
             devices=1,
+            precision=precision,
             max_epochs=math.ceil(iterations / per_epoch),
             max_steps=iterations,
+            max_time=max_time,
+            callbacks=[*callbacks],
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,

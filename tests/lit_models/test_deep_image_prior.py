@@ -29,7 +29,6 @@ from lit_models.deep_image_prior import (
     misfit,
     random_input,
     restore,
-    write_restored,
 )
 from lit_models.figures.deep_image_prior import illustrate, learning_curves, restored_page
 from lit_models.networks.skip_network import Conv, Norm, SkipNetwork
@@ -766,19 +765,6 @@ def test_figures_of_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
         assert frames == ["iteration 10", "kept"]
 
 
-def test_restored_files_never_overwrite(tmp_path: Path) -> None:
-    source = tmp_path / "scan.jpg"
-    image = torch.zeros(3, 4, 4)
-    first = write_restored(image, "scan", source)
-    second = write_restored(image + 1, "scan", source)
-    third = write_restored(image, "scan", source)
-    assert [path.name for path in (first, second, third)] == [
-        *("scan_restored.png", "scan_restored_2.png", "scan_restored_3.png")
-    ]
-    assert np.asarray(Image.open(first)).max() == 0
-    assert np.asarray(Image.open(second)).min() == 255
-
-
 def test_restoring_in_a_script() -> None:
     truth = F.interpolate(noise(1, 3, 2, 2), (16, 16), mode="bicubic").clamp(0, 1)[0]
     noisy = (truth + 0.15 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
@@ -813,7 +799,7 @@ def test_predict_writes_beside_the_file(fit: Callable[..., CLI], tmp_path: Path)
     for _ in range(2):
         args = ["predict", *options, "--ckpt_path", checkpoint, "--data.image", [f"{folder}/a.png", f"{folder}/b.png"]]
         build([str(arg) for arg in args] + QUIET).execute()
-    expected = ["a.png", "a_restored.png", "a_restored_2.png", "b.png", "b_restored.png", "b_restored_2.png"]
+    expected = ["a.png", "a_restored-2.png", "a_restored.png", "b.png", "b_restored-2.png", "b_restored.png"]
     assert sorted(path.name for path in folder.iterdir()) == expected
     written = torch.from_numpy(np.asarray(Image.open(folder / "b_restored.png")).copy()).movedim(-1, 0) / 255
     assert torch.allclose(written, cli.model.restored[1], atol=0.6 / 255)  # type: ignore[operator,union-attr]
