@@ -6,6 +6,7 @@
     python train.py fit --help                                   every option
     python train.py compare runs/vqa/easy_vqa                    runs side by side, mean ± std over seeds
     python train.py sweep configs/sweeps/vqa.yaml                many runs from one file
+    python train.py restore scan.png                             somebody's own damaged picture, beside it
 
 Everything lives in experiments/cli.py; `configs/base.yaml` is always underneath, later `-c` files and options win.
 """

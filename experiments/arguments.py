@@ -1,4 +1,4 @@
-"""User mistakes, shared by all subcommands, and the subcommands that start at once since they need no Lightning."""
+"""User mistakes, shared by all subcommands, and the subcommands that are programs of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from common.checks import nearest
 
-COMMANDS = ("compare", "sweep")
+COMMANDS = ("compare", "sweep", "restore")
 """subcommands of ``train.py``: ``experiments/<name>/command.py`` has a ``main(args) -> exit status``"""
 
 
@@ -38,7 +38,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run_command(args: list[str]) -> bool:
-    """Runs ``compare`` or ``sweep`` if ``args`` start with one of them, and returns whether they do.
+    """Runs one of :data:`COMMANDS` if ``args`` start with it, and returns whether they do.
 
     Raises:
         SystemExit: with status 2 after a mistake, which is reported in one line, or with the subcommand's own status.

@@ -57,6 +57,7 @@ class CLI(LightningCLI):
     """LightningCLI with run folders, linked data facts, safe resuming, and a test at the end of ``fit``."""
 
     folder: RunFolder
+    _is_quiet = False
     stop: GracefulStop | None = None  # where there is a state to save
     _fetching: Any = None  # arguments of a model that would fetch weights which a checkpoint replaces
     _are_others = False  # whether a checkpoint is used on other data than those of its run
@@ -259,6 +260,13 @@ class CLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Does nothing yet: building the objects and running them are separate steps, see :meth:`execute`."""
 
+    def keep_quiet(self) -> None:
+        """From here on neither the size of a batch nor a table is printed: for commands with words of their own."""
+        self._is_quiet = True
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GlobalBatch):
+                callback.is_quiet = True
+
     def execute(self) -> None:
         """Runs the subcommand."""
         os.environ[RUN_ID] = self.folder.id  # for the processes that a strategy starts
@@ -315,7 +323,7 @@ class CLI(LightningCLI):
         print(f"{written.count} predictions{of_what}: {', '.join(map(str, written.write(data)))}")
 
     def _report(self) -> None:
-        if self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run:
+        if not self._is_quiet and self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run:
             from experiments.report import print_report
 
             print_report(self.folder, str(self.subcommand), dict(self.trainer.callback_metrics))

@@ -94,7 +94,7 @@ class Predictions(Callback):
         self.rows += [self._before + int(row) for row in places]
         for name, values in columns.items():
             if isinstance(values, Tensor) and values.dim() == 4 and values.shape[1] in (1, 3):
-                self.columns.setdefault(name, []).extend(self._drawn(name, values, _picture, ".png", columns))
+                self.columns.setdefault(name, []).extend(self._drawn(name, values, png_of, ".png", columns))
             elif isinstance(values, Tensor) and values.dim() > 1:
                 self.arrays.setdefault(name, []).append(values.detach().cpu())
             elif len(values) and hasattr(values[0], "to_svg"):
@@ -179,7 +179,7 @@ def _is_file(values: Any) -> bool:
     return bool(len(values)) and hasattr(values[0], "to_svg")
 
 
-def _picture(image: Tensor) -> bytes:
+def png_of(image: Tensor) -> bytes:
     """(C, H, W) in 0..1 as PNG."""
     from PIL import Image
 

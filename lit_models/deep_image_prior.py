@@ -44,7 +44,7 @@ from datamodules.restoration import Restoration, open_images
 from lit_models.networks.skip_network import SkipNetwork, Upsample
 from lit_models.parts.optim import configure_optimizers
 from lit_models.parts.precision import full_precision
-from lit_models.parts.restoring import Fitted, Plan, Region, Watch, carry_out, plan_for, quiet_lightning, save
+from lit_models.parts.restoring import Fitted, Plan, Region, Watch, carry_out, ending, plan_for, quiet_lightning, save
 from lit_models.parts.total_variation import total_variation, tv_restore_noisy
 from lit_models.scores.moving_variance import MovingVariance, from_windowed
 
@@ -430,7 +430,7 @@ def restore(
     def fit(plan: Plan, region: Region | None) -> Fitted:
         callbacks = [Watch(meter)]
         model = fitted(plan.opened.image, made, iterations, seed, region=region, callbacks=callbacks, **plan.settings)
-        return Fitted(model.with_known(model.data.source)[0].detach().float().cpu(), model.stop)
+        return Fitted(model.with_known(model.data.source)[0].float().cpu(), ending(model.stop, iterations))
 
     with Meter(iterations * sum(len(plan.regions) for plan in plans), "restoring") as meter:
         for plan in plans:

@@ -25,7 +25,7 @@ BELOW: dict[str, set[str]] = {
     "train": {"experiments"},
 }
 """each room, and the rooms that it may import from beside itself"""
-COMMANDS = ("experiments.baselines.", "experiments.from_lightning_bolts")
+COMMANDS = ("experiments.baselines.", "experiments.from_lightning_bolts", "experiments.restore.")
 """programs of their own, which know models and data and which nobody imports"""
 
 

@@ -40,6 +40,7 @@ class GlobalBatch(Callback):
         self.lr_rule = lr_rule
         self.reference = reference
         self.factor = 1.0
+        self.is_quiet = False  # whether the line at the start is left out
         self._optimizer: Callable[..., Optimizer] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -60,7 +61,7 @@ class GlobalBatch(Callback):
         pl_module.optimizer = scaled(optimizer, self.factor)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not self.is_quiet:
             print(self.line(batch_size_of(trainer)))
 
     def line(self, size: dict[str, int]) -> str:

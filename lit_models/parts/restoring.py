@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from common.memory import gigabytes, memory_limit
 from common.progress import Meter
 from datamodules.degradations import Task
 from datamodules.restoration import Opened, part
+from lit_models.networks.skip_network import SkipNetwork
 from lit_models.scores.windowed_variance import WindowedVariance
 
 Region = list[int]
@@ -97,7 +99,8 @@ class Fitted(NamedTuple):
 
     image: Tensor
     """(C, h, w)"""
-    stop: WindowedVariance
+    ending: str
+    """how the fit ended, in words"""
 
 
 def plan_for(
@@ -155,18 +158,17 @@ def carry_out(
     opened = plan.opened
     known = plan.task.mask(opened.image.shape, torch.Generator(), True) if plan.task.leaves_known else None
     for place, region in enumerate(plan.regions, 1):
-        before = meter.done
+        left = meter.total - meter.done
         named = f"{opened.name}, part {place} of {len(plan.regions)}" if region else opened.name
         meter.advance(0, named)
         if region and known is not None and bool(part(known, region).all()):
             parts.append((region, part(opened.image, region)))
         else:
-            image, stop = fit(plan, region)
-            parts.append((region or [], image))
-            endings.append(ending(stop, iterations))
-        meter.skip(iterations - (meter.done - before))
-    first = endings[0] if endings else ""
-    told = first if len(endings) == 1 else f"{len(plan.regions)} parts, the first: {first}"
+            done = fit(plan, region)
+            parts.append((region or [], done.image))
+            endings.append(done.ending)
+        meter.skip(meter.total - meter.done - (left - iterations))
+    told = endings[0] if len(endings) == 1 else f"{len(plan.regions)} parts; " + ", ".join(dict.fromkeys(endings))
     if plan.regions == [None]:
         return parts[0][1], told
     return put_together(plan.shape, parts, plan.shape[1] // opened.image.shape[1]), told
@@ -208,6 +210,9 @@ class Watch(Callback):
     def __init__(self, meter: Meter, show: Callable[[Tensor], None] | None = None) -> None:
         self.meter, self.show = meter, show
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.meter.skip(trainer.global_step)  # of a state from which it goes on
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -216,6 +221,26 @@ class Watch(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.show is not None:
             self.show(pl_module.restored[0].detach().float().cpu())
+
+
+def seconds_per_iteration(plan: Plan) -> float:
+    """How long an iteration takes on this machine, from two of them, on a part or all of the picture."""
+    channels, height, width = plan.shape
+    if region := plan.regions[0]:
+        factor = height // plan.opened.image.shape[1]
+        width, height = factor * region[2], factor * region[3]
+    chosen = NETWORKS["paper"] | plan.settings
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        levels = (chosen[part] for part in ("down", "up", "skip"))
+        network = SkipNetwork(1, chosen["input_channels"], channels, *levels).to(device)
+        z = torch.rand(1, chosen["input_channels"], height, width, device=device)
+        for _ in range(2):  # the first one is slower
+            begun = time.perf_counter()
+            network(z).mean().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+    return plan.settings.get("copies", 1) * (time.perf_counter() - begun)
 
 
 def ending(stop: WindowedVariance, iterations: int) -> str:
@@ -231,15 +256,17 @@ def ending(stop: WindowedVariance, iterations: int) -> str:
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Without what Lightning says of devices, workers and itself."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def free_file(folder: Path, stem: str, suffix: str) -> Path:
