@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -130,12 +130,27 @@ def refuse_contradictions(subcommand: str, config: Any, now: dict[str, Any], che
             before, after = run[part].get("init_args", {}), now[part].get("init_args", {})
             pairs |= {f"{part}.{key}": (value, before.get(key, value)) for key, value in after.items()}
         pairs["seed_everything"] = (now["seed_everything"], run["seed_everything"])
-    for key, (new, old) in pairs.items():
-        if _plain(new) != _plain(old) and key.removeprefix("model.") not in facts:
+    for name, (asked_for, made_with) in pairs.items():
+        if name.removeprefix("model.") in facts:
+            continue
+        for key, new, old in differing(name, _plain(asked_for), _plain(made_with)):
             raise Mistake(
-                f"{key}={_plain(new)}: contradicts the checkpoint {checkpoint}, which was made with {_plain(old)}; "
+                f"{key}={new}: contradicts the checkpoint {checkpoint}, which was made with {old}; "
                 "use the same value, or start a new run without --ckpt_path"
             )
+
+
+def differing(name: str, new: Any, old: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What differs of two values of an argument: names, new and old values.
+
+    Of two choices of one class, an argument that the class did not yet have has its default, as if it had been there.
+    """
+    if isinstance(new, dict) and isinstance(old, dict) and new.get("class_path", 0) == old.get("class_path", 1):
+        before, after = (each.get("init_args") or {} for each in (old, new))
+        for key in after:
+            yield from differing(f"{name}.{key}", after[key], before.get(key, after[key]))
+    elif new != old:
+        yield name, new, old
 
 
 def _plain(value: object) -> Any:

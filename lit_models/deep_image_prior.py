@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
@@ -383,6 +384,7 @@ class DeepImagePrior(LightningModule):
         for image, name, file, original in rows:
             here = Path() if file is None or data_root() in file.parents else file.parent
             written.append(str(save(image, original, name, file, here, data.task.leaves_known)))
+        rank_zero_info(f"restored: {', '.join(written)}")
         return {"image": list(data.names), "restored": written}
 
 

@@ -7,12 +7,12 @@
     python train.py restore scan.png --kernel shake.png   a blur by which a point of light became this
     python train.py restore album                         every picture of a folder, to album_restored/
 
-A picture keeps its size, bits, alpha, profile and the type of its file. (JPEG is written with a quality of 95; filled in
-it becomes PNG, so that what is known stays as it is.) Nothing is written over. Each is a `fit` with a run folder as
-always, in runs/deep_image_prior/restore/, where preview.png shows how far it is. The same command again goes on with
-what was stopped, and leaves out what a folder has already. What is bigger than memory allows is restored in overlapping
-parts. Any --model., --data. or --trainer. option of `fit` may follow, such as --trainer.precision bf16-mixed. Nothing is
-sent to Weights & Biases unless WANDB_MODE says so.
+A picture keeps its size, bits, alpha, profile and the type of its file. (JPEG is written with a quality of 95; where
+something is filled in it becomes PNG, so that the rest stays as it is.) Nothing is written over. Each is a `fit` with a
+run folder as always, in runs/deep_image_prior/restore/, where preview.png shows how far it is. The same command again
+goes on with what was stopped, and leaves out what a folder has already. What is too big for the memory is restored in
+overlapping parts. Any --model., --data. or --trainer. option of `fit` may follow, such as --trainer.precision
+bf16-mixed. Nothing is sent to Weights & Biases unless WANDB_MODE says so.
 """
 
 from __future__ import annotations
@@ -241,6 +241,8 @@ class Restoring:
         """What is done to a picture, and how long it may take, in a line."""
         image, original, iterations = plan.opened.image, plan.opened.original, self.options.iterations
         told = [f"{image.shape[2]}×{image.shape[1]} {'gray' if len(image) == 1 else 'RGB'}, {original.bits} bits"]
+        if tuple(plan.shape[1:]) != image.shape[1:]:
+            told.append(f"becomes {plan.shape[2]}×{plan.shape[1]}")
         if original.lost:
             told.append(original.lost)
         if original.alpha is not None:

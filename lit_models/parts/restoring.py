@@ -171,7 +171,10 @@ def carry_out(
     told = endings[0] if len(endings) == 1 else f"{len(plan.regions)} parts; " + ", ".join(dict.fromkeys(endings))
     if plan.regions == [None]:
         return parts[0][1], told
-    return put_together(plan.shape, parts, plan.shape[1] // opened.image.shape[1]), told
+    whole = put_together(plan.shape, parts, plan.shape[1] // opened.image.shape[1])
+    if known is not None:  # to the last bit
+        whole = plan.task.put_back(whole[None], opened.image[None], known[None])[0]
+    return whole, told
 
 
 def tiles(height: int, width: int, side: int) -> list[Region]:
