@@ -285,7 +285,8 @@ class Restoring:
         with quiet_lightning():
             cli = build(["fit", *self.command(plan, region), "--run.id", run_id, *self.of_fit])
             cli.keep_quiet()
-            cli.trainer.callbacks.append(Watch(meter, partial(preview.show, region)))  # type: ignore[attr-defined]
+            watch = Watch(meter, partial(preview.show, region))
+            cli.trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]  # before those that stop
             cli.execute()
         model: Any = cli.model
         image = model.with_known(cli.datamodule.source)[0].detach().float().cpu()

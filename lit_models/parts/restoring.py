@@ -223,7 +223,8 @@ class Watch(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.show is not None:
-            self.show(pl_module.restored[0].detach().float().cpu())
+            restored: Any = pl_module.restored
+            self.show(restored[0].detach().float().cpu())
 
 
 def seconds_per_iteration(plan: Plan) -> float:
@@ -243,7 +244,8 @@ def seconds_per_iteration(plan: Plan) -> float:
             network(z).mean().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-    return plan.settings.get("copies", 1) * (time.perf_counter() - begun)
+    copies: int = plan.settings.get("copies", 1)
+    return copies * (time.perf_counter() - begun)
 
 
 def ending(stop: WindowedVariance, iterations: int) -> str:

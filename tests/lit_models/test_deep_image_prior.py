@@ -732,11 +732,15 @@ def test_what_validation_reports() -> None:
     assert found["val/variance"] == float(model.stop.lowest)
 
 
-def test_without_a_ground_truth_there_is_no_figure_that_needs_one(tmp_path: Path) -> None:
+def test_without_a_ground_truth_there_is_no_figure_that_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.fromarray((255 * noise(12, 12, 3)).byte().numpy()).save(tmp_path / "small.png")
     data = Restoration(str(tmp_path / "small.png"), SuperResolve(2), degraded=True, iterations_per_epoch=5)
     model = make(data)
-    trainer = train(model, data)
+    with monkeypatch.context() as patch:
+        patch.delattr(deep_image_prior, "tv_restore_noisy")  # with which nothing would be compared
+        trainer = train(model, data)
     names = {name for name in trainer.callback_metrics if name.startswith("val/")}
     assert names == {"val/loss", "val/iteration", "val/stop_iteration", "val/variance"}
     assert set(illustrate(model, next(iter(data.val_dataloader())))) == {"restored", "iterations", "frames"}
@@ -781,6 +785,53 @@ def test_restoring_in_a_script() -> None:
     mean = restore(noisy, Denoise(None), copies=2, **options)
     assert mean.shape == truth.shape
     assert not torch.equal(mean, restore(noisy, Denoise(None), **options))
+
+
+def test_as_many_pictures_come_back_as_are_given(tmp_path: Path) -> None:
+    pixels = (255 * noise(20, 24, 3)).byte().numpy()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    options: dict[str, Any] = {"iterations": 3, "accelerator": "cpu", **SMALL}
+    first = restore(tmp_path / "a.png", **options)
+    assert first.shape == (3, 20, 24)
+    kinds = [str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, torch.from_numpy(pixels).movedim(-1, 0)]
+    several = restore([*kinds, pixels[:18, :, 0]], "denoise", **options)
+    assert [tuple(each.shape) for each in several] == [(3, 20, 24)] * 4 + [(1, 18, 24)]
+    assert all(torch.equal(each, first) for each in several[:4])
+    assert [each.shape for each in restore(tmp_path, Denoise, sigma=25, **options)] == [first.shape]
+    assert not torch.equal(restore(pixels, lr=0.1, **options), first)
+    assert restore(pixels, size=20, factor=2, **options).shape == (3, 40, 40)
+    with pytest.raises(ValueError, match="sigma beside a task that has its own"):
+        restore(pixels, Denoise(25), sigma=5, **options)
+
+
+def test_what_is_restored_is_written_in_its_likeness(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 24), np.uint16)
+    Image.fromarray(deep).save(tmp_path / "scan.tif")
+    mask = np.full((20, 24), 255, np.uint8)
+    mask[3, 4] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    options: dict[str, Any] = {"iterations": 3, "accelerator": "cpu", "out": tmp_path / "done", **SMALL}
+    restored = restore(tmp_path / "scan.tif", mask=str(tmp_path / "mask.png"), **options)
+    written = np.asarray(Image.open(tmp_path / "done" / "scan_restored.tif"))
+    assert written.dtype == np.uint16
+    assert np.argwhere(written != deep).tolist() == [[3, 4]], "all 16 bits of what is known"
+    assert written[3, 4] == round(float(restored[0, 3, 4]) * 65535)
+
+
+def test_another_image_of_the_same_name_is_refused() -> None:
+    data = Restoration("china", size=16, iterations_per_epoch=2)
+    model = make(data)
+    trainer = train(model, data)
+    checkpoint: dict[str, Any] = {}
+    model.on_save_checkpoint(checkpoint)
+    model.on_load_checkpoint(checkpoint)
+    model._refuse_other_images()
+    trainer.datamodule = Restoration("china", size=16, damage_seed=1)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"\['china'\]: has these names, but is not what the checkpoint has restored"):
+        model._refuse_other_images()
+    checkpoint["restoration"].pop("digest")  # as older ones have none
+    model.on_load_checkpoint(checkpoint)
+    model._refuse_other_images()
 
 
 CONFIG = REPOSITORY / "configs" / "deep_image_prior" / "denoise.yaml"
