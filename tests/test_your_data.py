@@ -30,7 +30,6 @@ SMALLER = {
     "text_vae": ["--data.batch_size", "8", "--model.hidden", "8"],
     "seq_autoencoder": ["--data.batch_size", "4", "--model.hidden", "8", "--trainer.check_val_every_n_epoch", "1"],
     "vae": ["--model.test_samples", "4"],
-    "deep_image_prior": ["--data.iterations_per_epoch", "2"],
     "sketch_rnn": ["--trainer.check_val_every_n_epoch", "1"],
 }
 
@@ -79,6 +78,11 @@ def folders(tmp_path: Path) -> None:
     (tmp_path / "cat.ndjson").write_text(f"{json.dumps(drawing)}\n" * 80)
     paint(tmp_path / "new.jpg", 0, 0.9)
     paint(tmp_path / "other.png", 1, 0.1)
+    mask = Image.new("L", Image.open(tmp_path / "new.jpg").size, 255)
+    mask.paste(0, (5, 5, 15, 15))
+    mask.save(tmp_path / "mask.png")
+    paint(tmp_path / "album" / "one.jpg", 2, 0.5)
+    paint(tmp_path / "album" / "two.png", 3, 0.5)
 
 
 @pytest.mark.slow
@@ -96,6 +100,8 @@ def test_the_page_can_be_followed(folders: None, tmp_path: Path, monkeypatch: py
                 call = [str(REPOSITORY / part) if part.startswith("configs/") else part for part in call[2:]]
                 if call[0] == "fit":
                     call += IN_SHORT + next((more for name, more in SMALLER.items() if name in line), [])
+                if call[0] == "restore":
+                    call += ["--iterations", "3", "--trainer.accelerator", "cpu"]
                 monkeypatch.setattr(sys, "argv", ["train.py", *call])
                 main()
                 commands += 1
@@ -104,4 +110,8 @@ def test_the_page_can_be_followed(folders: None, tmp_path: Path, monkeypatch: py
             assert table.read_text().startswith("\n".join(block.splitlines()[:3]))
         else:
             (tmp_path / "pairs.csv").write_text(block)
-    assert commands == 30
+    assert commands == 32
+    found = [
+        Path(name) for name in ("new_restored.jpg", "whole.png", "album_restored/one.jpg", "album_restored/two.png")
+    ]
+    assert all(file.is_file() for file in found)

@@ -34,7 +34,7 @@ from common.progress import Meter
 from datamodules.degradations import Task
 from datamodules.restoration import Opened, part
 from lit_models.networks.skip_network import SkipNetwork
-from lit_models.scores.windowed_variance import WindowedVariance
+from lit_models.scores.moving_variance import MovingVariance
 
 Region = list[int]
 """left, top, width and height, in pixels of what was measured"""
@@ -61,10 +61,10 @@ def network_for(shape: Sequence[int], name: str | None = None) -> dict[str, Any]
     return chosen | {part: chosen[part][:levels] for part in ("down", "up", "skip")}
 
 
-def memory_needed(shape: Sequence[int], network: dict[str, Any], copies: int = 1, window: int = 100) -> int:
+def memory_needed(shape: Sequence[int], network: dict[str, Any], copies: int = 1) -> int:
     """Bytes that fitting a picture of ``shape`` (C, H, W) takes at its peak, in float32; within about a quarter.
 
-    The window of the last outputs, a few more pictures, and what the network's layers keep for the way back.
+    That is mostly what the network's layers keep for the way back.
     """
     pixels = shape[1] * shape[2]
     down, up, skip = network["down"], network["up"], network["skip"]
@@ -75,7 +75,7 @@ def memory_needed(shape: Sequence[int], network: dict[str, Any], copies: int = 1
         fine = above + 2 * k + below + 3 * (k + below) + 4 * u
         kept += (fine + 5 * d / 4) / 4**level
         above = d
-    pictures = (window + 15) * shape[0]
+    pictures = 25 * shape[0]  # outputs, means, frames, their gradients
     return int(4 * copies * pixels * (pictures + 1.45 * kept)) + 2**27
 
 
@@ -123,8 +123,7 @@ def plan_for(
     plan = Plan(opened, task, shape, settings, [None], "")
 
     def needed(*size: int) -> int:
-        copies, window = settings.get("copies", 1), settings.get("window", 100)
-        return memory_needed((shape[0], *size), NETWORKS["paper"] | settings, copies, window)
+        return memory_needed((shape[0], *size), NETWORKS["paper"] | settings, settings.get("copies", 1))
 
     numbers = f"{shape[2]}×{shape[1]} pixels need about {gigabytes(needed(*shape[1:]))} of memory"
     numbers += f", and there are {gigabytes(limit)}"
@@ -248,11 +247,11 @@ def seconds_per_iteration(plan: Plan) -> float:
     return copies * (time.perf_counter() - begun)
 
 
-def ending(stop: WindowedVariance, iterations: int) -> str:
+def ending(stop: MovingVariance, iterations: int) -> str:
     """How a fit of so many iterations at most ended, in words."""
     steps = int(stop.steps)
     if bool(stop.stopped().all()):
-        return f"stopped at iteration {steps:,} of {iterations:,}: the variance had risen for {stop.patience:,}"
+        return f"stopped at iteration {steps:,} of {iterations:,}: no lower variance for {stop.patience:,}"
     if steps < iterations:
         return f"ended at iteration {steps:,} of {iterations:,}: its time was up"
     return f"all {iterations:,} iterations"

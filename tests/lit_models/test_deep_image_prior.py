@@ -822,7 +822,7 @@ def test_another_image_of_the_same_name_is_refused() -> None:
     data = Restoration("china", size=16, iterations_per_epoch=2)
     model = make(data)
     trainer = train(model, data)
-    checkpoint: dict[str, Any] = {}
+    checkpoint: dict[str, Any] = {"state_dict": {}}
     model.on_save_checkpoint(checkpoint)
     model.on_load_checkpoint(checkpoint)
     model._refuse_other_images()

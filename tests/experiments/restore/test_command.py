@@ -19,7 +19,7 @@ from lit_models.parts.restoring import Watch
 
 TINY = [
     *("--model.down=[8,8]", "--model.up=[8,8]", "--model.skip=[2,2]", "--model.input_channels=4"),
-    *("--model.window=3", "--trainer.accelerator=cpu"),
+    *("--model.averaging=0.5", "--trainer.accelerator=cpu"),
 ]
 
 
@@ -134,12 +134,12 @@ def test_a_mistake_is_one_line(args: list[str], expected: str, mistake: Callable
 
 def test_times_and_options_of_fit() -> None:
     assert [seconds(text) for text in ("90", "90s", "1.5m", "2h")] == [90, 90, 90, 7200]
-    handed_on = ["--trainer.precision", "bf16-mixed", "--model.window=5"]
+    handed_on = ["--trainer.precision", "bf16-mixed", "--model.averaging=0.5"]
     assert split(["a.png", *handed_on, "--seed", "3"]) == (
-        ["--trainer.precision=bf16-mixed", "--model.window=5"],
+        ["--trainer.precision=bf16-mixed", "--model.averaging=0.5"],
         ["a.png", "--seed", "3"],
     )
     options = command.parser().parse_intermixed_args(["a.png", "--sigma", "5", "--time", "10m"])
-    made = command.Restoring(options, ["--model.window=5", "--model.optimizer.lr=0.1"])
+    made = command.Restoring(options, ["--model.averaging=0.5", "--model.optimizer.lr=0.1"])
     assert made.arguments == {"sigma": 5}
-    assert made.chosen == {"window": 5}
+    assert made.chosen == {"averaging": 0.5}

@@ -28,7 +28,7 @@ from lit_models.parts.restoring import (
     target_of,
     tiles,
 )
-from lit_models.scores.windowed_variance import WindowedVariance
+from lit_models.scores.moving_variance import MovingVariance
 
 
 def plan(height: int, width: int, task: Task | None = None, **options: Any) -> Plan:
@@ -118,15 +118,15 @@ def test_parts_are_scaled_with_the_picture_and_known_ones_are_left(tmp_path: Pat
 
 
 def test_how_it_ended_is_said_in_words() -> None:
-    stop = WindowedVariance(1, [1, 2, 2], window=2, patience=3)
+    stop = MovingVariance(1, [1, 2, 2], memory=0.5, patience=3)
     values = [0.0, 0.1, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9]
     for step, value in enumerate(values[:3]):
-        stop.update(step, torch.full((1, 1, 2, 2), value), torch.zeros(1, 1, 2, 2))
+        stop.update(step, torch.full((1, 1, 2, 2), value))
     assert ending(stop, 3) == "all 3 iterations"
     assert ending(stop, 2000) == "ended at iteration 3 of 2,000: its time was up"
     for step, value in enumerate(values[3:], 3):
-        stop.update(step, torch.full((1, 1, 2, 2), value), torch.zeros(1, 1, 2, 2))
-    assert ending(stop, 2000).startswith("stopped at iteration 8 of 2,000: the variance had risen for 3")
+        stop.update(step, torch.full((1, 1, 2, 2), value))
+    assert ending(stop, 2000).startswith("stopped at iteration 8 of 2,000: no lower variance for 3")
 
 
 def test_a_result_is_never_written_over(tmp_path: Path) -> None:
