@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from experiments.cli import build
+from experiments.resuming import differing
 from tests.conftest import REPOSITORY
 
 MODEL = ["fit", "-c", "configs/autoencoder/digits.yaml"]
@@ -78,3 +79,14 @@ def test_arguments_before_the_optimizer_would_be_lost(mistake: Callable[..., str
     assert line == "--model.optimizer.lr stands before --model.optimizer, which replaces it; expected it after that"
     line = mistake("fit", "--data.task.mask", "mask.png", "--data.task", "Inpaint")
     assert line == "--data.task.mask stands before --data.task, which replaces it; expected it after that"
+
+
+def test_an_argument_that_a_class_did_not_have_yet_does_not_contradict_an_older_run() -> None:
+    old = {"class_path": "Inpaint", "init_args": {"mask": "a.png", "sigma": 0}}
+    new = {"class_path": "Inpaint", "init_args": {"mask": "a.png", "sigma": 0, "invert_mask": False}}
+    assert not list(differing("data.task", new, old))
+    new["init_args"]["mask"] = "b.png"  # type: ignore[index]
+    assert list(differing("data.task", new, old)) == [("data.task.mask", "b.png", "a.png")]
+    assert list(differing("data.task", {"class_path": "Denoise"}, old)) == [
+        ("data.task", {"class_path": "Denoise"}, old)
+    ]
