@@ -75,7 +75,7 @@ class CharText(LightningDataModule):
             the few lines that have anything but printable ASCII, so that the alphabet is the same for all versions of
             Python); "tiny_shakespeare" (1,115,394 characters), from ``root`` or else downloaded to it; or a file, a
             folder (all ``*.txt`` and ``*.TXT`` below it) or a glob, such as ``notes/**/*.md``. Several files are joined
-            in the order of their paths.
+            in the order of their paths; between two of them there is a line end, added where it is missing.
         root: the data folder, by default ``LIT_DATA`` or ``data/``.
         batch_size: rows per rank.
         seq_len: characters of a row in a batch.
@@ -150,6 +150,11 @@ class CharText(LightningDataModule):
         self.source = source
         self.corpus_name = name_of(source)
         self.corpus = Corpus(files_of(source, root), limit, printable_ascii=source == "python")
+        if completed := len(self.corpus.completed):
+            rank_zero_info(
+                f"{self.corpus_name}: {completed} of {len(self.corpus.paths)} files did not end with a line end: "
+                "one was added to each"
+            )
         given = vocab if vocab_from is None else read_vocab(vocab_from)
         if vocab is not None and unknown is None:
             unknown = "unk" if UNK in vocab else "error"

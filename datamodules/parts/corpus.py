@@ -44,7 +44,9 @@ CHUNK = 2**18
 
 
 class Corpus:
-    """The text of several files, one after the other, never entirely in memory.
+    r"""The text of several files, one after the other, never entirely in memory.
+
+    A file before another one ends in a line end: where it has none, ``\n`` is added, so that no two lines become one.
 
     Args:
         paths: of UTF-8 files.
@@ -54,6 +56,7 @@ class Corpus:
     Attributes:
         length: number of characters.
         first_seen: each distinct character and the position where it first occurs, in the order of positions.
+        completed: the files to which a line end was added.
 
     Raises:
         ValueError: there are no characters, or a file is not UTF-8; names the file and the byte.
@@ -63,6 +66,7 @@ class Corpus:
         self.paths, self.limit, self.printable_ascii = paths, limit, printable_ascii
         self._begins = []  # the place of each file's first character
         self.first_seen: dict[str, int] = {}
+        self.completed: set[Path] = set()
         self.length = 0
         seen = np.zeros(0x110000, bool)
         for path in paths:
@@ -79,16 +83,26 @@ class Corpus:
 
     def _chunks(self, path: Path, used: int) -> Iterator[str]:
         """The text of a file, which ``used`` characters precede."""
-        chunks: Iterable[str] = _decoded(path)
-        if self.printable_ascii:
-            lines = "".join(chunks).split("\n")
-            chunks = ["\n".join(line for line in lines if line.isascii() and (line.isprintable() or not line))]
-        for text in chunks:
+        for text in self._whole_lines(path):
             text = text if self.limit is None else text[: max(0, self.limit - used)]
             if not text:
                 return
             used += len(text)
             yield text
+
+    def _whole_lines(self, path: Path) -> Iterator[str]:
+        """The text of a file, with a line end if another file follows."""
+        chunks: Iterable[str] = _decoded(path)
+        if self.printable_ascii:
+            lines = "".join(chunks).split("\n")
+            chunks = ["\n".join(line for line in lines if line.isascii() and (line.isprintable() or not line))]
+        last = ""
+        for text in chunks:
+            yield text
+            last = text[-1:] or last
+        if last not in ("", "\n", "\r") and path != self.paths[-1]:
+            yield "\n"
+            self.completed.add(path)  # not reached if it is beyond the limit
 
     def where(self, place: int) -> str:
         """The file and the character in it, counted from 0."""
@@ -126,7 +140,7 @@ class Corpus:
                 end += len(piece)
             return codes
         states = [state_of(path) for path in self.paths]
-        cached = cache_file((states, self.limit, self.printable_ascii, list(vocab), unknown), ".codes")
+        cached = cache_file((states, self.limit, self.printable_ascii, list(vocab), unknown, "whole lines"), ".codes")
         if not cached.exists() or cached.stat().st_size != self.length * dtype.itemsize:
             write_whole(cached, (piece.data for piece in pieces()))
         return np.memmap(cached, dtype, "r")

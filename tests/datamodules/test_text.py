@@ -409,23 +409,37 @@ def test_folders_and_globs_are_read_in_the_order_of_their_paths(
     (folder / "sub").mkdir(parents=True)
     for name, text in (("b.txt", "bb" * 20), ("a.txt", "aa" * 20), ("sub/c.txt", "ab" * 20), ("notes.md", "zz")):
         (folder / name).write_text(text)
-    expected = "aa" * 20 + "bb" * 20 + "ab" * 20
+    expected = "aa" * 20 + "\n" + "bb" * 20 + "\n" + "ab" * 20
     for source in (folder, folder / "**" / "*.txt"):
         data = CharText(str(source), batch_size=1, seq_len=3)
         assert "".join(data.vocab[code] for code in data.codes) == expected
     assert CharText(str(folder), batch_size=1, seq_len=3).corpus_name == "books"
-    assert CharText(str(folder / "[ab].txt"), batch_size=1, seq_len=3).corpus.length == 80
+    assert CharText(str(folder / "[ab].txt"), batch_size=1, seq_len=3).corpus.length == 81
     (folder / "sub").rename(tmp_path / "books [x]")
     (tmp_path / "books [x]" / "D.TXT").write_text("cd" * 20)
     (tmp_path / "books [x]" / ".hidden.txt").write_text("zz" * 20)
     for source in ("books [x]", "books [x]/*.[tT]*", "~/books [x]"):
-        assert CharText(source, batch_size=1, seq_len=3).corpus.length == 80, source
+        assert CharText(source, batch_size=1, seq_len=3).corpus.length == 81, source
     (tmp_path / "books [x]").rename(folder / "sub")
     (folder / "sub" / "D.TXT").unlink()
     assert CharText(str(folder), batch_size=1, seq_len=3, limit=50).corpus.length == 50
     (folder / "sub" / "c.txt").write_text("ab" * 18 + "aaxb")
     with pytest.raises(ValueError, match=r"c.txt: character 38: 'x'"):
         CharText(str(folder), batch_size=1, seq_len=3, unknown="error").setup()
+
+
+def test_no_two_files_share_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, text in (("a", "one"), ("b", "two\n"), ("c", "three\r"), ("d", ""), ("e", "four"), ("f", "five")):
+        (tmp_path / f"{name}.txt").write_bytes(text.encode())
+    options = {"batch_size": 1, "seq_len": 1, "test_fraction": 0.0, "vocab": [*"\n\refhinortuvw"]}
+    with caplog.at_level("INFO"):
+        data = CharText(str(tmp_path), **options)
+    assert "".join(data.vocab[code] for code in data.codes) == "one\ntwo\nthree\rfour\nfive"
+    assert f"{tmp_path.name}: 2 of 6 files did not end with a line end: one was added to each" in caplog.messages
+    cut = CharText(str(tmp_path), limit=21, **options)
+    assert len(cut.codes) == 21
+    assert len(cut.corpus.completed) == 2
+    assert len(CharText(str(tmp_path), limit=18, **options).corpus.completed) == 1, "the other is beyond the limit"
 
 
 def test_standard_library_has_one_alphabet() -> None:
