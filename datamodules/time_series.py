@@ -99,7 +99,7 @@ class TimeSeries(LightningDataModule):
         self.split, self.split_seed = split, split_seed
         self.order_seed = torch.initial_seed()  # of seed_everything
         self._shares = {"val": val_fraction, "test": test_fraction}
-        self._left_out, self._cuts = "", ""
+        self._cuts = ""
 
         reader = SeriesReader(by, columns)
         given = {"source": source, "val_source": val_source, "test_source": test_source}
@@ -108,7 +108,7 @@ class TimeSeries(LightningDataModule):
             for argument, path in given.items()
             if path is not None
         }
-        self.channel_names = list(reader.channel_names)
+        self.channel_names, self._notes = list(reader.channel_names), reader.notes
         parts = found.pop("source")
         for argument, other in found.items():
             part = argument.removesuffix("_source")
@@ -144,10 +144,16 @@ class TimeSeries(LightningDataModule):
             ]
             if not pieces[part]:
                 most = max(len(series.values) for series in whole)
-                raise ValueError(f"window={window}: no series is as long, expected at most {most}")
+                hint = ""
+                if len(whole) >= window and {series.values.shape for series in whole} == {(most, 1)}:
+                    hint = (
+                        f"; if this is one recording of {len(whole)} steps and {most} channels, expected an array of "
+                        f"shape (1, {len(whole)}, {most})"
+                    )
+                raise ValueError(f"window={window}: no series is as long, expected at most {most}{hint}")
         steps, kept = (sum(len(each.values) for part in all_of.values() for each in part) for all_of in (parts, pieces))
         if kept < steps:
-            self._left_out = f"{steps - kept} of {steps} steps left out, which do not fill a window of {window}"
+            self._notes.append(f"{steps - kept} of {steps} steps left out, which do not fill a window of {window}")
         return pieces
 
     def _divided(self, parts: Mapping[str, list[Series]]) -> dict[str, list[Series]]:
@@ -231,7 +237,7 @@ class TimeSeries(LightningDataModule):
             said.append(f"channel {', '.join(map(str, constant))} never changes in the training part")
         if too_long := sum(length > self.longest for length in lengths):
             said.append(f"{too_long} longer than {self.longest} steps, the most that the model writes")
-        return "; ".join([*said, *([self._left_out] if self._left_out else [])])
+        return "; ".join([*said, *self._notes])
 
     def _spread(self) -> np.ndarray:
         """(D,): by how much each channel changes in training."""

@@ -1,8 +1,8 @@
 """Files of numbers that were measured step by step: which series there are, in which parts and of which classes.
 
 ====================================  ==================================================================================
-``.npy``                              (N, T) or (N, T, D): N series of T steps and D channels; or an object array of N
-                                      series (T,) or (T, D), of any lengths
+``.npy``                              (N, T) or (N, T, D): N series of T steps and D channels; (T,): one series; or an
+                                      object array of N series (T,) or (T, D), of any lengths
 ``.npz``                              one such array; or arrays called ``train``, ``val`` and ``test``; or several of
                                       other names, each one series. ``labels`` (or ``train_labels``, …) are classes.
 ``.csv``, ``.tsv``                    one series: a row for each step, a column for each channel, and a first row of
@@ -14,23 +14,30 @@ a folder of ``train``, ``val``, …     the parts: files or folders in any of th
 
 from __future__ import annotations
 
-import csv
 import io
+import re
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from common.checks import nearest
 from common.files import matching, nearest_path
 from datamodules.parts.image_files import part_called
+from datamodules.parts.series_tables import SeriesTable
 from datamodules.parts.stroke_files import unpickled_arrays
-from datamodules.parts.tables import DELIMITERS
 
 TABLES = (".csv", ".tsv")
 EXTENSIONS = (".npy", ".npz", *TABLES)
+
+
+NAMES_READ = (
+    "'train', 'val' and 'test', with 'train_labels', …; or one array of any name, with 'labels'; or one series "
+    "(steps,) or (steps, channels) in each array"
+)
+"""which arrays an archive may have"""
 
 
 class Series(NamedTuple):
@@ -69,7 +76,13 @@ class SeriesReader:
     def __init__(self, by: str | None = None, columns: Sequence[str] | None = None) -> None:
         self.by, self.columns = by, None if columns is None else list(columns)
         self.channel_names: list[str] = []
+        self._notes: Counter[str] = Counter()  # and of how many tables
         self._first: tuple[str, int] | None = None  # of all series: its name, and how many channels it has
+
+    @property
+    def notes(self) -> list[str]:
+        """What was in tables and is not read, in words."""
+        return [note if count == 1 else f"{note} in {count} tables" for note, count in self._notes.items()]
 
     def read(self, source: str, argument: str = "source") -> Found:
         """The series of a file, a folder or a glob."""
@@ -151,11 +164,13 @@ class SeriesReader:
         return self._table(path) if suffix in TABLES else self._series(_read(path, path.read_bytes()), str(path))
 
     def _series(self, array: np.ndarray, where: str, labels: np.ndarray | None = None) -> list[Series]:
-        """The series of an array of many."""
+        """The series of an array of many, or of one with a single channel."""
+        if array.ndim == 1 and array.dtype != object:
+            return [series._replace(name=where) for series in self._series(array[None], where, labels)]
         if array.ndim not in (2, 3) and not (array.dtype == object and array.ndim == 1):
             raise ValueError(
-                f"{where}: an array of shape {array.shape}, expected (series, steps) or (series, steps, channels); of "
-                "unequal lengths, an object array or a file for each series"
+                f"{where}: an array of shape {array.shape}, expected (series, steps), (series, steps, channels) or "
+                "(steps,); of unequal lengths, an object array or a file for each series"
             )
         if labels is not None and labels.shape != (len(array),):
             raise ValueError(f"{where}: labels of shape {labels.shape}, expected ({len(array)},), one for each series")
@@ -171,52 +186,53 @@ class SeriesReader:
         called = {name: part_called(name) for name in arrays}
         if not arrays:
             raise ValueError(f"{path}: no array of series in it, expected at least one")
-        if "train" in called.values() and all(called.values()):
-            of_part = {part_called(name.removesuffix("_labels")): array for name, array in labels.items()}
-            parts = {
+        has_parts = "train" in called.values() and all(called.values())
+        of_part = {part_called(name.removesuffix("_labels")): array for name, array in labels.items()}
+        whole = labels.get("labels")
+        if len(arrays) > 1 and not has_parts and not _are_single_series(arrays):
+            raise ValueError(f"{path}: arrays {', '.join([*arrays, *labels])}, expected {NAMES_READ}")
+        if unknown := [name for name in labels if has_parts == (name == "labels")]:
+            raise ValueError(f"{path}: {', '.join(unknown)} beside {', '.join(arrays)}, expected {NAMES_READ}")
+        if has_parts:
+            return {
                 str(part): self._series(arrays[name], f"{path}: {name}", of_part.get(part))
                 for name, part in sorted(called.items(), key=lambda item: _rank(item[1]))
             }
-        elif len(arrays) == 1:
-            name = next(iter(arrays))
-            return {"all": self._series(arrays[name], f"{path}: {name}", labels.get("labels"))}
-        else:
-            rows = [self._checked(array, f"{path}: {name}") for name, array in arrays.items()]
-            if (known := labels.get("labels")) is not None:
-                if known.shape != (len(rows),):
-                    raise ValueError(f"{path}: labels of shape {known.shape}, expected ({len(rows)},)")
-                rows = [row._replace(label=str(label)) for row, label in zip(rows, known.tolist(), strict=True)]
-            return {"all": rows}
-        return parts
+        if len(arrays) == 1:
+            name, array = next(iter(arrays.items()))
+            return {"all": self._series(array, f"{path}: {name}", whole)}
+        rows = [self._checked(array, f"{path}: {name}") for name, array in arrays.items()]
+        if whole is not None:
+            if whole.shape != (len(rows),):
+                raise ValueError(f"{path}: labels of shape {whole.shape}, expected ({len(rows)},)")
+            rows = [row._replace(label=str(label)) for row, label in zip(rows, whole.tolist(), strict=True)]
+        return {"all": rows}
 
     def _table(self, path: Path) -> list[Series]:
         """The series of a table: one, or with ``by`` as many as that column has values."""
-        lines, header = _rows_of(path)
-        names = header or [str(place) for place in range(len(lines[0][1]))]
-        for argument, column in [("by", self.by), *(("columns", name) for name in self.columns or ())]:
-            if column is not None and column not in names:
-                raise ValueError(
-                    f"{argument}={column}: {path} has no such column{nearest(column, names)}; expected one of "
-                    f"{', '.join(names)}"
-                )
-        chosen = [name for name in names if name != self.by] if self.columns is None else self.columns
-        places = [names.index(name) for name in chosen]
-        if header:
+        table = SeriesTable(path)
+        self._notes.update(table.notes)
+        key = None if self.by is None else table.place("by", self.by)
+        if self.columns is None:
+            places = [table.place("columns", name) for i, name in enumerate(table.names) if i != key]
+        else:
+            places = [table.place("columns", name) for name in self.columns]
+        if table.header:
+            chosen = [table.names[place] for place in places]
             if self.channel_names and chosen != self.channel_names:
                 raise ValueError(
                     f"{path}: columns {', '.join(chosen)}, expected those of the files before it, "
                     f"{', '.join(self.channel_names)}"
                 )
             self.channel_names = chosen
-        values = _numbers(path, lines, places, chosen)
-        if self.by is None:
-            return [self._checked(values, str(path), [number for number, _ in lines])]
-        key = names.index(self.by)
+        values = table.numbers(places)
+        if key is None:
+            return [self._checked(values, str(path), table.lines)]
         rows: dict[str, list[int]] = {}
-        for row, (_, cells) in enumerate(lines):
-            rows.setdefault(cells[key].strip(), []).append(row)
+        for row, name in enumerate(table.texts(key)):
+            rows.setdefault(name, []).append(row)
         return [
-            self._checked(values[of_it], f"{path}: {name}", [lines[row][0] for row in of_it])
+            self._checked(values[of_it], f"{path}: {name}", [table.lines[row] for row in of_it])
             for name, of_it in rows.items()
         ]
 
@@ -246,6 +262,14 @@ class SeriesReader:
         elif array.shape[1] != self._first[1]:
             raise ValueError(f"{where}: {array.shape[1]} channels, expected {self._first[1]}, as {self._first[0]} has")
         return Series(array, where)
+
+
+def _are_single_series(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether each array of an archive is a series, rather than many: ``X`` and ``y``, ``X_train`` and ``X_test``."""
+    channels = {1 if array.ndim == 1 else array.shape[-1] for array in arrays.values()}
+    words = [{part_called(word) for word in re.split(r"[\W_]+", name)} - {None} for name in arrays]
+    several = len(set[str | None]().union(*words)) > 1 and {"train"} in words
+    return len(channels) == 1 and all(array.ndim in (1, 2) for array in arrays.values()) and not several
 
 
 def _rank(part: str | None) -> int:
@@ -284,51 +308,3 @@ def _members(path: Path) -> dict[str, np.ndarray]:
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path}: no complete .npz file ({error}), expected one that numpy.savez wrote") from None
     return {name: _read(f"{path}: {name}", each) for name, each in content.items()}
-
-
-def _rows_of(path: Path) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """The rows of a table, each with its line from 1 on, and the names of its columns, none without a header."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start}: not UTF-8 ({error.reason}), expected a table in UTF-8") from None
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = next((each for each in reversed(DELIMITERS) if each in first), ",")  # a comma may be within a text
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: expected a table: {error}") from None
-    header: list[str] = []
-    if rows and not any(map(_is_number, rows[0][1])):
-        header = [cell.strip() for cell in rows.pop(0)[1]]
-    if not rows:
-        raise ValueError(f"{path}: no row of numbers, expected a row for each step")
-    width = len(header or rows[0][1])
-    for line, cells in rows:
-        if len(cells) != width:
-            raise ValueError(f"{path}: line {line}: {len(cells)} columns, expected {width} as in the first row")
-    return rows, header
-
-
-def _numbers(
-    path: Path, lines: Sequence[tuple[int, list[str]]], places: Sequence[int], names: Sequence[str]
-) -> np.ndarray:
-    """(rows, len(places)) float64 of these columns."""
-    try:
-        return np.array([[float(cells[place]) for place in places] for _, cells in lines])
-    except ValueError:
-        line, place = next((line, place) for line, cells in lines for place in places if not _is_number(cells[place]))
-        cell = next(cells for number, cells in lines if number == line)[place]
-        raise ValueError(
-            f"{path}: line {line}, column {names[places.index(place)]}: {cell!r}, expected a number; "
-            "'columns' says which ones to take"
-        ) from None
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

@@ -226,7 +226,7 @@ class _Dtype:
     """Stands in for NumPy's dtype in a pickle: numbers or objects, nothing structured."""
 
     def __init__(self, name: object, *flags: object) -> None:
-        if not re.fullmatch("[iuf][1248]|O8?", str(name)):
+        if not re.fullmatch("b1|[iuf][1248]|O8?", str(name)):
             raise pickle.UnpicklingError(f"arrays of {name!r}, expected numbers")
         self.name, self.order = str(name), "="
 

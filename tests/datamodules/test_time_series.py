@@ -69,7 +69,7 @@ def write_folder(folder: Path) -> str:
 def write_tables(folder: Path) -> str:
     (folder / "it").mkdir()
     for i, each in enumerate(ragged()):
-        lines = ["a;b", "", *(f"{x:g}; {y:g}" for x, y in each)] if i % 2 else [f"{x:g}\t{y:g}" for x, y in each]
+        lines = ["a;b", "", *(f"{x:g}; {y:g}" for x, y in each)] if i % 2 else [f"{x}\t{y}" for x, y in each]
         (folder / "it" / f"{i:02}.CSV").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     return "it"
 
@@ -242,13 +242,21 @@ def test_a_trained_models_facts_win() -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "x,y\n1,2\n3,nan\n", r"a.csv: line 3, channel 1 \(y\) is nan, expected finite numbers"),
-        ("a.csv", "x,y\n1,2\n\n3,high\n", r"a.csv: line 4, column y: 'high', expected a number; 'columns' says which"),
+        ("a.csv", "x,y\n\n1,2\n3,high\n", r"a.csv: line 4, column y: 'high', expected a number; 'columns' says which"),
+        ("a.csv", 'temp\n1\n""\n3\n', "a.csv: line 3, column temp: '', expected a number"),
+        ("a.csv", 'temp\n1\n""\n\n', "a.csv: line 3, column temp: '', expected a number"),
+        ("a.csv", "temp\n\n1\n", "a.csv: line 2: empty, expected a number in each row"),
+        ("a.csv", "x,y\n1,2\n \n3,4\n", "a.csv: line 3: empty, expected a number in each row"),
+        ("a.csv", "x,y\n1,2\n,\n", "a.csv: line 3, column x: '', expected a number"),
+        ("a.csv", ",\n1,2\n", "a.csv: line 1, column 0: '', expected a number"),
+        ("a.csv", "a,t,a\n1,2,3\n", "a.csv: 2 columns are called 'a', expected each name once"),
         ("a.csv", "1,2\n3,4,5\n", "a.csv: line 2: 3 columns, expected 2 as in the first row"),
         ("a.csv", "x,y\n", "a.csv: no row of numbers"),
         ("a.csv", b"x\n\xff1\n", "a.csv: byte 2: not UTF-8"),
         ("a.npy", np.array([[1, 2], [3, np.inf]]), "a.npy: series 1: step 1, channel 0 is inf, expected finite"),
         ("a.npy", np.array([["a", "b"]]), "a.npy: series 0: <U1 of shape"),
-        ("a.npy", np.zeros(7), r"a.npy: an array of shape \(7,\), expected \(series, steps\) or"),
+        ("a.npy", np.zeros((7, 2, 2, 2)), r"a.npy: an array of shape \(7, 2, 2, 2\), expected \(series, steps\), "),
+        ("a.npy", np.zeros(7), "a.npy: 1 series, expected at least 3 for the parts .*: see 'window'"),
         ("a.npy", as_objects([np.zeros((3, 2)), np.zeros((3, 1))]), "series 1: 1 channels, expected 2, as .*series 0"),
         ("a.npy", b"\x93NUMPY", "a.npy: cannot be read: "),
         ("a.npz", b"PK", "a.npz: no complete .npz file"),
@@ -266,14 +274,76 @@ def test_what_is_no_series_is_named(name: str, content: Any, message: str) -> No
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("table", "names", "note"),
+    [
+        ("0,1,2\n5,6,7\n8,9,9\n", [], "a first row 0, 1, … taken for a heading (as a step, write 0.0)"),
+        (",0,1,2\n0,5,6,7\n1,8,9,9\n", [], "a first column without a name, which numbers the rows, left out"),
+        (",a,b,c\n0,5,6,7\n1,8,9,9\n", ["a", "b", "c"], "a first column without a name"),
+        ('"","a","b","c"\n"1",5,6,7\n"2",8,9,9\n', ["a", "b", "c"], "a first column without a name"),
+        ("a,b,c\n5,6,7\n8,9,9\n\n \n", ["a", "b", "c"], ""),
+    ],
+    ids=["pandas without index", "pandas without names", "pandas", "R", "blank lines at the end"],
+)
+def test_what_pandas_and_r_add_is_no_measurement(table: str, names: list[str], note: str) -> None:
+    for i in range(3):
+        Path(f"{i}.csv").write_text(table)
+    data = TimeSeries("*.csv", test_fraction=0.0)
+    assert everything(data) == [[[5, 6, 7], [8, 9, 9]]] * 3
+    assert data.channel_names == names
+    assert (f"{note} in 3 tables" if note.endswith(")") else note) in data.found()
+    assert note or "column" not in data.found()
+
+
+def test_one_recording_without_channels_is_cut_into_windows() -> None:
+    np.save("long.npy", np.arange(103.0))
+    assert everything(TimeSeries("long.npy", window=10))[1] == [[float(step)] for step in range(10, 20)]
+
+
+def test_columns_are_found_in_either_case_if_that_tells_them_apart() -> None:
+    Path("it.csv").write_text("Patient,Pulse,x,X\n" + "".join(f"{i},{60 + i},{i},1\n" for i in range(9)))
+    data = TimeSeries("it.csv", by="patient", columns=["pulse", "X"])
+    assert data.channel_names == ["Pulse", "X"]
+    assert everything(data)[0] == [[60, 1]]
+    Path("two.csv").write_text("A,a\n1,2\n")
+    with pytest.raises(ValueError, match=r"columns=Á: two.csv has no such column; expected one of A, a"):
+        TimeSeries("two.csv", columns=["Á"])
+
+
+def test_yes_and_no_are_one_and_zero_in_every_form() -> None:
+    bits = np.array([[True, False, True], [False, False, True], [True, True, False]])
+    np.save("it.npy", bits)
+    np.save("objects.npy", as_objects(list(bits)))
+    Path("tables").mkdir()
+    for i, row in enumerate(bits.tolist()):
+        Path("tables", f"{i}.csv").write_text("\n".join(map(str, row)))
+    expected = sorted(bits[:, :, None].astype(float).tolist())
+    assert [everything(TimeSeries(name)) for name in ("it.npy", "objects.npy", "tables")] == [expected] * 3
+
+
 def test_other_mistakes_are_named() -> None:
     Path("it.csv").write_text("patient,x\n" + "1,2\n" * 9)
     np.savez("two.npz", x=np.zeros((4, 2)), labels=[1, 2])
+    np.savez("X.npz", X=np.zeros((9, 7)), y=np.zeros(9))
+    np.savez("X_train.npz", X_train=np.zeros((9, 7)), X_test=np.zeros((2, 7)), X_val=np.zeros((2, 7)))
+    np.savez("lost.npz", x=np.zeros((9, 7)), x_labels=np.zeros(9))
+    np.save("wide.npy", np.zeros((50, 3)))
     Path("two").mkdir()
     np.save("two/many.npy", np.zeros((3, 4, 2)))
     for call, message in (
         (lambda: TimeSeries("it.csv", by="patients"), "by=patients: it.csv has no such column; did you mean 'patient'"),
         (lambda: TimeSeries("it.csv", columns=["y"]), "columns=y: it.csv has no such column"),
+        (lambda: TimeSeries("it.csv", columns=["c", "x"]), "columns=c: it.csv has no such column"),
+        (
+            lambda: TimeSeries("X.npz"),
+            "X.npz: arrays X, y, expected 'train', 'val' and 'test', with 'train_labels', …;",
+        ),
+        (lambda: TimeSeries("X_train.npz"), "X_train.npz: arrays X_train, X_test, X_val, expected 'train', 'val'"),
+        (lambda: TimeSeries("lost.npz"), "lost.npz: x_labels beside x, expected 'train'"),
+        (
+            lambda: TimeSeries("wide.npy", window=10),
+            r"expected at most 3; if .*, expected an array of shape \(1, 50, 3\)",
+        ),
         (lambda: TimeSeries("two.npz"), r"two.npz: x: labels of shape \(2,\), expected \(4,\)"),
         (lambda: TimeSeries("two"), "a file of many series is a source by itself"),
         (lambda: TimeSeries(""), "source='': expected a file, a folder or a glob"),
