@@ -9,6 +9,12 @@ import numpy as np
 
 Scale = Literal["standard", "range", "none"]
 
+LARGEST = 1e150
+"""what numbers must be below to be scaled: their squares have to be numbers too"""
+
+LARGEST_SCALED = float(np.finfo(np.float32).max)
+"""of a network's numbers"""
+
 
 class Scaling(NamedTuple):
     """``(value - shift) / scale`` of each of D channels; in double precision, for values far from zero.
@@ -26,10 +32,15 @@ class Scaling(NamedTuple):
         Args:
             how: "standard" makes the mean of each channel 0 and its deviation 1, "range" its values 0 to 1, over all
                 steps of all series; "none" changes nothing. A channel that never changes is only shifted.
+
+        Raises:
+            ValueError: a value is too large to be scaled; names it.
         """
         dim = series[0].shape[1]
         if how == "none":
             return cls([0.0] * dim, [1.0] * dim)
+        if (largest := max(_largest(each) for each in series)) >= LARGEST:
+            raise ValueError(f"the largest value is {largest:g}, expected below {LARGEST:g}: use another unit")
         if how == "range":
             shift = np.min([each.min(0) for each in series], 0).astype(np.float64)
             scale = np.max([each.max(0) for each in series], 0) - shift
@@ -43,11 +54,25 @@ class Scaling(NamedTuple):
         return cls(shift.tolist(), np.where(scale > 0, scale, 1.0).tolist())
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Values (…, D) in the network's units, float64."""
+        """Values (…, D) in the network's units, float64.
+
+        Raises:
+            ValueError: one is beyond single precision in these units; names the largest.
+        """
         scaled: np.ndarray = (values.astype(np.float64) - self.shift) / self.scale
+        if (most := _largest(scaled)) > LARGEST_SCALED:
+            raise ValueError(
+                f"the largest value is {_largest(values):g}, which is {most:g} in the network's units, expected at "
+                f"most {LARGEST_SCALED:g}"
+            )
         return scaled
 
     def undo(self, values: np.ndarray) -> np.ndarray:
         """Values (…, D) in the data's own units, float64."""
         restored: np.ndarray = values.astype(np.float64) * self.scale + self.shift
         return restored
+
+
+def _largest(values: np.ndarray) -> float:
+    """The largest magnitude, 0 of no values."""
+    return max(float(values.max(initial=0)), -float(values.min(initial=0)))

@@ -388,7 +388,11 @@ class SequenceAutoencoder(LightningModule):
 
     @torch.no_grad()
     def reconstruct(self, sequences: object) -> Any:
-        """The reconstruction of a sequence from its code, of the same kind and unit; a list if several are given."""
+        """The reconstruction of a sequence from its code, of the same kind and unit; a list if several are given.
+
+        It ends where the decoder says so, at ``longest`` at the latest, and therefore may be shorter or longer than its
+        input; compare the steps that both have. Numbers are float32 at least.
+        """
         with evaluating(self):
             made = self._sequences(self.decoded(self.encode(sequences)), sequences)
         return made[0] if self.elements.is_one(sequences) else made

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -236,6 +236,20 @@ class _Dtype:
             raise pickle.UnpicklingError("structured arrays, expected numbers")
 
 
+def _numbers_of(data: object, dtype: object) -> np.ndarray:
+    """Numbers, flat, from their bytes in a pickle; in the machine's own byte order, since torch knows no other."""
+    if not isinstance(dtype, _Dtype) or dtype.name.startswith("O") or not isinstance(data, (str, bytes, bytearray)):
+        raise pickle.UnpicklingError("objects in place of numbers")
+    content = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(content, np.dtype(dtype.name).newbyteorder(dtype.order)).astype(dtype.name)
+
+
+def _scalar(dtype: object, data: object) -> np.generic:
+    """Stands in for what makes one of NumPy's numbers in a pickle."""
+    (number,) = _numbers_of(data, dtype)
+    return cast(np.generic, number)
+
+
 class _Array:
     """Stands in for a NumPy array in a pickle, and takes its bytes or list unchanged.
 
@@ -253,14 +267,20 @@ class _Array:
         if dtype.name.startswith("O"):
             self.items = data if isinstance(data, list) else None
             return
-        content = data.encode("latin1") if isinstance(data, str) else data
-        numbers = np.frombuffer(content, np.dtype(dtype.name).newbyteorder(dtype.order))
-        # In the machine's own byte order, since torch knows no other.
-        self.numbers = numbers.astype(dtype.name).reshape(shape, order="F" if is_fortran else "C")
+        self.numbers = _numbers_of(data, dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _from_buffer(data: object, dtype: object, shape: tuple[int, ...], order: object, *rest: object) -> _Array:
+    """Stands in for what makes an array in a pickle of protocol 5."""
+    if order not in ("C", "F") or any(each is not None for each in rest):
+        raise pickle.UnpicklingError(f"an array in the order {order!r}, expected 'C' or 'F'")
+    array = _Array()
+    array.numbers = _numbers_of(data, dtype).reshape(shape, order="F" if order == "F" else "C")
+    return array
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits only NumPy's ``ndarray``, ``dtype`` and ``_reconstruct`` and the bytes of their data, as stand-ins.
+    """Admits only what NumPy's arrays and numbers are made by, and the bytes of their data, as stand-ins.
 
     No function chosen by the file is called, and NumPy code sees its state only after it has been checked.
     """
@@ -270,6 +290,10 @@ class _Unpickler(pickle.Unpickler):
         ("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct only, never called
         ("numpy.core.multiarray", "_reconstruct"): _Array,
         ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("numpy.core.multiarray", "scalar"): _scalar,
+        ("numpy._core.multiarray", "scalar"): _scalar,
+        ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+        ("numpy._core.numeric", "_frombuffer"): _from_buffer,
         ("_codecs", "encode"): _bytes_of,
     }
 

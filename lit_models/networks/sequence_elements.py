@@ -195,7 +195,7 @@ class Points:
 
     def _vectors(self, given: object) -> Tensor:
         """(N, D) in the network's units."""
-        numbers = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind in "iuf" else given
+        numbers = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind in "biuf" else given
         if isinstance(numbers, Tensor) and numbers.dim() == self.dim == 1:
             numbers = numbers[:, None]
         if not isinstance(numbers, Tensor) or numbers.shape[1:] != (self.dim,) or not len(numbers):
@@ -213,6 +213,8 @@ class Points:
     def write(self, rows: Sequence[Tensor], like: Any) -> list[Any]:
         """Sequences in the form and the type of ``like``, or of its first one if it is a list; in their own units.
 
+        Types of less than 32 bits, which end at 65,504 or have three digits, become float32.
+
         Args:
             like: a sketch, an array or a tensor. None leaves them as the network has them.
         """
@@ -222,11 +224,11 @@ class Points:
         if self.dim == 1 and form is not None and (form.ndim == 1 or (form.ndim == 2 and not self.is_one(form))):
             return [row[:, 0] for row in self.write(rows, form[..., None])]
         if isinstance(form, np.ndarray):
-            kind = form.dtype if form.dtype.kind == "f" else np.float64
+            kind = np.promote_types(form.dtype, np.float32) if form.dtype.kind == "f" else np.float64
             return [self.in_own_units(row).astype(kind) for row in rows]
         if form is None or self.scaling is None:
             return list(rows)
-        kind = form.dtype if form.is_floating_point() else torch.float64
+        kind = torch.promote_types(form.dtype, torch.float32) if form.is_floating_point() else torch.float64
         return [torch.from_numpy(self.in_own_units(row)).to(form.device, kind) for row in rows]
 
     def in_own_units(self, values: Tensor) -> np.ndarray:
@@ -244,7 +246,7 @@ class Points:
 
 def kind_of(sequence: object) -> str:
     """What a person gave, for messages."""
-    if isinstance(sequence, np.ndarray) and sequence.dtype.kind not in "iuf":
+    if isinstance(sequence, np.ndarray) and sequence.dtype.kind not in "biuf":
         return f"{sequence.dtype} of shape {sequence.shape}"
     return str(tuple(sequence.shape)) if isinstance(sequence, (Tensor, np.ndarray)) else type(sequence).__name__
 

@@ -179,7 +179,7 @@ def test_code_in_a_file_is_refused_by_name_and_not_run(function: Any, name: str,
     [
         (b"cnumpy\nndarray.tofile\n.", "numpy.ndarray.tofile"),
         (b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.", "numpy.ndarray.tofile"),
-        (b"cnumpy.core.multiarray\nscalar\n.", "numpy.core.multiarray.scalar"),
+        (b"cnumpy.core.multiarray\nfromfile\n.", "numpy.core.multiarray.fromfile"),
         # a dtype of raw pointers that NumPy itself would take at its word
         (b"cnumpy\ndtype\n(S'V8'\nI0\nI1\ntR.", "arrays of 'V8', expected numbers"),
         (

@@ -611,6 +611,18 @@ def test_series_of_one_channel_need_no_axis_for_it() -> None:
         model.encode([[1.0], np.array([1, np.nan])][1:])
 
 
+def test_series_in_small_types_are_given_in_ones_that_hold_the_answer() -> None:
+    model = make("real", sequence_dim=1, scaling={"shift": [1e5], "scale": [1.0]}, longest=6)
+    series = np.full(6, 60_000, np.float16)
+    for given in (series, torch.from_numpy(series), torch.from_numpy(series).bfloat16()):
+        made = model.reconstruct(given)
+        assert str(made.dtype).endswith("float32")
+        assert np.allclose(made, 1e5, atol=10)
+    yes = np.array([True, False, True])
+    for bits in (yes, torch.from_numpy(yes)):
+        assert torch.equal(model.encode(bits), model.encode(yes.astype(float)))
+
+
 def test_a_sequence_that_does_not_end_has_the_right_length_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even of the longest in its batch, where decoding stops."""
     model = make("real")

@@ -33,12 +33,36 @@ def write_member(file: Path, member: str, shape: tuple[int, ...], content: bytes
     return file
 
 
-@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("protocol", range(6))
 def test_files_of_any_pickle_protocol_are_read(protocol: int, tmp_path: Path) -> None:
     content = pickle.dumps(objects(DRAWN), protocol)
     assert (b"_codecs" in content) == (protocol < 3), "as Python 3 writes bytes in the old ones"
     found = read_stroke_file(write_member(tmp_path / "a.npz", "train.npy", (12,), content))["all"]
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(found, DRAWN, strict=True))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_lists_of_numpys_numbers_are_read(protocol: int, tmp_path: Path) -> None:
+    points = [[np.float64(0.5), np.int16(-3), np.uint8(0)], [np.float32(2), 7, np.int64(1)]]
+    file = write_member(tmp_path / "a.npz", "train.npy", (1,), pickle.dumps(objects([points]), protocol))
+    (found,) = read_stroke_file(file)["all"]
+    assert found.tolist() == [[0.5, -3, 0], [2, 7, 1]]
+
+
+@pytest.mark.parametrize(
+    ("maker", "arguments", "message"),
+    [
+        ("_core.multiarray\nscalar", "cnumpy\ndtype\n(S'O8'\ntRS'12345678'\n", "objects in place of numbers"),
+        ("core.multiarray\nscalar", "cnumpy\ndtype\n(S'f8'\ntRS'1234'\n", "buffer size"),
+        ("core.multiarray\nscalar", "S'f8'\nS'12345678'\n", "objects in place of numbers"),
+        ("_core.numeric\n_frombuffer", "S'1234'\ncnumpy\ndtype\n(S'O'\ntR(I1\ntS'C'\n", "objects in place of numbers"),
+        ("_core.numeric\n_frombuffer", "S'1234'\ncnumpy\ndtype\n(S'f4'\ntR(I1\ntS'K'\n", "in the order 'K'"),
+    ],
+)
+def test_what_makes_numbers_makes_nothing_else(maker: str, arguments: str, message: str, tmp_path: Path) -> None:
+    content = f"cnumpy.{maker}\n({arguments}tR.".encode()
+    with pytest.raises(ValueError, match=f"a.npz: a.npy: cannot be read: .*{message}"):
+        read_stroke_file(write_member(tmp_path / "a.npz", "a.npy", (1,), content))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "rot13", "idna"])
