@@ -208,7 +208,7 @@ class Points:
             raise ValueError(f"a sequence of {kind_of(given)}: step {step} has nan or inf, expected finite numbers")
         if self.scaling is None:
             return numbers
-        return torch.from_numpy(self.scaling.apply(numbers.detach().cpu().numpy()))
+        return torch.from_numpy(self.scaling.apply(numbers.detach().cpu().double().numpy()))
 
     def write(self, rows: Sequence[Tensor], like: Any) -> list[Any]:
         """Sequences in the form and the type of ``like``, or of its first one if it is a list; in their own units.
