@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -29,10 +29,14 @@ UNSEEN = (
 )
 """what draws nothing by itself"""
 
+PAINT = ("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "opacity")
+"""the properties that decide whether a shape can be seen"""
+
 PIXELS = {"": 1.0, "px": 1.0, "pt": 4 / 3, "pc": 16.0, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96.0}
 """how many a unit has"""
 
 _NAMESPACE = "{http://www.w3.org/2000/svg}"
+_CSS_MAPS = "matrix|translate|scale|rotate|skewX|skewY"
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
@@ -84,7 +88,9 @@ def svg_lines(content: bytes) -> tuple[list[np.ndarray], Counter[str]]:
     ``path``, ``line``, ``polyline``, ``polygon``, ``rect``, ``circle`` and ``ellipse`` are drawn as their outlines,
     under all transforms of the groups around them, and where a ``use`` repeats them. The unit is that of the file's
     coordinates. Curves are within :data:`FLATNESS` of the drawing's longer side. A line without length is one point.
-    Texts, pictures and pictures in the picture are no lines; nor is a shape with lengths in percent.
+    Texts, pictures and pictures in the picture are no lines; nor is a shape with lengths in percent, one that has
+    neither fill nor stroke or is fully transparent, as far as attributes and not a style sheet say so, or what a
+    transform in ``style`` moves by more than pixels and degrees.
 
     Raises:
         ValueError: it is not SVG, or a part of it is broken, says which; or svg.path is not installed.
@@ -128,19 +134,25 @@ def _name(element: Any) -> str:
 def _drawn(root: Any, left_out: Counter[str]) -> Iterator[tuple[Any, np.ndarray]]:
     """Each shape with the affine map (2, 3) that it is under; counts the elements that are no lines."""
     by_id = {element.get("id"): element for element in root.iter() if element.get("id")}
-    waiting = [(element, _transform(root), 0) for element in reversed(root)]
+    has_sheet = any(_name(element) == "style" for element in root.iter())  # by which anything may be painted
+    waiting: list[tuple[Any, np.ndarray, dict[str, str], int]] = [(root, np.eye(2, 3), {}, 0)]
     seen = 0
     while waiting:
-        element, above, depth = waiting.pop()
+        element, above, paint, depth = waiting.pop()
         name = _name(element)
         seen += 1
         if seen > MOST_ELEMENTS:
             raise ValueError(f"more than {MOST_ELEMENTS} elements")
-        if not name or name in UNSEEN or _is_hidden(element):
+        if not name or name in UNSEEN or (_is_hidden(element) and element is not root):
             continue
-        matrix = _joined(above, _transform(element))
-        if name in GROUPS:
-            waiting += [(child, matrix, depth) for child in reversed(element)]
+        try:
+            matrix = _joined(above, _transform(element))
+        except Relative:
+            left_out[f"{name} with a transform of CSS"] += 1
+            continue
+        paint = _paint(element, paint)
+        if name in GROUPS or element is root:
+            waiting += [(child, matrix, paint, depth) for child in reversed(element)]
         elif name == "use":
             target = (element.get("href") or element.get("{http://www.w3.org/1999/xlink}href") or "").removeprefix("#")
             if target not in by_id or depth > 20:
@@ -151,25 +163,47 @@ def _drawn(root: Any, left_out: Counter[str]) -> Iterator[tuple[Any, np.ndarray]
             found = by_id[target]
             placed = _joined(matrix, shift)
             if _name(found) != "symbol":
-                waiting.append((found, placed, depth + 1))
+                waiting.append((found, placed, paint, depth + 1))
             elif found.get("viewBox"):
                 left_out["symbol with a viewBox"] += 1
             else:
-                waiting += [(child, placed, depth + 1) for child in reversed(found)]
+                waiting += [(child, placed, paint, depth + 1) for child in reversed(found)]
         elif name in ("path", "line", "polyline", "polygon", "rect", "circle", "ellipse"):
-            yield element, matrix
+            if _is_painted(paint) or has_sheet:
+                yield element, matrix
+            else:
+                left_out[f"{name} without fill and stroke"] += 1
         else:
             left_out[name] += 1
 
 
 def _is_hidden(element: Any) -> bool:
-    style = re.sub(r"\s", "", element.get("style", ""))
-    return (
-        element.get("display") == "none"
-        or element.get("visibility") == "hidden"
-        or "display:none" in style
-        or "visibility:hidden" in style
+    return _property(element, "display") == "none" or _property(element, "visibility") == "hidden"
+
+
+def _property(element: Any, name: str) -> str:
+    """What the attribute ``style``, or else one of the property's own name, says; empty if neither does."""
+    found = re.search(rf"(?:^|;)\s*{name}\s*:([^;]*)", element.get("style", ""))
+    return str(found[1] if found else element.get(name, "")).removesuffix("!important").strip()
+
+
+def _paint(element: Any, above: Mapping[str, str]) -> dict[str, str]:
+    """How an element is painted, by the properties that it has or inherits; opacity stays 0 once it is."""
+    own = {name: _property(element, name) for name in PAINT}
+    paint = {**above, **{name: value for name, value in own.items() if value not in ("", "inherit")}}
+    return paint | ({"opacity": "0"} if _is_nothing(above.get("opacity", "")) else {})
+
+
+def _is_painted(paint: Mapping[str, str]) -> bool:
+    """Whether something can be seen. By default a shape is filled and its outline is not drawn."""
+    nothing = {name for name in PAINT if _is_nothing(paint.get(name, "none" if name == "stroke" else ""))}
+    return "opacity" not in nothing and not (
+        nothing & {"fill", "fill-opacity"} and nothing & {"stroke", "stroke-opacity", "stroke-width"}
     )
+
+
+def _is_nothing(value: str) -> bool:
+    return value in ("none", "transparent") or re.fullmatch(r"\+?0*\.?0+%?", value) is not None
 
 
 def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -178,9 +212,19 @@ def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _transform(element: Any) -> np.ndarray:
-    """The affine map (2, 3) of an element's attribute ``transform``."""
+    """The affine map (2, 3) of an element's transform, which a style may have in place of the attribute.
+
+    Raises:
+        Relative: it is one of CSS alone, about another origin or in other units than pixels and degrees.
+    """
     matrix = np.eye(2, 3)
-    text = element.get("transform", "")
+    text = _property(element, "transform").removesuffix("none")
+    if text and _property(element, "transform-origin") not in ("", "0 0", "0px 0px"):
+        raise Relative
+    if text != element.get("transform", "").strip():
+        text = re.sub(r"(?<=[\d.])(?:px|deg)\b", "", text)
+        if not re.fullmatch(rf"(?:(?:{_CSS_MAPS})\([\d\s,.eE+-]*\)\s*)*", text):
+            raise Relative
     for kind, inside in re.findall(r"(\w+)\s*\(([^)]*)\)", text):
         values = [float(value) for value in re.findall(_NUMBER, inside)]
         match kind, values:

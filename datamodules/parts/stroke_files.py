@@ -228,7 +228,7 @@ class _Dtype:
     def __init__(self, name: object, *flags: object) -> None:
         if not re.fullmatch("b1|[iuf][1248]|O8?", str(name)):
             raise pickle.UnpicklingError(f"arrays of {name!r}, expected numbers")
-        self.name, self.order = str(name), "="
+        self.name, self.order = str(name), cast(Any, "=")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.order, *structure = state

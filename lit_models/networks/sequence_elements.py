@@ -224,8 +224,8 @@ class Points:
         if self.dim == 1 and form is not None and (form.ndim == 1 or (form.ndim == 2 and not self.is_one(form))):
             return [row[:, 0] for row in self.write(rows, form[..., None])]
         if isinstance(form, np.ndarray):
-            kind = np.promote_types(form.dtype, np.float32) if form.dtype.kind == "f" else np.float64
-            return [self.in_own_units(row).astype(kind) for row in rows]
+            numbers = np.promote_types(form.dtype, np.float32) if form.dtype.kind == "f" else np.float64
+            return [self.in_own_units(row).astype(numbers) for row in rows]
         if form is None or self.scaling is None:
             return list(rows)
         kind = torch.promote_types(form.dtype, torch.float32) if form.is_floating_point() else torch.float64

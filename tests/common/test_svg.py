@@ -121,6 +121,44 @@ def test_what_is_no_line_is_counted_and_what_is_hidden_is_not_drawn() -> None:
     assert left_out == {"text": 2, "image": 1, "rect with lengths in percent": 1}
 
 
+def test_what_cannot_be_seen_is_counted() -> None:
+    square = 'd="M0 0h24v24H0z"'
+    for inside in (
+        f'<path {square} fill="none"/>',
+        f'<g fill="none"><path {square}/></g>',
+        f'<path {square} style="fill: none; stroke-width: 2"/>',
+        f'<path {square} style="opacity:0" stroke="red"/>',
+        f'<g opacity="0.0"><path {square} stroke="red" opacity="1"/></g>',
+        f'<path {square} fill="none" stroke="red" stroke-opacity="0"/>',
+        f'<path {square} fill-opacity="0%"/>',
+    ):
+        lines, left_out = svg_lines(f'<svg>{inside}<path d="M3 3 4 4"/></svg>'.encode())
+        assert [line.tolist() for line in lines] == [[[3, 3], [4, 4]]], inside
+        assert left_out == {"path without fill and stroke": 1}, inside
+    for inside in (
+        f'<g fill="none" stroke="currentColor"><path {square}/></g>',
+        f'<path {square} fill="none" style="stroke:#000"/>',
+        f'<g stroke="red"><path {square} fill="none" stroke="inherit" opacity=".05"/></g>',
+        f'<style>.a {{ stroke: red }}</style><path class="a" fill="none" {square}/>',
+        f'<g fill="none"><path {square} fill="red"/></g>',
+    ):
+        assert len(lines_in(inside)) == 1, inside
+
+
+def test_a_transform_in_a_style_is_applied_or_counted() -> None:
+    for style, expected in (
+        ("transform: translate(10px, 20px) scale(2)", [[12, 20], [14, 20]]),
+        ("fill:red;transform:rotate(90deg)", [[0, 1], [0, 2]]),
+        ("transform: none", [[1, 0], [2, 0]]),
+    ):
+        (line,) = lines_in(f'<path d="M1 0 L2 0" transform="scale(9)" style="{style}"/>')
+        assert np.allclose(line, expected), style
+    for style in ("transform: rotate(1turn)", "transform: translate(5%)", "transform:scale(2);transform-origin:center"):
+        lines, left_out = svg_lines(f'<svg><g style="{style}"><path d="M1 0 L2 0"/></g></svg>'.encode())
+        assert not lines
+        assert left_out == {"g with a transform of CSS": 1}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
