@@ -162,7 +162,7 @@ def test_classes_without_names_are_not_taken_for_the_same() -> None:
         ),
         (
             lambda: DeepImagePrior(SHAPE, down=(4,), up=(4,), skip=(2,), input_channels=3),
-            {"average", "frames", "stop.kept", "stop.lowest", "stop.steps", "stop.ring"},
+            {"frames", "stop.mean", "stop.spread", "stop.kept", "stop.lowest", "stop.steps"},
         ),
         (lambda: SequenceAutoencoder(5, sequence_dim=2, code_dim=3, hidden=4), {"pca_mean", "pca_components"}),
     ],
