@@ -143,6 +143,7 @@ def words_of(data: EasyVQA, batch: VQABatch) -> list[str]:
 # What the images show.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_attributes_agree_with_every_question(
     part: str, read: dict[str, list[str]], shown: dict[str, list[str]]

@@ -281,6 +281,7 @@ def test_pictures_without_classes_stay_without() -> None:
     assert data.sample_names("test").keys() == {"row"}
 
 
+@pytest.mark.slow
 def test_a_captioner_describes_a_folder_of_a_few_pictures(
     fit: Callable[..., CLI], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

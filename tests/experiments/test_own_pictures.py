@@ -44,6 +44,7 @@ UNLABELED: dict[str, tuple[list[str], set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("technique", list(UNLABELED))
 def test_what_needs_no_labels_trains_on_a_folder_of_pictures(
     technique: str, fit: Callable[..., CLI], caplog: pytest.LogCaptureFixture

@@ -190,6 +190,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_parts_and_other_data(
     fit: Callable[..., CLI], capsys: pytest.CaptureFixture[str], mistake: Callable[..., str]
 ) -> None:

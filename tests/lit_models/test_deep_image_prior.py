@@ -769,6 +769,7 @@ def test_figures_of_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
         assert frames == ["iteration 10", "kept"]
 
 
+@pytest.mark.slow
 def test_restoring_in_a_script() -> None:
     truth = F.interpolate(noise(1, 3, 2, 2), (16, 16), mode="bicubic").clamp(0, 1)[0]
     noisy = (truth + 0.15 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)

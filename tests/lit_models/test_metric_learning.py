@@ -452,6 +452,7 @@ def test_queries_and_gallery_are_embedded_in_one_precision(
     assert "test/precision_at_1_in_training" in cli.trainer.callback_metrics
 
 
+@pytest.mark.slow
 def test_the_threshold_is_chosen_on_validation_and_kept(fit: Callable[..., CLI]) -> None:
     cli = fit(*CONFIG, *SMALL, "--trainer.max_epochs", "2")
     saved = torch.load(str(cli.folder.best_checkpoint()), weights_only=True)["state_dict"]["threshold"]
@@ -579,6 +580,7 @@ def test_pairs_are_for_losses_of_single_pairs(
     assert message == f"loss.name={loss!r}: {expected}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("groups", "loss"),
     [

@@ -238,6 +238,7 @@ def test_an_encoder_whose_norms_cannot_be_split_is_refused() -> None:
         split_batch_norm(network, 2)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused(mistake: Callable[..., str]) -> None:
     too_long = mistake("fit", *CONFIG, *SMALL, "--model.queue_size", "201")
     assert too_long.startswith("queue_size=201: expected at most the 200 training images")

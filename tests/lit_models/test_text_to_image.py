@@ -395,6 +395,7 @@ def test_the_classifier_learns_and_disturbs_nothing() -> None:
     assert not any(p.requires_grad for p in makers[0].parameters())
 
 
+@pytest.mark.slow
 def test_the_embedding_learns_which_sentence_is_whose() -> None:
     data = scenes(num_train=600)
     data.setup()

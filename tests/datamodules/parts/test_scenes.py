@@ -202,6 +202,7 @@ def test_another_value_of_the_one_object_is_false() -> None:
                     assert not check(objects, text).truthful
 
 
+@pytest.mark.slow
 def test_a_color_that_no_object_has_is_false(drawn: tuple[np.ndarray, list[list[str]]]) -> None:
     checked = 0
     for objects, five in zip(*drawn, strict=True):

@@ -432,6 +432,7 @@ def probed(metrics: dict[str, Any], stage: str) -> set[str]:
     return names & (METRICS)
 
 
+@pytest.mark.slow
 def test_a_run_logs_it_when_due_and_in_the_test(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
 
@@ -472,6 +473,7 @@ def test_figures_are_the_checkpoints_own(config: list[str]) -> None:
     assert again == pytest.approx(found, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_training_does_not_notice_it(config: list[str]) -> None:
     runs = [start(config, "--probe.every_n_epochs", every) for every in ("null", 1)]
     for kind in ("best_checkpoint", "newest"):
