@@ -190,7 +190,7 @@ class PhotographQuestions(VisualQuestions):
     def prepare_data(self) -> None:
         """Looks at all photographs that the run will need, also at those of the test, before its first step."""
         if self.trainer is None or self.trainer.state.fn == "fit":
-            if not self._questions["train"]:
+            if not self._questions.get("train", True):  # not once they are in a table
                 raise ValueError(
                     f"num_answers={self.num_answers}: no training question has one of {len(self.answers)} candidate "
                     "answers, expected some to train on"
