@@ -100,10 +100,9 @@ class CSVQuestions(NamedPictureQuestions):
 
     ``image`` is the path of a picture below ``images``. Several lines with the same picture and question are the
     answers of several people; they are the same whatever their case and white space. Further columns are read if they
-    are there: ``split`` (train, val or test),
-    ``question_id``, and ``type``, by which the metrics are broken down, by default yes/no, number or other as the
-    answer is. Without ``split``, all questions about a picture are in one part: a tenth of the pictures is for the
-    test, and a tenth of the rest for validation.
+    are there: ``split`` (train, val or test), ``question_id``, and ``type``, by which the metrics are broken down, by
+    default yes/no, number or other as the answer is. Without ``split``, all questions about a picture are in one part:
+    a tenth of the pictures is for the test, and a tenth of the rest for validation.
 
     Questions without an answer are left out, which is said, unless none has one: then all of them are the test part,
     whose answers can be predicted. The candidate answers and the words are those of the training part, see
@@ -151,10 +150,8 @@ class CSVQuestions(NamedPictureQuestions):
             parts = table.in_parts(known, val_fraction, test_fraction, split_seed)
             left = f"; left out {len(questions) - len(known)} without an answer" if len(known) < len(questions) else ""
         else:
-            parts, left = (
-                {"test": [question for _, question in questions]},
-                f"; none has an answer{table.hint('answer')}",
-            )
+            parts = {"test": [question for _, question in questions]}
+            left = f"; none has an answer{table.hint('answer')}"
         counts = ", ".join(f"{len(them)} {part}" for part, them in parts.items() if them)
         rank_zero_info(f"{table.file}: {counts} questions about {len(self.numbers.names)} pictures{left}")
         self.asked = parts["test"]

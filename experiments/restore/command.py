@@ -69,7 +69,7 @@ ALWAYS = [
     *("--data.degraded", "true", "--run.name", NAME, "--test_after_fit", "false", "--figures.every_n_epochs", "null"),
     *("--probe.every_n_epochs", "null", "--trainer.enable_progress_bar", "false", "--trainer.devices", "1"),
     *("--trainer.enable_model_summary", "false", "--trainer.limit_val_batches", "0", "--ckpt_path", "last"),
-    # States hold a hundred outputs each: one, now and then, and none of what is finished.
+    # Of a state one is enough, now and then, and none of what is finished.
     *("--checkpoint.every_n_epochs", "0", "--checkpoint.train_time_interval", "00:10:00", "--checkpoint.keep", "1"),
 ]
 

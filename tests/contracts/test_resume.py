@@ -55,7 +55,6 @@ def run(config: list[str], run_id: str, *more: str, kill_after: int | None = Non
 @pytest.fixture
 def whole(
     bare: list[str],
-    request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> CLI:
