@@ -27,7 +27,7 @@ CONFIGS = REPOSITORY / "configs" / "deep_image_prior"
 NARROW = ["-c", str(CONFIGS / "denoise.yaml")]
 PAPER = ["-c", str(CONFIGS / "f16.yaml"), "--data.image", "china"]  # a photograph that is at hand
 UPDATES = 100
-"""of the stop in each round: one turn of its ring buffer"""
+"""of the stop in each round"""
 
 
 def train_by_hand(initial: Any, degraded: Tensor, steps: int, epochs: int) -> float:

@@ -55,7 +55,7 @@ def test_a_hole_is_filled_in_and_the_rest_stays_as_it_is(tmp_path: Path, capsys:
     assert lines[1] == f"preview, as it comes: {run}/preview.png"
     assert np.array_equal(np.asarray(Image.open(run / "preview.png")), found)
     assert {"config.yaml", "manifest.json", "metrics.csv", "summary.json"} < {file.name for file in run.iterdir()}
-    assert not list(run.glob("checkpoints/*.ckpt")), "a hundred outputs that nobody needs any more"
+    assert not list(run.glob("checkpoints/*.ckpt")), "states that nobody needs any more"
 
 
 @pytest.mark.slow
